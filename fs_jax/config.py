@@ -1,0 +1,328 @@
+"""The schema of a run: frozen dataclasses, one comment a field.
+
+Defaults live here and nowhere else. Rules between fields are checked when a
+config is made, so a wrong one never reaches a device. Recipes are in
+`configs/`; `configdict.py` makes them editable from the command line.
+"""
+
+import dataclasses
+from typing import Literal
+
+Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+def _require(ok: bool, field: str, rule: str, got: object, mend: str) -> None:
+  if not ok:
+    raise ValueError(f"{field}: {rule}; got {got!r}. {mend}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where examples come from and what is done to them before the device."""
+
+  dataset: Literal["scenes", "emoji", "folder"] = "scenes"
+  dir: str = "data"  # where datasets are prepared; of `folder`, its root
+  seed: int = 0  # of a generated dataset: another seed, other pictures
+  sizes: tuple[tuple[str, int], ...] = ()  # of generated splits, if not default
+  train: str = "train"  # split with captions
+  uncaptioned: str = ""  # split that only the teacher sees; "" = none
+  validation: str = "validation"  # the only split that chooses anything
+  image_size: int = 64  # H = W, pixels
+  frames: int = 1  # T; 1 = images
+  resize: Literal["squash", "crop"] = "squash"  # crop = centre square first
+  augment: Literal["none", "crop"] = "none"  # crop = random resized, training
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
+  std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  captions_per_visual: int = 1  # M, drawn without replacement where possible
+  cache: Literal["none", "ram"] = "none"  # ram = decoded once, kept as uint8
+  threads: int = 2  # that decode
+
+  def __post_init__(self):
+    for field in ("image_size", "frames", "captions_per_visual", "threads"):
+      value = getattr(self, field)
+      _require(value >= 1, field, "must be at least 1", value, "raise it")
+    _require(min(self.std) > 0, "std", "must be positive", self.std, "fix it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """How a string becomes integers; part of every contract."""
+
+  kind: Literal["word", "wordpiece", "bpe"] = "word"
+  vocabulary: int = 8192  # at most; includes pad, unknown, BOS, EOS
+  length: int = 24  # L, BOS and EOS included; longer strings are cut
+  lowercase: bool = True  # with accents kept; Unicode NFC always
+  file: str = ""  # a tokenizer.json to use instead of training one
+
+  def __post_init__(self):
+    _require(
+      self.length >= 3, "length", "must be >= 3", self.length, "raise it"
+    )
+    _require(
+      self.vocabulary >= 8,
+      "vocabulary",
+      "must be >= 8",
+      self.vocabulary,
+      "raise it",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """A stack of transformer blocks."""
+
+  width: int  # D
+  layers: int
+  heads: int
+  hidden: int  # width of the feed-forward part
+  dropout: float = 0.0
+  remat: Literal["none", "dots", "full"] = "none"  # what backward recomputes
+
+  def __post_init__(self):
+    _require(
+      self.width % self.heads == 0,
+      "heads",
+      f"must divide width {self.width}",
+      self.heads,
+      "change either",
+    )
+    _require(
+      0 <= self.dropout < 1,
+      "dropout",
+      "must be in [0, 1)",
+      self.dropout,
+      "lower it",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Vision:
+  """A ViT over the frames of a visual."""
+
+  stack: Stack
+  patch: int  # p; the token grid is image_size / p on each side
+  pool: Literal["map", "mean", "class"] = "map"  # map = attention pooling
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A text transformer, reading both ways."""
+
+  stack: Stack
+  pool: Literal["map", "mean", "class"] = "mean"  # class = the BOS token
+
+
+@dataclasses.dataclass(frozen=True)
+class Fast:
+  """Dual encoder: one vector a visual, one a text."""
+
+  vision: Vision
+  text: Text
+  embed: int = 512  # E
+  loss: Literal["softmax", "sigmoid"] = "softmax"
+  scale: float = 14.0  # s at the start: inverse temperature, learned in log
+  bias: float = -10.0  # b at the start, sigmoid only
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow:
+  """Captioner as judge: a decoder that cross-attends to ever finer tokens."""
+
+  vision: Vision
+  decoder: Stack  # its `layers` are the crossed ones, of all levels together
+  text_layers: int = 1  # before them, without vision: once a query
+  level_widths: tuple[int, ...] = (512,)  # channels of each level, coarse first
+  group_layers: tuple[int, ...] = (2,)  # crossed decoder layers of each level
+  d_mem: int = 64  # width of what is stored per visual token
+  separate_directions: bool = False  # two decoders instead of one for both
+  finer_frames: int = 1  # levels > 0 keep every n-th frame
+  null_rate: float = 0.1  # share of training rows that see no picture
+  loss: Literal["captioning", "matching"] = "captioning"
+
+  def __post_init__(self):
+    levels = len(self.level_widths)
+    _require(
+      len(self.group_layers) == levels and min(self.group_layers) >= 1,
+      "group_layers",
+      f"needs a count >= 1 for each of {levels} level_widths",
+      self.group_layers,
+      "give as many",
+    )
+    _require(
+      sum(self.group_layers) == self.decoder.layers,
+      "group_layers",
+      f"must add up to decoder.layers {self.decoder.layers}",
+      self.group_layers,
+      "change either",
+    )
+    _require(
+      self.vision.patch % 2 ** (levels - 1) == 0,
+      "level_widths",
+      f"each level halves the patch of {self.vision.patch} pixels",
+      self.level_widths,
+      "use fewer levels or a larger patch",
+    )
+
+  @property
+  def levels(self) -> int:
+    return len(self.level_widths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+  """Slow teaches Fast: cross-entropy over candidate lists."""
+
+  alpha: float = 1.0  # weight of the teacher's part
+  clusters: int = 8  # of visuals and captions, judged whole, per step
+  cluster_size: int = 16
+  candidates: Literal["top_k", "batch"] = "top_k"  # top_k = Fast's neighbours
+  lists: int = 4096  # clusters mined before training starts
+  temperature: float = 0.0  # tau over the teacher's scores; 0 = as fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  """Optax: AdamW, warm-up, then the schedule."""
+
+  learning_rate: float = 1e-3
+  schedule: Literal["cosine", "constant"] = "cosine"
+  warmup: int = 100  # steps
+  weight_decay: float = 0.05
+  decay: tuple[str, ...] = (".*/kernel", ".*/embedding")  # decayed parameters
+  freeze: tuple[str, ...] = ()  # parameters that keep their first value
+  clip: float = 1.0  # global gradient norm; 0 = never
+  b1: float = 0.9
+  b2: float = 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """Where a stage starts from: other stages of the same workdir."""
+
+  stage: str = ""  # "fast": read its last checkpoint; "" = fresh
+  prefixes: tuple[tuple[str, str], ...] = ()  # (theirs, ours) to copy
+  teacher: str = ""  # stage whose parameters are frozen into the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """The loop."""
+
+  steps: int = 1000
+  batch_size: int = 256  # global; visuals, not captions
+  log_every: int = 50  # steps
+  save_every: int = 500
+  keep: int = 2  # checkpoints
+  eval_every: int = 0  # quick recall on a fixed validation sample; 0 = never
+  eval_sample: int = 256  # visuals of it
+
+  def __post_init__(self):
+    for field in ("steps", "batch_size", "log_every", "save_every", "keep"):
+      value = getattr(self, field)
+      _require(value >= 1, field, "must be at least 1", value, "raise it")
+
+
+# Axis of each dimension of a parameter, first match wins; a scanned stack has
+# its layers in front. Placement lives here, not in the models.
+RULES: Rules = (
+  (r".*/(query|key|value)/kernel", (None, "fsdp", "model", None)),
+  (r".*/out/kernel", (None, "model", None, "fsdp")),
+  (r".*/up/kernel", (None, "fsdp", "model")),
+  (r".*/down/kernel", (None, "model", "fsdp")),
+  (r".*", ()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Sizes of the device mesh's axes; one may be -1: what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  model: int = 1
+  rules: Rules = RULES
+
+  def __post_init__(self):
+    sizes = (self.data, self.fsdp, self.model)
+    _require(
+      all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1,
+      "data, fsdp, model",
+      "axes are >= 1, one of them may be -1",
+      sizes,
+      "change them",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One stage of one run."""
+
+  stage: Literal["fast", "slow", "distill"]
+  fast: Fast
+  slow: Slow | None = None  # unused by stage fast
+  seed: int = 0
+  compute: Literal["float32", "bfloat16"] = "float32"  # losses stay float32
+  data: Data = dataclasses.field(default_factory=Data)
+  tokens: Tokens = dataclasses.field(default_factory=Tokens)
+  distill: Distill = dataclasses.field(default_factory=Distill)
+  optim: Optim = dataclasses.field(default_factory=Optim)
+  init: Init = dataclasses.field(default_factory=Init)
+  train: Train = dataclasses.field(default_factory=Train)
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
+
+  def __post_init__(self):
+    _require(
+      self.stage == "fast" or self.slow is not None,
+      "slow",
+      f"stage {self.stage!r} needs a Slow model",
+      None,
+      "set config.slow",
+    )
+    visions = {"fast": self.fast.vision}
+    if self.slow is not None:
+      visions["slow"] = self.slow.vision
+    for name, vision in visions.items():
+      _require(
+        self.data.image_size % vision.patch == 0,
+        "data.image_size",
+        f"must be a multiple of {name}.vision.patch {vision.patch}",
+        self.data.image_size,
+        "change either",
+      )
+    _require(
+      self.stage != "distill" or bool(self.init.teacher),
+      "init.teacher",
+      "stage 'distill' needs a teacher",
+      self.init.teacher,
+      "name the stage that trained Slow, such as 'slow'",
+    )
+
+
+def _stack(width: int, layers: int, heads: int) -> Stack:
+  return Stack(width, layers, heads, 4 * width)
+
+
+# Sizes by their usual names; `dataclasses.replace` makes variants.
+VISION: dict[str, Vision] = {
+  "tiny": Vision(_stack(64, 2, 4), 16),
+  "Ti/16": Vision(_stack(192, 12, 3), 16),
+  "S/32": Vision(_stack(384, 12, 6), 32),
+  "S/16": Vision(_stack(384, 12, 6), 16),
+  "B/32": Vision(_stack(768, 12, 12), 32),
+  "B/16": Vision(_stack(768, 12, 12), 16),
+  "L/16": Vision(_stack(1024, 24, 16), 16),
+  "L/14": Vision(_stack(1024, 24, 16), 14),
+}
+TEXT: dict[str, Text] = {
+  "tiny": Text(_stack(64, 2, 4)),
+  "Ti": Text(_stack(192, 12, 3)),
+  "S": Text(_stack(384, 12, 6)),
+  "B": Text(_stack(768, 12, 12)),
+  "L": Text(_stack(1024, 24, 16)),
+}
+DECODER: dict[str, Stack] = {
+  "tiny": _stack(64, 2, 4),
+  "S": _stack(384, 6, 6),
+  "B": _stack(768, 12, 12),
+  "L": _stack(1024, 12, 16),
+}

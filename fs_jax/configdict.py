@@ -1,0 +1,129 @@
+"""Between the typed schema and ml_collections: the only place that knows both.
+
+Config files return `edit(Config(...))`: a locked ConfigDict that flags such as
+`--config.optim.learning_rate=3e-4` may change. Programs cross back once, with
+`parse`; below that there are only frozen dataclasses.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+import ml_collections
+
+from fs_jax import config
+
+Schema = TypeVar("Schema")
+
+
+def edit(cfg: config.Config) -> ml_collections.ConfigDict:
+  """Config -> ConfigDict, locked: a new key is an error."""
+  return ml_collections.ConfigDict(dataclasses.asdict(cfg)).lock()
+
+
+def parse(c: ml_collections.ConfigDict) -> config.Config:
+  """ConfigDict -> Config.
+
+  Raises:
+    ValueError: an unknown key, a wrong type or option, or fields that do not
+      fit each other; the message names the field, the rule and what came.
+  """
+  return from_dict(c.to_dict())
+
+
+def from_dict(values: dict[str, Any]) -> config.Config:
+  """Nested dict -> Config; errors as in `parse`."""
+  return _build(config.Config, values, "config")
+
+
+def to_json(cfg: config.Config) -> str:
+  return json.dumps(dataclasses.asdict(cfg), indent=2) + "\n"
+
+
+def from_json(text: str) -> config.Config:
+  """Reads what `to_json` wrote.
+
+  Raises:
+    ValueError: not JSON, or JSON of another schema.
+  """
+  try:
+    values = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"config.json: must be JSON; got {error}") from None
+  return from_dict(values)
+
+
+def differences(a: config.Config, b: config.Config) -> list[str]:
+  """Fields in which two configs differ: "optim.learning_rate: 0.1 != 0.2"."""
+  left, right = (_flat(dataclasses.asdict(x)) for x in (a, b))
+  return [
+    f"{key}: {left.get(key)!r} != {right.get(key)!r}"
+    for key in sorted(left.keys() | right.keys())
+    if left.get(key) != right.get(key)
+  ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in values.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _build(schema: type[Schema], values: Any, where: str) -> Schema:
+  if not isinstance(values, dict):
+    raise ValueError(f"{where}: must be a group of fields; got {values!r}")
+  hints = typing.get_type_hints(schema)
+  unknown = sorted(values.keys() - hints.keys())
+  if unknown:
+    raise ValueError(
+      f"{where}: has no field {unknown[0]!r}. its fields: {', '.join(hints)}"
+    )
+  built = {
+    key: _value(hints[key], value, f"{where}.{key}")
+    for key, value in values.items()
+  }
+  try:
+    return schema(**built)
+  except ValueError as error:
+    raise ValueError(f"{where}.{error}") from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+  """`value` as `hint`, or an error: ints pass for floats, lists for tuples."""
+  if dataclasses.is_dataclass(hint):
+    return _build(typing.cast(type, hint), value, where)
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Literal:
+    if value not in arguments:
+      options = ", ".join(repr(a) for a in arguments)
+      raise ValueError(f"{where}: must be one of {options}; got {value!r}")
+    return value
+  if origin is types.UnionType:
+    if value is None and types.NoneType in arguments:
+      return None
+    (inner,) = (a for a in arguments if a is not types.NoneType)
+    return _value(inner, value, where)
+  if origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ValueError(f"{where}: must be a tuple; got {value!r}")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+      arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+      raise ValueError(
+        f"{where}: must have {len(arguments)} items; got {value!r}"
+      )
+    pairs = zip(arguments, value, strict=True)
+    return tuple(
+      _value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(pairs)
+    )
+  if hint is float and type(value) is int:
+    return float(value)
+  if type(value) is not hint:
+    raise ValueError(f"{where}: must be {hint.__name__}; got {value!r}")
+  return value
