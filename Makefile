@@ -1,0 +1,68 @@
+# `make` lists the targets. Every target makes the environment it needs.
+
+VENV ?= .venv
+EXTRAS ?= dev
+PYTHON ?=
+WORKDIR ?=
+SEED ?=
+BUDGET ?=
+ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+PY = $(VENV)/bin/python
+READY = $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv quickstart test lint format-check types unit \
+  format evidence bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' \
+	  $(firstword $(MAKEFILE_LIST))
+	@echo "variables: PYTHON VENV EXTRAS WORKDIR SEED BUDGET ARGS PYTEST_ARGS"
+
+venv: $(READY) ## make .venv with everything the other targets need
+
+$(READY): setup.py constraints.txt
+	@PYTHON='$(PYTHON)' sh .ci/venv $(VENV) $(EXTRAS)
+
+quickstart: $(READY) ## train, index, search and re-rank on small data (SEED, BUDGET, WORKDIR)
+	$(PY) -m launch.quickstart \
+	  --workdir=$(or $(WORKDIR),runs/quickstart) \
+	  $(if $(SEED),--seed=$(SEED)) $(if $(BUDGET),--budget=$(BUDGET)) $(ARGS)
+
+test: $(READY) ## all checks: lint, format, types, tests
+	@failed=; \
+	for check in lint format-check types unit; do \
+	  $(MAKE) --no-print-directory $$check || failed="$$failed $$check"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make test: failed:$$failed"; exit 1; fi; \
+	echo "make test: lint, format, types and tests are clean"
+
+lint: $(READY) ## ruff check
+	$(VENV)/bin/ruff check .
+
+format-check: $(READY) ## ruff format, without writing
+	$(VENV)/bin/ruff format --check .
+
+types: $(READY) ## mypy
+	$(VENV)/bin/mypy
+
+unit: $(READY) ## pytest (PYTEST_ARGS="tests/test_losses.py -k ring")
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+format: $(READY) ## write the format, and the fixes of ruff that are safe
+	$(VENV)/bin/ruff check --fix --exit-zero --quiet .
+	$(VENV)/bin/ruff format .
+
+evidence: $(READY) ## the measurements behind the README's numbers (ARGS)
+	$(PY) -m launch.evidence $(ARGS)
+
+bench: $(READY) ## benchmarks (ARGS)
+	$(PY) -m launch.bench $(ARGS)
+
+clean: ## remove what tools left; .venv and runs stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find fs_jax configs launch tests -name __pycache__ -type d \
+	  -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Programs: each turns argv into one call of fs_jax."""

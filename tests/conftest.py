@@ -1,0 +1,30 @@
+"""What every test runs on: eight virtual CPU devices and checked shapes.
+
+The environment has to be set before jax is imported, so nothing of fs_jax is
+imported above it. Tests that start a process inherit the same environment.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    # Eight devices share few cores: a late one is slow, not dead.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+  ]
+).strip()
+
+import jax
+import jaxtyping
+
+# Shapes and types of every call into these modules are checked. Modules that
+# define pytree dataclasses stay out: jax rebuilds those with non-arrays inside.
+jaxtyping.install_import_hook(
+  ["fs_jax.models", "fs_jax.losses"], "beartype.beartype"
+)
+
+# A broadcast that adds an axis has to be written out.
+jax.config.update("jax_numpy_rank_promotion", "raise")
