@@ -1,0 +1,1 @@
+"""Data: tokenizers, sources, transforms, pipelines, datasets to build."""

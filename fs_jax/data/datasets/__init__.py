@@ -1,0 +1,1 @@
+"""Datasets that build themselves from pip packages, one folder each."""

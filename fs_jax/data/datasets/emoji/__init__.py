@@ -1,0 +1,1 @@
+"""Emoji: single drawings by different artists, with their names."""

@@ -1,0 +1,1 @@
+"""Scenes: arrangements of a few emoji, and captions that are exact."""

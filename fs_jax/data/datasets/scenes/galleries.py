@@ -1,0 +1,184 @@
+"""Pictures of a split, before they are drawn: layouts, captions, groups.
+
+Every random draw comes from a stream named by (seed, split, purpose, number),
+so a picture does not depend on how many others there are, except through the
+galleries its captions are unique in, nor on who draws it.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from fs_jax.data.datasets.scenes import captions, grammar, layout, truth
+
+CHUNK = 256  # pictures or groups drawn from one stream
+ARRANGEMENTS = 4  # pictures of a group
+REFERENCE_GROUPS = 256  # of the gallery training captions are measured against
+ROUNDS = 50  # of drawing again the groups that captions cannot tell apart
+STREAMS = {"train": 1, "uncaptioned": 2, "validation": 3, "test": 4}
+REFERENCE = 5
+ROLES = {"train": 0, "uncaptioned": 0, "validation": 1, "test": 2}
+
+
+class Picture(NamedTuple):
+  """What is in one picture, and what is said of it."""
+
+  kind: list[int]
+  size: list[int]  # px
+  y0: list[int]
+  x0: list[int]
+  background: int
+  captions: list[str]
+  group: int  # -1: none
+
+
+def _chunks(total: int) -> Iterator[tuple[int, int]]:
+  """(chunk, how many of its CHUNK draws are needed)."""
+  for chunk in range(-(-total // CHUNK)):
+    yield chunk, min(CHUNK, total - chunk * CHUNK)
+
+
+def plain(
+  seed: int, split: str, number: int, roles: np.ndarray, backgrounds: int
+) -> Iterator[Picture]:
+  """Pictures nobody captioned."""
+  for chunk, needed in _chunks(number):
+    rng = np.random.default_rng([seed, STREAMS[split], 0, chunk])
+    kinds = layout.sample_kinds(rng, CHUNK, roles, ROLES[split])
+    colours = rng.integers(backgrounds, size=CHUNK)
+    yield from _pictures(layout.sample(rng, kinds), colours, needed)
+
+
+def reference(seed: int, roles: np.ndarray) -> truth.Evaluator:
+  """A gallery like test's, of training pairs, that holds no training picture."""
+  rng = np.random.default_rng([seed, REFERENCE])
+  kinds = layout.sample_kinds(rng, REFERENCE_GROUPS, roles, 0)
+  groups = layout.sample_groups(rng, kinds)
+  return truth.Evaluator(layout.scenes(layout.join(groups)))
+
+
+def captioned(
+  seed: int,
+  number: int,
+  roles: np.ndarray,
+  backgrounds: int,
+  per_picture: int,
+  relation_share: float,
+) -> Iterator[Picture]:
+  """Training pictures, each with `per_picture` captions."""
+  gallery = reference(seed, roles)
+  for chunk, needed in _chunks(number):
+    rng = np.random.default_rng([seed, STREAMS["train"], 0, chunk])
+    kinds = layout.sample_kinds(rng, CHUNK, roles, ROLES["train"])
+    colours = rng.integers(backgrounds, size=CHUNK)
+    groups = layout.sample_groups(rng, kinds)
+    scenes, *others = map(layout.things, groups)
+    for i, picture in enumerate(_pictures(groups[0], colours, needed)):
+      key = [seed, STREAMS["train"], 1, chunk * CHUNK + i]
+      found = captions.telling(
+        scenes[i],
+        [other[i] for other in others],
+        gallery,
+        captions.uniforms(np.random.default_rng(key)),
+        relation_share,
+        per_picture,
+      )
+      yield picture._replace(captions=[grammar.text(c) for c in found])
+
+
+def grouped(
+  seed: int,
+  split: str,
+  groups: int,
+  roles: np.ndarray,
+  backgrounds: int,
+  per_picture: int,
+  relation_share: float,
+) -> list[Picture]:
+  """`groups` x 4 pictures; each caption is true of its own picture alone.
+
+  Groups whose pictures captions cannot tell apart are drawn again.
+
+  Raises:
+    ValueError: the gallery is too crowded for captions this short.
+  """
+  if not groups:
+    return []
+  attempt = [0] * groups
+  layouts = [_group(seed, split, g, 0, roles) for g in range(groups)]
+  found: list[list[grammar.Caption]] = [[] for _ in range(4 * groups)]
+  for round_number in range(ROUNDS):
+    table = layout.join(layouts)
+    scenes = layout.things(table)
+    gallery = truth.Evaluator(layout.scenes(table))
+    short = set()
+    for i, scene in enumerate(scenes):
+      key = [seed, STREAMS[split], 1, i, round_number]
+      draw = captions.uniforms(np.random.default_rng(key))
+      found[i] = captions.unique(
+        i, scene, gallery, draw, relation_share, found[i], per_picture, 1000
+      )
+      if len(found[i]) < per_picture:
+        short.add(i // ARRANGEMENTS)
+    if not short:
+      break
+    for group in sorted(short):
+      attempt[group] += 1
+      layouts[group] = _group(seed, split, group, attempt[group], roles)
+      for i in range(ARRANGEMENTS * group, ARRANGEMENTS * (group + 1)):
+        found[i] = []
+  else:
+    raise ValueError(
+      f"{split}_groups: {per_picture} captions must be true of one picture "
+      f"alone; got {groups} groups, and {len(short)} of them could not be told "
+      f"apart in {ROUNDS} rounds. ask for fewer groups or captions"
+    )
+  rng = np.random.default_rng([seed, STREAMS[split], 2])
+  colours = rng.integers(backgrounds, size=len(scenes))
+  texts = [[grammar.text(c) for c in said] for said in found]
+  check_unique(texts, layout.scenes(table), split)
+  pictures = _pictures(table, colours, len(scenes))
+  return [
+    picture._replace(captions=said, group=i // ARRANGEMENTS)
+    for i, (picture, said) in enumerate(zip(pictures, texts))
+  ]
+
+
+def check_unique(
+  texts: list[list[str]], scenes: truth.Scenes, split: str
+) -> None:
+  """Every text of picture i is true of picture i and of no other, or
+  ValueError."""
+  flat = [text for said in texts for text in said]
+  own = np.repeat(np.arange(len(texts)), [len(said) for said in texts])
+  matrix = truth.truth_matrix(flat, scenes)
+  wrong = np.flatnonzero(
+    (matrix.sum(1) != 1) | ~matrix[np.arange(len(own)), own]
+  )
+  if len(wrong):
+    c = wrong[0]
+    raise ValueError(
+      f"{split} caption {flat[c]!r}: must be true of picture {own[c]} alone; "
+      f"got true of {np.flatnonzero(matrix[c]).tolist()}. this is a defect of "
+      "the builder: please report it with the config"
+    )
+
+
+def _group(
+  seed: int, split: str, group: int, attempt: int, roles: np.ndarray
+) -> layout.Layouts:
+  """The four arrangements of one group."""
+  rng = np.random.default_rng([seed, STREAMS[split], 0, group, attempt])
+  kinds = layout.sample_kinds(rng, 1, roles, ROLES[split])
+  return layout.join(layout.sample_groups(rng, kinds))
+
+
+def _pictures(
+  layouts: layout.Layouts, colours: np.ndarray, needed: int
+) -> Iterator[Picture]:
+  counts = (layouts.kind >= 0).sum(1).tolist()
+  columns = [part.tolist() for part in layouts]
+  for i in range(needed):
+    row = (column[i][: counts[i]] for column in columns)
+    yield Picture(*row, int(colours[i]), [], -1)

