@@ -1,0 +1,251 @@
+"""A gallery's Fast vectors on disk, and the rules they keep.
+
+    corpus/  manifest.json  ids.txt  vectors-00000-of-00004.npy  items.jsonl
+
+`ids.txt` has one id a line, in row order. `items.jsonl` is optional: what a
+person is shown of each row (path, caption, ...), one JSON object a line.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from fs_jax import contract as contracts
+from fs_jax import files, types
+
+IDS = "ids.txt"
+ITEMS = "items.jsonl"
+SHARD_BYTES = 1 << 28
+TOLERANCE = 1e-3  # of a vector's length; float16 round trips stay inside
+_BLOCK = 1 << 16  # rows checked at a time, to bound memory
+
+
+def save(
+  folder: epath.PathLike,
+  corpus: types.Corpus,
+  contract: Mapping[str, contracts.Part],
+  items: Sequence[Mapping[str, Any]] | None = None,
+  *,
+  shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+  """Writes the folder whole, or leaves what was there; returns its manifest.
+
+  Args:
+    folder: to make or replace.
+    corpus: vectors and ids.
+    contract: its `fast` part; `items` is added.
+    items: one JSON object a row, or None.
+    shard_bytes: of the vectors, at most (one row at least).
+
+  Raises:
+    ValueError: as `validate`; items that do not match; a full disk.
+  """
+  validate(corpus)
+  if items is not None and len(items) != len(corpus.ids):
+    raise ValueError(
+      f"items: one for each of {len(corpus.ids)} ids; got {len(items)}. "
+      f"leave out neither"
+    )
+  with files.folder(folder) as temporary:
+    write_ids(temporary, corpus.ids)
+    write_vectors(temporary, corpus.vectors, shard_bytes=shard_bytes)
+    if items is not None:
+      lines = (json.dumps(item, ensure_ascii=False) for item in items)
+      text = "".join(f"{line}\n" for line in lines)
+      files.write_text(temporary / ITEMS, text)
+    return files.write_manifest(
+      temporary,
+      {
+        "kind": "corpus",
+        "dtype": "float32",
+        "shape": list(corpus.vectors.shape),
+        "count": len(corpus.ids),
+        "contract": {**contract, "items": contracts.items(corpus.ids)},
+      },
+    )
+
+
+def load(
+  folder: epath.PathLike,
+  expected_contract: Mapping[str, contracts.Part] | None = None,
+  *,
+  hashes: bool = True,
+  mend: str = "encode the gallery again: python -m launch.encode",
+) -> types.Corpus:
+  """Reads and checks what `save` wrote.
+
+  Args:
+    folder: of a corpus.
+    expected_contract: parts that must agree, such as `fast` of the model.
+    hashes: False checks sizes, not contents.
+    mend: said where the contract differs.
+
+  Raises:
+    FileNotFoundError: no such corpus.
+    ValueError: damaged, of another contract, or against `validate`.
+  """
+  manifest = files.read_manifest(folder, "corpus", hashes=hashes)
+  contracts.check_all(
+    expected_contract,
+    manifest["contract"],
+    ours_name="this model",
+    theirs_name=f"corpus {epath.Path(folder)}",
+    mend=mend,
+  )
+  corpus = types.Corpus(
+    read_vectors(folder, manifest["shape"]), read_ids(folder, manifest)
+  )
+  validate(corpus)
+  return corpus
+
+
+def read_contract(folder: epath.PathLike) -> dict[str, contracts.Part]:
+  """Parts of the contract of a corpus, without reading its vectors."""
+  return files.read_manifest(folder, "corpus", hashes=False)["contract"]
+
+
+def read_items(folder: epath.PathLike) -> list[dict[str, Any]] | None:
+  """What `save` was given for each row; None if nothing."""
+  path = epath.Path(folder) / ITEMS
+  if not path.exists():
+    return None
+  # Only "\n" ends a line: JSON strings may hold other separators.
+  return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def validate(corpus: types.Corpus) -> None:
+  """Refuses what would be searched wrongly, or crash native code.
+
+  Raises:
+    ValueError: not float32 [C,E] with C, E >= 1; a row that is not finite or
+      not of unit length; ids that are too few, twice there, or no line of text.
+  """
+  vectors, ids = corpus.vectors, corpus.ids
+  if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
+    got = getattr(vectors, "dtype", type(vectors).__name__)
+    raise ValueError(
+      f"vectors: must be a NumPy array of float32; got {got}. convert it"
+    )
+  if vectors.ndim != 2 or 0 in vectors.shape:
+    raise ValueError(
+      f"vectors: must be [C,E] with at least one row; got shape "
+      f"{vectors.shape}. encode a gallery that is not empty"
+    )
+  if len(ids) != len(vectors):
+    raise ValueError(
+      f"ids: one for each of {len(vectors)} vectors; got {len(ids)}. "
+      f"leave out neither"
+    )
+  check_ids(ids)
+  for start in range(0, len(vectors), _BLOCK):
+    block: np.ndarray = vectors[start : start + _BLOCK]
+    lengths = np.linalg.norm(block, axis=1)
+    # Written so that NaN, which compares false with everything, is bad.
+    bad = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))
+    if bad.size:
+      at = start + int(bad[0])
+      finite = np.isfinite(vectors[at]).all()
+      rule = "must have unit length" if finite else "must be finite"
+      got = f"length {lengths[bad[0]]:.6g}" if finite else "NaN or infinity"
+      raise ValueError(
+        f"vectors: every row {rule}; got {got} in row {at}, id {ids[at]!r} "
+        f"({bad.size} such rows near it). look at that item, then encode again"
+      )
+
+
+def write_ids(folder: epath.PathLike, ids: Iterable[str]) -> None:
+  """`ids.txt` of a folder."""
+  text = "".join(f"{i}\n" for i in ids)
+  files.write_text(epath.Path(folder) / IDS, text)
+
+
+def read_ids(
+  folder: epath.PathLike, manifest: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """`ids.txt` of a folder, checked against its manifest.
+
+  Raises:
+    ValueError: another number of ids, or others than the contract says.
+  """
+  path = epath.Path(folder) / IDS
+  ids = tuple(path.read_bytes().decode().split("\n")[:-1])
+  contracts.check(
+    "items",
+    manifest["contract"]["items"],
+    contracts.items(ids),
+    ours_name="the manifest",
+    theirs_name=str(path),
+    mend=f"make it again: {files.MAKES[manifest['kind']]}",
+  )
+  return ids
+
+
+def write_vectors(
+  folder: epath.PathLike,
+  vectors: np.ndarray,
+  *,
+  shard_bytes: int = SHARD_BYTES,
+) -> None:
+  """float32 [C,E] as `vectors-00000-of-0000N.npy`, little-endian."""
+  rows = max(1, shard_bytes // (4 * vectors.shape[1]))
+  shards = -(-len(vectors) // rows)
+  for shard in range(shards):
+    block = vectors[shard * rows : (shard + 1) * rows]
+    block = block.astype("<f4", copy=False)
+    name = f"vectors-{shard:05d}-of-{shards:05d}.npy"
+    files.write_array(epath.Path(folder) / name, block)
+
+
+def read_vectors(folder: epath.PathLike, shape: Sequence[int]) -> np.ndarray:
+  """float32 [C,E]: the shards of a folder in order.
+
+  Raises:
+    ValueError: shards that do not add up to `shape`.
+  """
+  folder = epath.Path(folder)
+  vectors: np.ndarray = np.empty(tuple(shape), np.float32)
+  row = 0
+  for path in sorted(folder.glob("vectors-*.npy")):
+    with path.open("rb") as file:
+      block = np.load(file, allow_pickle=False)
+    fits = block.dtype == np.float32 and block.shape[1:] == vectors.shape[1:]
+    if not fits or row + len(block) > len(vectors):
+      raise ValueError(
+        f"{path}: must continue float32 {list(shape)} at row {row}; got "
+        f"{block.dtype} {list(block.shape)}. encode the gallery again"
+      )
+    vectors[row : row + len(block)] = block
+    row += len(block)
+  if row != len(vectors):
+    raise ValueError(
+      f"{folder}: its shards must hold {len(vectors)} rows; got {row}. "
+      f"encode the gallery again"
+    )
+  return vectors
+
+
+def check_ids(ids: Sequence[str]) -> None:
+  """Refuses ids that are not lines of text, or are there twice.
+
+  Raises:
+    ValueError: names the id and its row.
+  """
+  seen: dict[str, int] = {}
+  for row, name in enumerate(ids):
+    wrong = ""
+    if not isinstance(name, str) or not name:
+      wrong = "a string that is not empty"
+    elif "\n" in name or "\r" in name:
+      wrong = "one line"
+    elif not name.isascii() and name.encode(errors="replace").decode() != name:
+      wrong = "Unicode"
+    elif name in seen:
+      wrong = f"different from that of row {seen[name]}"
+    if wrong:
+      raise ValueError(
+        f"ids: each must be {wrong}; got {name!r} in row {row}. rename it"
+      )
+    seen[name] = row

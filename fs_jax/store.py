@@ -1,0 +1,315 @@
+"""Visual memories on disk, read by row through memory maps.
+
+    store/  manifest.json  ids.txt  level0-00000.bin  mask0-00000.bin ...
+
+Each level is fixed-size records in row order, little-endian, cut into shards of
+a fixed number of rows. A shard has a mask file (one byte a token) only if some
+token in it is masked. The manifest says precision, tokens and width per level.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from etils import epath
+
+from fs_jax import contract as contracts
+from fs_jax import corpus, files, types
+
+Precision = Literal["float32", "float16"]
+_DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+SHARD_BYTES = 1 << 30
+
+
+class Writer:
+  """Appends memories in row order; the folder appears when all is written.
+
+  ```
+  with store.Writer(folder, precision="float16", contract=parts) as writer:
+    for batch in batches:
+      writer.append(memory, ids)
+  ```
+
+  An error inside the block leaves nothing, and an older store as it was.
+
+  Args:
+    folder: to make or replace.
+    precision: of the stored latents.
+    contract: its `slow` part; `items` is added.
+    shard_bytes: of all levels of a shard together, at most (one row at least).
+
+  Raises:
+    ValueError: an unknown precision; at the end, nothing was appended.
+    files.DiskFull: no space is left.
+  """
+
+  def __init__(
+    self,
+    folder: epath.PathLike,
+    *,
+    precision: Precision,
+    contract: Mapping[str, contracts.Part],
+    shard_bytes: int = SHARD_BYTES,
+  ):
+    if precision not in _DTYPES:
+      raise ValueError(
+        f"precision: must be one of {', '.join(_DTYPES)}; got {precision!r}. "
+        f"change it"
+      )
+    self._target = folder
+    self._precision = precision
+    self._contract = contract
+    self._shard_bytes = shard_bytes
+    self._ids: list[str] = []
+    self._shapes: list[tuple[int, int]] = []  # (N, d_mem) of each level
+    self._rows = 0  # of a full shard, known with the first batch
+    self._open = contextlib.ExitStack()  # files of the current shard
+    self._latents: list[BinaryIO] = []
+    self._masks: dict[int, BinaryIO] = {}
+
+  def __enter__(self) -> "Writer":
+    self._context = files.folder(self._target)
+    self._folder = self._context.__enter__()
+    return self
+
+  def __exit__(self, *error: Any) -> bool | None:
+    try:
+      self._open.close()
+      if error[0] is None:
+        self._finish()
+    except BaseException as failed:
+      # Not lost in the manager: it removes the folder, and explains the error.
+      if not self._context.__exit__(type(failed), failed, failed.__traceback__):
+        raise
+      return None
+    return self._context.__exit__(*error)
+
+  def append(self, memory: types.Memory, ids: Sequence[str]) -> None:
+    """The next rows.
+
+    Args:
+      memory: of B visuals; rows that pad a batch have to be cut off before.
+      ids: B of them.
+
+    Raises:
+      ValueError: shapes that do not match each other or the first batch; a
+        latent that is not finite, or too large for the precision.
+    """
+    levels = [(np.asarray(lat), np.asarray(m)) for lat, m in memory.levels]
+    shapes = [(x.shape[1], x.shape[2]) for x, _ in levels]
+    for level, (latent, mask) in enumerate(levels):
+      if latent.shape[0] != len(ids) or mask.shape != latent.shape[:2]:
+        raise ValueError(
+          f"memory: level {level} needs latents [B,N,d] and masks [B,N] for "
+          f"{len(ids)} ids; got {latent.shape} and {mask.shape}. cut off rows "
+          f"that pad the batch"
+        )
+    if not self._shapes:
+      self._shapes = shapes
+      self._rows = max(1, self._shard_bytes // self._row_bytes())
+    if shapes != self._shapes:
+      raise ValueError(
+        f"memory: every batch has the shapes of the first, {self._shapes}; "
+        f"got {shapes}. encode them with one config"
+      )
+    stored = [
+      (self._cast(level, latent, ids), mask.astype(bool))
+      for level, (latent, mask) in enumerate(levels)
+    ]
+    start = 0
+    while start < len(ids):
+      shard, filled = divmod(len(self._ids), self._rows)
+      if filled == 0:
+        self._next_shard(shard)
+      stop = min(len(ids), start + self._rows - filled)
+      for level, (latent, mask) in enumerate(stored):
+        files.write_to(self._latents[level], latent[start:stop])
+        self._append_mask(level, shard, filled, mask[start:stop])
+      self._ids += ids[start:stop]
+      start = stop
+
+  def _cast(
+    self, level: int, latent: np.ndarray, ids: Sequence[str]
+  ) -> np.ndarray:
+    with np.errstate(over="ignore"):  # told below, with the row
+      stored: np.ndarray = latent.astype(_DTYPES[self._precision])
+    bad = np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))
+    if bad.size:
+      raise ValueError(
+        f"memory: latents must be finite as {self._precision}; got "
+        f"{np.abs(latent[bad[0]]).max()} at level {level} of "
+        f"{ids[int(bad[0])]!r}. look at that item, or store float32"
+      )
+    return stored
+
+  def _next_shard(self, shard: int) -> None:
+    self._open.close()
+    self._masks = {}
+    self._latents = [
+      self._create(f"level{level}-{shard:05d}.bin")
+      for level in range(len(self._shapes))
+    ]
+
+  def _append_mask(
+    self, level: int, shard: int, filled: int, mask: np.ndarray
+  ) -> None:
+    if level not in self._masks:
+      if mask.all():
+        return
+      # The first masked token of this shard: rows before it had none.
+      self._masks[level] = self._create(f"mask{level}-{shard:05d}.bin")
+      before = np.ones((filled, mask.shape[1]), np.uint8)
+      files.write_to(self._masks[level], before)
+    files.write_to(self._masks[level], mask.astype(np.uint8))
+
+  def _create(self, name: str) -> BinaryIO:
+    return self._open.enter_context(open(self._folder / name, "xb"))
+
+  def _row_bytes(self) -> int:
+    size = _DTYPES[self._precision].itemsize
+    return sum(n * d * size for n, d in self._shapes)
+
+  def _finish(self) -> None:
+    if not self._ids:
+      raise ValueError(
+        f"{self._target}: a store has at least one row; got none. encode a "
+        f"gallery that is not empty"
+      )
+    corpus.check_ids(self._ids)
+    corpus.write_ids(self._folder, self._ids)
+    files.write_manifest(
+      self._folder,
+      {
+        "kind": "store",
+        "dtype": self._precision,
+        "levels": [{"tokens": n, "d_mem": d} for n, d in self._shapes],
+        "count": len(self._ids),
+        "shard_rows": self._rows,
+        "bytes_per_item": self._row_bytes(),
+        "contract": {**self._contract, "items": contracts.items(self._ids)},
+      },
+    )
+
+
+class Store:
+  """Reads what `Writer` wrote, in its precision, from the disk's cache.
+
+  Args:
+    folder: of a store; one on an object store is copied here first.
+    expected: parts of the contract that must agree, such as `slow`.
+    hashes: False checks sizes, not contents: a large store opens at once.
+    mend: said where the contract differs.
+
+  Raises:
+    FileNotFoundError: no such store.
+    ValueError: damaged, or of another contract.
+  """
+
+  def __init__(
+    self,
+    folder: epath.PathLike,
+    *,
+    expected: Mapping[str, contracts.Part] | None = None,
+    hashes: bool = True,
+    mend: str = "encode the gallery again: python -m launch.encode",
+  ):
+    path = files.local(folder)
+    manifest = files.read_manifest(path, "store", hashes=hashes)
+    contracts.check_all(
+      expected,
+      manifest["contract"],
+      ours_name="this model",
+      theirs_name=f"store {epath.Path(folder)}",
+      mend=mend,
+    )
+    self.contract: dict[str, contracts.Part] = manifest["contract"]
+    self.ids = corpus.read_ids(path, manifest)
+    self.precision: Precision = manifest["dtype"]
+    self.bytes_per_item: int = manifest["bytes_per_item"]  # masks apart
+    self._shard_rows: int = manifest["shard_rows"]
+    self._shapes = [(x["tokens"], x["d_mem"]) for x in manifest["levels"]]
+    self._maps = [
+      [self._map(path, level, shard) for shard in range(self._shards())]
+      for level in range(len(self._shapes))
+    ]
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def read(self, rows: np.ndarray) -> types.Memory:
+    """Memories of rows of any shape [...]: latents [...,N,d], masks [...,N].
+
+    NumPy arrays in the stored precision. A row of -1 has zeros and no token.
+
+    Raises:
+      ValueError: a row that the store does not have, or not an integer.
+    """
+    rows = np.asarray(rows)
+    if not np.issubdtype(rows.dtype, np.integer):
+      raise ValueError(
+        f"rows: must be integers; got {rows.dtype}. convert them"
+      )
+    flat: np.ndarray = rows.reshape(-1).astype(np.int64)
+    if flat.size and not (flat.min() >= -1 and flat.max() < len(self)):
+      raise ValueError(
+        f"rows: must be -1 or in 0..{len(self) - 1}; got "
+        f"{flat.min()}..{flat.max()}. look them up with contract.check_items"
+      )
+    shard, at = np.divmod(flat, self._shard_rows)  # row -1: shard -1, unused
+    picks = [
+      (s, np.flatnonzero(shard == s)) for s in np.unique(shard[flat >= 0])
+    ]
+    levels = []
+    for level, (tokens, width) in enumerate(self._shapes):
+      latent = np.zeros((flat.size, tokens, width), _DTYPES[self.precision])
+      mask = np.zeros((flat.size, tokens), bool)
+      for s, here in picks:
+        latents, masks = self._maps[level][s]
+        latent[here] = latents[at[here]]
+        mask[here] = True if masks is None else masks[at[here]] != 0
+      levels.append(
+        types.Level(
+          latent.reshape(*rows.shape, tokens, width),
+          mask.reshape(*rows.shape, tokens),
+        )
+      )
+    return types.Memory(tuple(levels))
+
+  def read_all_blocks(
+    self, block: int
+  ) -> Iterator[tuple[np.ndarray, types.Memory]]:
+    """All rows in order, `block` at a time: rows int32 [block], memories.
+
+    The last block is filled up with rows of -1, so that shapes stay the same.
+    """
+    if block < 1:
+      raise ValueError(f"block: must be >= 1; got {block}. raise it")
+    for start in range(0, len(self), block):
+      rows: np.ndarray = np.arange(start, start + block, dtype=np.int32)
+      rows[rows >= len(self)] = -1
+      yield rows, self.read(rows)
+
+  def _shards(self) -> int:
+    return -(-len(self.ids) // self._shard_rows)
+
+  def _map(
+    self, path: epath.Path, level: int, shard: int
+  ) -> tuple[np.ndarray, np.ndarray | None]:
+    tokens, width = self._shapes[level]
+    rows = min(self._shard_rows, len(self.ids) - shard * self._shard_rows)
+    name = path / f"level{level}-{shard:05d}.bin"
+    size = rows * tokens * width * _DTYPES[self.precision].itemsize
+    if not name.exists() or name.stat().length != size:
+      raise ValueError(
+        f"{name}: must have {size} bytes for {rows} rows of {tokens} x {width} "
+        f"{self.precision}; got another file or none. make the store again"
+      )
+    dtype = _DTYPES[self.precision]
+    latents: np.ndarray = np.memmap(
+      name, dtype, "r", shape=(rows, tokens, width)
+    )
+    masked = path / f"mask{level}-{shard:05d}.bin"
+    if not masked.exists():
+      return latents, None
+    return latents, np.memmap(masked, np.uint8, "r", shape=(rows, tokens))
