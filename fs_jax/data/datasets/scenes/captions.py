@@ -4,6 +4,9 @@ The sampler says something true; who asks decides whether that is enough.
 `unique` asks for captions true of one picture of a gallery (validation, test);
 `telling` asks the same of a fixed reference gallery and of other arrangements
 of the same objects, so that training captions say as much as test captions do.
+
+Every sampled clause has a place or a relation: "a fox and a car on the left"
+would be true, and would read as if it said more.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +15,9 @@ import numpy as np
 
 from fs_jax.data.datasets.scenes import grammar, truth
 
-CLAUSES = (0.35, 0.45, 0.2)  # of captions drawn with 1, 2, 3 clauses
-SIZED = 0.5  # of phrases say small or big
+CLAUSES = (0.35, 0.5, 0.15)  # of captions that may stop at 1, 2, 3 clauses
+SIZED = 0.55  # of phrases say small or big
 COUNTED = 0.6  # of phrases that could say two or three do
-BARE = 0.12  # of the clauses that are no relation name no place
 QUARTER = 0.6  # of the places are a quarter, the others a half
 TRIES = 80  # draws for one caption of a training picture
 
@@ -30,27 +32,30 @@ def uniforms(rng: np.random.Generator) -> Callable[[], float]:
   return endless().__next__
 
 
-def _pick(options: list, draw: Callable[[], float]):
-  return options[int(draw() * len(options))]
-
-
 def sample(
-  scene: truth.Scene, draw: Callable[[], float], relation_share: float
-) -> grammar.Caption | None:
-  """One caption true of the scene, or None when the draw came to nothing.
+  scene: truth.Scene,
+  draw: Callable[[], float],
+  relation_share: float,
+  also: Callable[[list[grammar.Clause]], int],
+) -> tuple[grammar.Caption, int] | None:
+  """A caption true of the scene, and of how many others; None: a dead end.
+
+  Clauses are added until no other picture fits, or there is no room for more.
 
   Args:
     scene: at least two objects.
     draw: gives floats in [0, 1), as `uniforms` does.
     relation_share: chance of a clause to be a relation. The share among
       accepted captions differs, as some clauses tell pictures apart better.
+    also: clauses -> how many other pictures they are all true of.
   """
   first, second, _ = CLAUSES
   number = draw()
   number = 1 if number < first else (2 if number < first + second else 3)
   free = list(range(len(scene)))
-  clauses = []
-  while free and len(clauses) < number:
+  clauses: list[grammar.Clause] = []
+  words, others = -1, -1
+  while free and (len(clauses) < number or others):
     subject = free.pop(int(draw() * len(free)))
     if draw() < relation_share:
       other = int(draw() * (len(scene) - 1))
@@ -59,12 +64,13 @@ def sample(
       free = [i for i in free if i != other]
     else:
       clause = _place(scene, subject, draw)
-    if clause is None or clause in clauses or not truth.holds(clause, scene):
+    words += 1 + grammar.length(clause)
+    if clause in clauses or words > grammar.MAX_WORDS:
       return None
     clauses.append(clause)
-  caption = tuple(clauses)
-  too_long = len(grammar.text(caption).split()) > grammar.MAX_WORDS
-  return None if too_long else caption
+    if len(clauses) >= number or not free:
+      others = also(clauses)
+  return tuple(clauses), others
 
 
 def _phrase(
@@ -81,35 +87,43 @@ def _phrase(
   return phrase
 
 
+# (a quarter?, at the bottom?, on the right?) -> places to choose from
+_PLACES = {
+  (quarter, bottom, right): tuple(
+    place
+    for place, (v, h) in grammar.PLACES.items()
+    if bool(v and h) == quarter and v * (2 * bottom - 1) >= 0 <= h * (2 * right - 1)
+  )
+  for quarter in (False, True)
+  for bottom in (False, True)
+  for right in (False, True)
+}
+
+
 def _place(
   scene: truth.Scene, i: int, draw: Callable[[], float]
 ) -> grammar.Clause:
-  if draw() < BARE:
-    return grammar.Clause(_phrase(scene, i, draw))
-  quarter = draw() < QUARTER
-  place = _pick(
-    [
-      place
-      for place, sides in grammar.PLACES.items()
-      if all(sides) == quarter and truth.in_place(scene[i], place)
-    ],
-    draw,
-  )
+  thing = scene[i]
+  sides = thing.y > truth.MIDDLE, thing.x > truth.MIDDLE
+  options = _PLACES[draw() < QUARTER, *sides]
+  place = options[int(draw() * len(options))]
   return grammar.Clause(_phrase(scene, i, draw, place), place)
 
 
 def _relation(
   scene: truth.Scene, i: int, j: int, draw: Callable[[], float]
-) -> grammar.Clause | None:
-  options = [
-    link
-    for link in grammar.RELATIONS
-    if truth.beside(scene[i], scene[j], link)
-  ]
-  if not options:
-    return None
-  link = _pick(options, draw)
-  return grammar.Clause(_phrase(scene, i, draw), link, _phrase(scene, j, draw))
+) -> grammar.Clause:
+  subject, other = scene[i], scene[j]
+  level = "left of" if subject.x < other.x else "right of"
+  upright = "above" if subject.y < other.y else "below"
+  link, instead = (level, upright) if draw() < 0.5 else (upright, level)
+  if not truth.beside(subject, other, link):
+    link = instead  # sprites hardly overlap: one of the two holds
+  a, b = _phrase(scene, i, draw), _phrase(scene, j, draw)
+  clause = grammar.Clause(a, link, b)
+  if (a.count > 1 or b.count > 1) and not truth.holds(clause, scene):
+    return grammar.Clause(a._replace(count=1), link, b._replace(count=1))
+  return clause
 
 
 def telling(
@@ -125,26 +139,28 @@ def telling(
   A caption is kept when it is false of all `others` and of all of the reference
   gallery; after `TRIES` draws the one true of the fewest is kept.
   """
+
+  def also(clauses: list[grammar.Clause]) -> int:
+    count = reference.bits(clauses).bit_count()
+    if count == 0:  # the dearer question, where it decides
+      count = sum(all(truth.holds(c, o) for c in clauses) for o in others)
+    return count
+
   out: list[grammar.Caption] = []
   seen: set[frozenset] = set()
   while len(out) < number:
-    best, fewest = None, None
+    best, fewest = None, -1
     for _ in range(TRIES):
-      caption = sample(scene, draw, relation_share)
-      if caption is None or frozenset(caption) in seen:
+      found = sample(scene, draw, relation_share, also)
+      if found is None or frozenset(found[0]) in seen:
         continue
-      also = sum(all(truth.holds(c, o) for c in caption) for o in others)
-      if fewest is not None and also >= fewest:
-        continue
-      also += reference.bits(caption).bit_count()
-      if fewest is None or also < fewest:
-        best, fewest = caption, also
-      if also == 0:
+      if best is None or found[1] < fewest:
+        best, fewest = found
+      if fewest == 0:
         break
-    if best is None:
-      continue  # unlucky draws: the stream goes on
-    seen.add(frozenset(best))
-    out.append(best)
+    if best is not None:  # else unlucky draws: the stream goes on
+      seen.add(frozenset(best))
+      out.append(best)
   return out
 
 
@@ -163,16 +179,17 @@ def unique(
   `kept` are captions of an earlier round; those still unique stay. Fewer than
   `number` come back when `tries` draws did not give enough.
   """
-  own = 1 << index
-  out = [caption for caption in kept if gallery.bits(caption) == own]
-  seen = {frozenset(caption) for caption in out}
+
+  def also(clauses: list[grammar.Clause]) -> int:
+    return gallery.bits(clauses).bit_count() - 1
+
+  out = [c for c in kept if gallery.bits(c) == 1 << index]
+  seen = {frozenset(c) for c in out}
   for _ in range(tries):
     if len(out) >= number:
       break
-    caption = sample(scene, draw, relation_share)
-    if caption is None or frozenset(caption) in seen:
-      continue
-    if gallery.bits(caption) == own:
-      seen.add(frozenset(caption))
-      out.append(caption)
+    found = sample(scene, draw, relation_share, also)
+    if found and not found[1] and frozenset(found[0]) not in seen:
+      seen.add(frozenset(found[0]))
+      out.append(found[0])
   return out

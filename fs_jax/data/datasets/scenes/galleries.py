@@ -15,6 +15,7 @@ from fs_jax.data.datasets.scenes import captions, grammar, layout, truth
 CHUNK = 256  # pictures or groups drawn from one stream
 ARRANGEMENTS = 4  # pictures of a group
 REFERENCE_GROUPS = 256  # of the gallery training captions are measured against
+TRIES = 300  # draws for the captions of one picture, before its group goes
 ROUNDS = 50  # of drawing again the groups that captions cannot tell apart
 STREAMS = {"train": 1, "uncaptioned": 2, "validation": 3, "test": 4}
 REFERENCE = 5
@@ -117,7 +118,7 @@ def grouped(
       key = [seed, STREAMS[split], 1, i, round_number]
       draw = captions.uniforms(np.random.default_rng(key))
       found[i] = captions.unique(
-        i, scene, gallery, draw, relation_share, found[i], per_picture, 1000
+        i, scene, gallery, draw, relation_share, found[i], per_picture, TRIES
       )
       if len(found[i]) < per_picture:
         short.add(i // ARRANGEMENTS)

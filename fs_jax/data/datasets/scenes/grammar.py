@@ -53,7 +53,7 @@ KINDS = (
   Kind("cactus", "cacti", "1f335"),
   Kind("rocket", "rockets", "1f680"),
   Kind("banana", "bananas", "1f34c"),
-  Kind("umbrella", "umbrellas", "2602"),
+  Kind("turtle", "turtles", "1f422"),
   Kind("moon", "moons", "1f319"),
   Kind("star", "stars", "2b50"),
   Kind("penguin", "penguins", "1f427"),
@@ -65,7 +65,7 @@ KINDS = (
   Kind("butterfly", "butterflies", "1f98b"),
   Kind("crab", "crabs", "1f980"),
   Kind("rainbow", "rainbows", "1f308"),
-  Kind("elephant", "elephants", "1f418"),
+  Kind("flamingo", "flamingos", "1f9a9"),
   Kind("diamond", "diamonds", "1f48e"),
 )
 
@@ -124,6 +124,15 @@ _NAMES = {k.name: i for i, k in enumerate(KINDS)}
 _PLURALS = {k.plural: i for i, k in enumerate(KINDS)}
 _WORD_COUNTS = {word: count for count, word in COUNTS.items()}
 _LINKS = [(tuple(link.split()), link) for link in (*PLACES, *RELATIONS)]
+
+
+_LENGTHS = {link: len(words) for words, link in _LINKS} | {"": 0}
+
+
+def length(clause: Clause) -> int:
+  """Words of the clause's text."""
+  phrases = [p for p in (clause.subject, clause.object) if p is not None]
+  return _LENGTHS[clause.link] + sum(2 + bool(p.size) for p in phrases)
 
 
 def _phrase_text(phrase: Phrase) -> str:

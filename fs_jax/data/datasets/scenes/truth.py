@@ -74,12 +74,8 @@ class Evaluator:
     self._phrases: dict[tuple[str, int], np.ndarray] = {}
     self._clauses: dict[grammar.Clause, np.ndarray] = {}
     self._bits: dict[grammar.Clause, int] = {}
+    self._both: dict[tuple[int, int], tuple[np.ndarray, dict]] = {}
     y, x = scenes.y, scenes.x
-    dy, dx = y[:, :, None] - y[:, None, :], x[:, :, None] - x[:, None, :]
-    self._relations = {  # [S, O, O]: the first object is so beside the second
-      link: (dy * v + dx * h) > RELATION
-      for link, (v, h) in grammar.RELATIONS.items()
-    }
     self._places = {  # [S, O]
       link: ((y - MIDDLE) * v >= 0) & ((x - MIDDLE) * h >= 0)
       for link, (v, h) in grammar.PLACES.items()
@@ -95,7 +91,7 @@ class Evaluator:
     """bool [S]: where every clause is true."""
     return np.logical_and.reduce([self.clause(c) for c in caption])
 
-  def bits(self, caption: grammar.Caption) -> int:
+  def bits(self, caption: Sequence[grammar.Clause]) -> int:
     """The same as an integer: bit s is scene s. Quick to combine."""
     out = -1
     for clause in caption:
@@ -121,7 +117,9 @@ class Evaluator:
         first = first & self._places[clause.link]
       return _counted(first, clause.subject.count)
     second = self._phrase(clause.object)
-    pairs = self._relations[clause.link]  # [S, O, O]
+    rows, relations = self._having(clause.subject.kind, clause.object.kind)
+    pairs = relations[clause.link]  # [R, O, O], R of the S scenes
+    first, second = first[rows], second[rows]
     a, b = first[:, :, None], second[:, None, :]
     every_a, every_b = clause.subject.count > 1, clause.object.count > 1
     if every_a and every_b:
@@ -133,7 +131,23 @@ class Evaluator:
     else:
       true = (pairs & a & b).any((1, 2))
     true = true & _counted(first, clause.subject.count)
-    return true & _counted(second, clause.object.count)
+    out = np.zeros(self.count, bool)
+    out[rows] = true & _counted(second, clause.object.count)
+    return out
+
+  def _having(self, *kinds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scenes with both kinds, few of many, and who is beside whom in them."""
+    if kinds not in self._both:
+      a, b = (self._phrase(grammar.Phrase(1, "", kind)) for kind in kinds)
+      rows = np.flatnonzero(a.any(1) & b.any(1))
+      y, x = self.scenes.y[rows], self.scenes.x[rows]
+      dy, dx = y[:, :, None] - y[:, None, :], x[:, :, None] - x[:, None, :]
+      relations = {  # the first object is so beside the second
+        link: (dy * v + dx * h) > RELATION
+        for link, (v, h) in grammar.RELATIONS.items()
+      }
+      self._both[kinds] = rows, relations
+    return self._both[kinds]
 
 
 def _counted(mask: np.ndarray, count: int) -> np.ndarray:
