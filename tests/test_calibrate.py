@@ -1,0 +1,234 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import optimize, special
+
+from fs_jax import calibrate
+
+
+def drawn(a, c, gamma, *, queries=4000, k=12, scale=20.0, seed=0):
+  """Lists whose positive is drawn from the model itself."""
+  rng = np.random.default_rng(seed)
+  n = rng.integers(4, 40, size=queries)
+  h = rng.normal(size=(queries, k)) * 3 * n[:, None] ** 0.5 - 4 * n[:, None]
+  dots = np.clip(rng.normal(size=(queries, k)) * 0.1, -1, 1)
+  logits = a * h / n[:, None] ** gamma + c * scale * dots
+  own = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+  positives = np.arange(k) == own[:, None]
+  return {
+    "h": h,
+    "n": n,
+    "dots": dots,
+    "scale": scale,
+    "positives": positives,
+    "mask": np.ones((queries, k), bool),
+  }
+
+
+def nll_of(data, a, c, gamma):
+  """One query at a time."""
+  losses = []
+  for h, n, dots, own, mask in zip(
+    *(data[f] for f in ("h", "n", "dots", "positives", "mask")), strict=True
+  ):
+    if (own & mask).any():
+      z = a * h / n**gamma + c * data["scale"] * dots
+      p = special.softmax(z[mask])
+      losses.append(-np.log(p[own[mask]].sum()))
+  return np.mean(losses)
+
+
+@pytest.mark.parametrize(
+  ("a", "c", "gamma"), [(0.3, 0.8, 0.0), (0.7, 0.4, 0.5), (3.0, 1.0, 1.0)]
+)
+def test_recovers_what_made_the_data(a, c, gamma):
+  data = drawn(a, c, gamma)
+  fitted = calibrate.fit(**data)
+  assert fitted.gamma == gamma
+  np.testing.assert_allclose(fitted.tau, 1 / a, rtol=0.1)
+  np.testing.assert_allclose(fitted.beta, 20 * c / a, rtol=0.15)
+  assert fitted.k == 12
+  assert (fitted.queries, fitted.queries_without_positive) == (4000, 0)
+  by_gamma = dict(fitted.nll_by_gamma)
+  assert list(by_gamma) == [0.0, 0.5, 1.0]
+  assert fitted.nll == min(by_gamma.values()) == by_gamma[gamma]
+
+
+def test_is_the_least_of_an_obvious_search():
+  data = drawn(0.6, 0.5, 0.5, queries=120)
+  fitted = calibrate.fit(**data, gammas=(0.5,))
+  found = optimize.minimize(
+    lambda x: nll_of(data, *np.abs(x), 0.5), [1, 1], method="Nelder-Mead"
+  )
+  a, c = 1 / fitted.tau, fitted.beta / fitted.tau / data["scale"]
+  np.testing.assert_allclose([a, c], np.abs(found.x), rtol=1e-3)
+  np.testing.assert_allclose(fitted.nll, found.fun, atol=1e-7)
+  np.testing.assert_allclose(fitted.nll, nll_of(data, a, c, 0.5), atol=1e-9)
+
+
+def test_shift_of_a_list_and_units_change_nothing():
+  data = drawn(0.6, 0.5, 0.0, queries=300)
+  a = calibrate.fit(**data, gammas=(0.0,))
+  moved = data | {"h": 10 * data["h"] - 1e4 * np.arange(300)[:, None]}
+  b = calibrate.fit(**moved, gammas=(0.0,))
+  np.testing.assert_allclose(b.tau, 10 * a.tau, rtol=1e-4)
+  np.testing.assert_allclose(b.beta, 10 * a.beta, rtol=1e-4)
+
+
+def test_fast_that_misleads_gets_no_weight():
+  data = drawn(0.7, 0.0, 0.5)
+  data["dots"] = data["dots"] - 0.1 * data["positives"]
+  fitted = calibrate.fit(**data)
+  assert fitted.beta == 0.0
+  np.testing.assert_allclose(fitted.tau, 1 / 0.7, rtol=0.1)
+
+
+def test_fast_without_spread_gets_no_weight():
+  data = drawn(0.7, 0.0, 0.5, queries=500)
+  fitted = calibrate.fit(**data | {"dots": np.full_like(data["dots"], 0.3)})
+  assert fitted.beta == 0.0
+
+
+@pytest.mark.parametrize("how", ["constant", "misleading"])
+def test_slow_that_says_nothing_is_refused(how):
+  data = drawn(0.0, 1.0, 0.5, queries=500)
+  if how == "constant":
+    h = np.full_like(data["h"], -37.1)
+  else:
+    h = data["h"] - 5 * np.sqrt(data["n"])[:, None] * data["positives"]
+  with pytest.raises(ValueError, match="train Slow longer"):
+    calibrate.fit(**data | {"h": h})
+
+
+def test_masked_candidates_and_queries_without_positive_do_not_count():
+  data = drawn(0.7, 0.4, 0.5, queries=400)
+  plain = calibrate.fit(**data)
+  wide = {
+    f: np.pad(data[f], ((0, 50), (0, 3)))
+    for f in ("h", "dots", "positives", "mask")
+  }
+  wide["h"][:, -3:] = np.nan
+  wide["positives"][:, -3:] = True  # masked, so no positives
+  wide["mask"][400:, :5] = True  # lists without positive
+  n = np.pad(data["n"], (0, 50), constant_values=7)
+  found = calibrate.fit(**wide, n=n, scale=data["scale"])
+  assert found == dataclasses.replace(
+    plain,
+    k=15,
+    queries_without_positive=50,
+    **{f: getattr(found, f) for f in ("nll", "nll_by_gamma", "beta", "tau")},
+  )
+  np.testing.assert_allclose(found.nll, plain.nll, atol=1e-7)
+  np.testing.assert_allclose(found.beta, plain.beta, rtol=1e-4)
+  np.testing.assert_allclose(found.tau, plain.tau, rtol=1e-4)
+
+
+def test_several_positives_share_their_probability():
+  data = drawn(0.6, 0.5, 0.5, queries=150)
+  extra = np.random.default_rng(1).random(data["h"].shape) < 0.1
+  data["positives"] |= extra
+  fitted = calibrate.fit(**data, gammas=(0.5,))
+  a, c = 1 / fitted.tau, fitted.beta / fitted.tau / data["scale"]
+  np.testing.assert_allclose(fitted.nll, nll_of(data, a, c, 0.5), atol=1e-9)
+  for da, dc in ((0.05, 0), (-0.05, 0), (0, 0.05), (0, -0.05)):
+    assert nll_of(data, a + da, c + dc, 0.5) > fitted.nll
+
+
+def test_perfect_scores_stay_finite():
+  data = drawn(1.0, 1.0, 0.0, queries=50)
+  h = np.where(data["positives"], -10.0, -30.0)
+  fitted = calibrate.fit(**data | {"h": h})
+  assert fitted.nll < 1e-3
+  assert 0.1 < fitted.tau < 10 and np.isfinite(fitted.beta)
+
+
+def test_equal_lengths_choose_no_normalisation():
+  data = drawn(0.5, 0.5, 0.0, queries=300)
+  data["n"] = np.full(300, 11)
+  assert calibrate.fit(**data).gamma == 0.0
+
+
+def test_the_order_of_the_fit_is_the_order_of_p():
+  data = drawn(0.7, 0.4, 0.5, queries=300)
+  fitted = calibrate.fit(**data)
+  u = calibrate.normalised(data["h"], data["n"], fitted.gamma)
+  a, c = 1 / fitted.tau, fitted.beta / fitted.tau / data["scale"]
+  p = special.softmax(a * u + c * data["scale"] * data["dots"], axis=1)
+  np.testing.assert_array_equal(
+    np.argsort(u + fitted.beta * data["dots"], axis=1), np.argsort(p, axis=1)
+  )
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"n": np.zeros(3, int)}, "at least 1 target"),
+    ({"n": np.ones(4, int)}, "h, n"),
+    ({"dots": np.zeros((3, 5))}, "dots: must be"),
+    ({"mask": np.ones((3, 5), bool)}, "mask: must be"),
+    ({"h": np.full((3, 4), -np.inf)}, "h: must be finite"),
+    ({"scale": 0.0}, "scale"),
+    ({"positives": np.zeros((3, 4), bool)}, "at least one query"),
+  ],
+)
+def test_fit_refuses(change, message):
+  data = drawn(1.0, 1.0, 0.5, queries=3, k=4)
+  with pytest.raises(ValueError, match=message):
+    calibrate.fit(**data | change)
+
+
+def test_teacher_entropy():
+  n = np.array([4, 9])
+  flat = np.zeros((2, 3))
+  some = np.array([[True, True, False], [True, True, True]])
+  both = calibrate.teacher_entropy(flat, n, some, gamma=0.5, tau=1.0)
+  np.testing.assert_allclose(both, (np.log(2) + np.log(3)) / 2)
+  h = np.array([[-1.0, -3.0, -2.0], [-5.0, -4.0, -9.0]])
+  u = h / np.sqrt(n)[:, None] / 0.7
+  p = special.softmax(u, axis=1)
+  all_ = np.ones((2, 3), bool)
+  np.testing.assert_allclose(
+    calibrate.teacher_entropy(h, n, all_, gamma=0.5, tau=0.7),
+    -(p * np.log(p)).sum(axis=1).mean(),
+  )
+  sure = calibrate.teacher_entropy(h, n, all_, gamma=0.0, tau=1e-4)
+  assert sure == 0.0
+  empty = np.array([[False] * 3, [True] * 3])
+  np.testing.assert_allclose(
+    calibrate.teacher_entropy(flat, n, empty, gamma=0.0, tau=1.0), np.log(3)
+  )
+  with pytest.raises(ValueError, match="tau"):
+    calibrate.teacher_entropy(h, n, all_, gamma=0.0, tau=0.0)
+  with pytest.raises(ValueError, match="candidate"):
+    calibrate.teacher_entropy(h, n, ~all_, gamma=0.0, tau=1.0)
+
+
+def test_saved_is_loaded(tmp_path):
+  fitted = calibrate.fit(**drawn(0.7, 0.4, 0.5, queries=100))
+  contract = {"fast": "ab12", "slow": "cd34", "precision": "int8"}
+  path = tmp_path / "new" / "fit.json"
+  calibrate.save(path, fitted, contract)
+  assert calibrate.load(path) == (fitted, contract)
+  assert [p.name for p in path.parent.iterdir()] == ["fit.json"]
+  assert calibrate.Fit.from_dict(fitted.to_dict()) == fitted
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda v: "no", "schema"),
+    (lambda v: v | {"schema": 9}, "schema must be 1; got 9"),
+    (lambda v: v | {"fit": {"beta": 1.0}}, "fields"),
+  ],
+)
+def test_load_refuses(tmp_path, change, message):
+  path = tmp_path / "fit.json"
+  calibrate.save(path, calibrate.fit(**drawn(1, 1, 0.5, queries=30)), {})
+  path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  with pytest.raises(ValueError, match=message):
+    calibrate.load(path)
+  path.write_text("{")
+  with pytest.raises(ValueError, match="must be JSON"):
+    calibrate.load(path)
