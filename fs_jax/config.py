@@ -131,8 +131,8 @@ class Slow:
   vision: Vision
   decoder: Stack  # its `layers` are the crossed ones, of all levels together
   text_layers: int = 1  # before them, without vision: once a query
-  level_widths: tuple[int, ...] = (512,)  # channels of each level, coarse first
-  group_layers: tuple[int, ...] = (2,)  # crossed decoder layers of each level
+  levels: int = 1  # 1 = a plain decoder over the ViT's tokens
+  widths: tuple[int, ...] = ()  # channels of levels 1, 2, ...; may be longer
   d_mem: int = 64  # width of what is stored per visual token
   separate_directions: bool = False  # two decoders instead of one for both
   finer_frames: int = 1  # levels > 0 keep every n-th frame
@@ -140,32 +140,40 @@ class Slow:
   loss: Literal["captioning", "matching"] = "captioning"
 
   def __post_init__(self):
-    levels = len(self.level_widths)
     _require(
-      len(self.group_layers) == levels and min(self.group_layers) >= 1,
-      "group_layers",
-      f"needs a count >= 1 for each of {levels} level_widths",
-      self.group_layers,
-      "give as many",
+      1 <= self.levels <= 1 + len(self.widths),
+      "levels",
+      f"needs a width for each level above 0, has {self.widths}",
+      self.levels,
+      "lower levels or add to widths",
     )
     _require(
-      sum(self.group_layers) == self.decoder.layers,
-      "group_layers",
-      f"must add up to decoder.layers {self.decoder.layers}",
-      self.group_layers,
-      "change either",
+      self.decoder.layers >= self.levels,
+      "decoder.layers",
+      f"each of {self.levels} levels needs a layer",
+      self.decoder.layers,
+      "raise it or lower levels",
     )
     _require(
-      self.vision.patch % 2 ** (levels - 1) == 0,
-      "level_widths",
-      f"each level halves the patch of {self.vision.patch} pixels",
-      self.level_widths,
+      self.vision.patch % 2 ** (self.levels - 1) == 0,
+      "levels",
+      f"each halves the patch of {self.vision.patch} pixels",
+      self.levels,
       "use fewer levels or a larger patch",
+    )
+    _require(
+      0 <= self.null_rate < 1,
+      "null_rate",
+      "must be in [0, 1)",
+      self.null_rate,
+      "lower it",
     )
 
   @property
-  def levels(self) -> int:
-    return len(self.level_widths)
+  def groups(self) -> tuple[int, ...]:
+    """Crossed layers of each level, coarse to fine; finer ones get the rest."""
+    each, rest = divmod(self.decoder.layers, self.levels)
+    return tuple(each + (l >= self.levels - rest) for l in range(self.levels))
 
 
 @dataclasses.dataclass(frozen=True)

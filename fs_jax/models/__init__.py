@@ -1,0 +1,1 @@
+"""Flax models: pure functions of parameters; no disk, mesh, clock or flags."""

@@ -1,0 +1,76 @@
+"""Fast: a dual encoder. One vector per visual, one per text, one dot product."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fs_jax import config
+from fs_jax.models import layers, text, vision
+
+
+def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+  """Rows of length one, float32: what the index stores and compares."""
+  x = x.astype(jnp.float32)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+class Fast(nn.Module):
+  """`visual` and `text` embed; `scale` and `bias` belong to the loss."""
+
+  cfg: config.Fast
+  vocabulary: int
+  length: int
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    cfg = self.cfg
+    stack = cfg.vision.stack
+    self.vision = vision.Vision(cfg.vision, self.dtype)
+    self.vision_pool = layers.Pool(
+      cfg.vision.pool, stack.heads, stack.hidden, self.dtype
+    )
+    self.vision_head = nn.Dense(cfg.embed, dtype=self.dtype)
+    self.text_tower = text.Text(
+      cfg.text, self.vocabulary, self.length, self.dtype
+    )
+    self.text_head = nn.Dense(cfg.embed, dtype=self.dtype)
+    start = nn.initializers.constant(math.log(cfg.scale))
+    self.log_scale = self.param("log_scale", start, ())
+    if cfg.loss == "sigmoid":
+      start = nn.initializers.constant(cfg.bias)
+      self.bias = self.param("bias", start, ())
+
+  def visual(
+    self, pixels: Float[Array, "B T H W C"], train: bool = False
+  ) -> Float[Array, "B E"]:
+    """Normalised pixels to unit vectors f(x)."""
+    tokens = self.vision(pixels, train)
+    b, t, n, d = tokens.shape
+    if self.cfg.vision.pool == "class":
+      pooled = tokens[:, :, 0].mean(axis=1)
+    else:
+      pooled = self.vision_pool(tokens.reshape(b, t * n, d))
+    return unit(self.vision_head(pooled))
+
+  def text(
+    self, text: Int[Array, "R L"], train: bool = False
+  ) -> Float[Array, "R E"]:
+    """Token ids to unit vectors g(y)."""
+    return unit(self.text_head(self.text_tower(text, train)))
+
+  def scale(self) -> Float[Array, ""]:
+    """s, kept below 100: larger ones only amplify noise."""
+    return jnp.minimum(jnp.exp(self.log_scale), 100.0)
+
+  def __call__(self, pixels: Array, ids: Array, train: bool = False) -> dict:
+    """Everything a contrastive loss needs; also what initialises all of it."""
+    out = {
+      "visual": self.visual(pixels, train),
+      "text": self.text(ids, train),
+      "scale": self.scale(),
+    }
+    if self.cfg.loss == "sigmoid":
+      out["bias"] = self.bias
+    return out

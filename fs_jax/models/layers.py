@@ -1,0 +1,248 @@
+"""Blocks that the towers are made of. Lifted transforms live here only.
+
+Parameters are float32; `dtype` is what is computed in. Softmax and layer norm
+statistics stay float32: both lose what matters to rounding otherwise.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fs_jax import config
+
+# Below this vocabulary a lookup is a product with one-hot rows: the backward
+# of a gather is a scatter, slow on CPUs and no faster on a TPU at this size.
+ONE_HOT_VOCABULARY = 1024
+
+# Up to this length the scores of a head fit a cache, and a fused kernel's
+# set-up costs more than it saves (1.5 times on a CPU at 17 words).
+SHORT = 64
+
+MASKED = -1e30  # finite: a row with nothing to see stays free of NaN
+
+_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Norm(nn.LayerNorm):
+  """Layer norm with float32 statistics, whatever the compute dtype."""
+
+  epsilon: float = 1e-6
+
+
+class Embed(nn.Module):
+  """Table of vectors, read by integers; `attend` is its transpose."""
+
+  size: int
+  width: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.embedding = self.param(
+      "embedding", nn.initializers.normal(0.02), (self.size, self.width)
+    )
+
+  def __call__(self, ids: Int[Array, "*R"]) -> Float[Array, "*R D"]:
+    table = self.embedding.astype(self.dtype)
+    if self.size <= ONE_HOT_VOCABULARY:
+      return jax.nn.one_hot(ids, self.size, dtype=self.dtype) @ table
+    return jnp.take(table, ids, axis=0)
+
+  def attend(self, x: Float[Array, "*R D"]) -> Float[Array, "*R V"]:
+    return x @ self.embedding.astype(self.dtype).T
+
+
+def attend(
+  query: Float[Array, "B L h d"],
+  key: Float[Array, "B N h d"],
+  value: Float[Array, "B N h d"],
+  mask: Bool[Array, "#B 1 #L N"] | None,
+) -> Float[Array, "B L h d"]:
+  """Softmax attention, float32 inside; fused where that pays."""
+  if max(query.shape[1], key.shape[1]) > SHORT:
+    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+  scores = jnp.einsum("blhd,bnhd->bhln", query, key).astype(jnp.float32)
+  scores = scores / query.shape[-1] ** 0.5
+  if mask is not None:
+    scores = jnp.where(mask, scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum("bhln,bnhd->blhd", weights, value)
+
+
+class Attention(nn.Module):
+  """Multi-head attention of queries over keys."""
+
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    source: Float[Array, "B N D"],
+    mask: Bool[Array, "#B 1 #L N"] | None = None,
+  ) -> Float[Array, "B L D"]:
+    width = x.shape[-1]
+    shape = (self.heads, width // self.heads)
+
+    def project(y: Array, name: str) -> Array:  # [B,L,heads,D/heads]
+      return nn.DenseGeneral(shape, dtype=self.dtype, name=name)(y)
+
+    mixed = attend(
+      project(x, "query"), project(source, "key"), project(source, "value"), mask
+    )
+    return nn.DenseGeneral(width, (-2, -1), dtype=self.dtype, name="out")(mixed)
+
+
+class LatentAttention(nn.Module):
+  """Attention over a stored latent, which all heads share.
+
+  Keys and values of every head are linear maps of the latent. Both maps are
+  absorbed, the keys' into the query (D -> d_mem per head), the values' into the
+  output: nothing is ever projected per visual token, and one visual costs two
+  matrix products for all heads and words together.
+  """
+
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    latent: Float[Array, "B N M"],
+    mask: Bool[Array, "B N"],
+  ) -> Float[Array, "B L D"]:
+    width, d_mem = x.shape[-1], latent.shape[-1]
+    latent = latent.astype(self.dtype)
+    query = nn.DenseGeneral(
+      (self.heads, d_mem), dtype=self.dtype, name="query"
+    )(x)
+    scores = jnp.einsum("blhm,bnm->blhn", query, latent).astype(jnp.float32)
+    scores = scores / d_mem**0.5
+    scores = jnp.where(mask[:, None, None, :], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    self.sow("intermediates", "attention", weights)  # only when asked for
+    mixed = jnp.einsum("blhn,bnm->blhm", weights.astype(self.dtype), latent)
+    return nn.DenseGeneral(width, (-2, -1), dtype=self.dtype, name="out")(mixed)
+
+
+class Mlp(nn.Module):
+  hidden: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    width = x.shape[-1]
+    x = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="up")(x))
+    return nn.Dense(width, dtype=self.dtype, name="down")(x)
+
+
+class Block(nn.Module):
+  """Pre-norm block: attention within, then feed-forward."""
+
+  cfg: config.Stack
+  dtype: jnp.dtype
+  train: bool
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | None) -> tuple[Array, None]:
+    drop = nn.Dropout(self.cfg.dropout, deterministic=not self.train)
+    y = Norm(dtype=self.dtype, name="norm_attention")(x)
+    attention = Attention(self.cfg.heads, self.dtype, name="attention")
+    x = x + drop(attention(y, y, mask))
+    y = Norm(dtype=self.dtype, name="norm_mlp")(x)
+    return x + drop(Mlp(self.cfg.hidden, self.dtype, name="mlp")(y)), None
+
+
+class CrossBlock(nn.Module):
+  """Pre-norm block that also looks at a visual.
+
+  S sequences of L words share one visual: they are folded into its row, so
+  that captions, reading directions and queries all cost one matrix product.
+  """
+
+  cfg: config.Stack
+  dtype: jnp.dtype
+  train: bool
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Array, latent: Array, seen: Array
+  ) -> tuple[Array, None]:
+    b, s, l, d = x.shape
+    drop = nn.Dropout(self.cfg.dropout, deterministic=not self.train)
+    y = Norm(dtype=self.dtype, name="norm_attention")(x).reshape(b * s, l, d)
+    attention = Attention(self.cfg.heads, self.dtype, name="attention")
+    x = x + drop(attention(y, y, mask).reshape(b, s, l, d))
+    y = Norm(dtype=self.dtype, name="norm_cross")(x).reshape(b, s * l, d)
+    cross = LatentAttention(self.cfg.heads, self.dtype, name="cross")
+    x = x + drop(cross(y, latent, seen).reshape(b, s, l, d))
+    y = Norm(dtype=self.dtype, name="norm_mlp")(x)
+    return x + drop(Mlp(self.cfg.hidden, self.dtype, name="mlp")(y)), None
+
+
+def scanned(block: type[nn.Module], cfg: config.Stack, inputs: int):
+  """`block` repeated cfg.layers times, its parameters stacked in front.
+
+  `inputs` of its arguments beside x are the same for every layer.
+  """
+  if cfg.remat != "none":
+    policy = _POLICIES[cfg.remat]
+    block = nn.remat(block, policy=policy, prevent_cse=False)
+  return nn.scan(
+    block,
+    variable_axes={"params": 0, "intermediates": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast,) * inputs,
+    length=cfg.layers,
+  )
+
+
+class Stack(nn.Module):
+  """Blocks one after the other, as one compiled block."""
+
+  cfg: config.Stack
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B L D"],
+    mask: Bool[Array, "#B 1 #L L"] | None = None,
+    train: bool = False,
+  ) -> Float[Array, "B L D"]:
+    blocks = scanned(Block, self.cfg, inputs=1)
+    return blocks(self.cfg, self.dtype, train, name="blocks")(x, mask)[0]
+
+
+class Pool(nn.Module):
+  """Tokens to one vector: attention by a learned probe, mean, or the first."""
+
+  kind: str
+  heads: int
+  hidden: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None = None
+  ) -> Float[Array, "B D"]:
+    if self.kind == "class":
+      return x[:, 0]
+    if self.kind == "mean":
+      if mask is None:
+        return x.mean(axis=1)
+      weight = mask[..., None].astype(x.dtype)
+      return (x * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+    width = x.shape[-1]
+    probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, width))
+    probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
+    where = None if mask is None else mask[:, None, None, :]
+    attention = Attention(self.heads, self.dtype, name="attention")
+    y = attention(probe, x, where)
+    z = Norm(dtype=self.dtype, name="norm")(y)
+    return (y + Mlp(self.hidden, self.dtype, name="mlp")(z))[:, 0]

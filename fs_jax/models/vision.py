@@ -1,0 +1,76 @@
+"""Visual tower: a ViT shared by the frames of a visual."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from fs_jax import config
+from fs_jax.models import layers
+
+
+def normalise(
+  visual: UInt8[Array, "B T H W C"],
+  mean: tuple[float, float, float],
+  std: tuple[float, float, float],
+) -> Float[Array, "B T H W C"]:
+  """Stored bytes to what models see; on the device, four times less to move."""
+  scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32)
+  shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)])
+  spread = (1,) * 4 + (3,)
+  pixels = visual.astype(jnp.float32) * scale.reshape(spread)
+  return pixels - shift.astype(jnp.float32).reshape(spread)
+
+
+def patchify(
+  frames: Float[Array, "F H W C"], patch: int
+) -> Float[Array, "F h w P"]:
+  """Squares of patch x patch pixels as vectors: P = patch * patch * C."""
+  f, h, w, c = frames.shape
+  grid = frames.reshape(f, h // patch, patch, w // patch, patch, c)
+  grid = grid.transpose(0, 1, 3, 2, 4, 5)
+  return grid.reshape(f, h // patch, w // patch, patch * patch * c)
+
+
+class PatchEmbed(nn.Module):
+  """Convolution whose stride is its size, computed as one matrix product.
+
+  The kernel is [p*p*3, D], a convolution's [p,p,3,D] reshaped.
+  """
+
+  patch: int
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, frames: Float[Array, "F H W C"]) -> Array:
+    x = patchify(frames.astype(self.dtype), self.patch)
+    return nn.Dense(self.width, dtype=self.dtype, name="conv")(x)
+
+
+class Vision(nn.Module):
+  """Pixels to tokens [B,T,N,D]; frames meet only in what reads the tokens."""
+
+  cfg: config.Vision
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, pixels: Float[Array, "B T H W C"], train: bool = False
+  ) -> Float[Array, "B T N D"]:
+    b, t, h, w, c = pixels.shape
+    width, patch = self.cfg.stack.width, self.cfg.patch
+    frames = pixels.reshape(b * t, h, w, c)
+    x = PatchEmbed(patch, width, self.dtype, name="patches")(frames)
+    rows, columns = x.shape[1:3]
+    init = nn.initializers.normal(0.02)
+    position = self.param("position", init, (rows, columns, width))
+    x = x + position[None].astype(self.dtype)
+    x = x.reshape(b * t, rows * columns, width)
+    if self.cfg.pool == "class":
+      first = self.param("class", init, (1, 1, width)).astype(self.dtype)
+      x = jnp.concatenate([jnp.tile(first, (b * t, 1, 1)), x], axis=1)
+    x = layers.Stack(self.cfg.stack, self.dtype, name="encoder")(x, None, train)
+    x = layers.Norm(dtype=self.dtype, name="norm")(x)
+    x = x.reshape(b, t, -1, width)
+    time = self.param("time", init, (t, width))
+    return x + time[None, :, None, :].astype(self.dtype)

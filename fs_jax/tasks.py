@@ -1,0 +1,221 @@
+"""Objectives: what each stage minimises, as values the loop does not look into.
+
+Parameters are {"fast": ...} or {"slow": ...}; a teacher's are a separate,
+frozen argument, never a closure: they are sharded and placed like any others.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fs_jax import config, losses, types
+from fs_jax.models import fast as fast_models
+from fs_jax.models import slow as slow_models
+from fs_jax.models import vision
+
+
+def fast_model(cfg: config.Config, vocabulary: int) -> fast_models.Fast:
+  return fast_models.Fast(
+    cfg.fast, vocabulary, cfg.tokens.length, jnp.dtype(cfg.compute)
+  )
+
+
+def slow_model(cfg: config.Config, vocabulary: int) -> slow_models.Slow:
+  return slow_models.Slow(
+    cfg.slow, vocabulary, cfg.tokens.length, jnp.dtype(cfg.compute)
+  )
+
+
+def pixels(cfg: config.Config, visual: types.Array) -> types.Array:
+  """Bytes to what the models see."""
+  return vision.normalise(visual, cfg.data.mean, cfg.data.std)
+
+
+def make(cfg: config.Config, vocabulary: int) -> types.Task:
+  """The objective of cfg.stage."""
+  stages = {"fast": fast, "slow": slow, "distill": distill}
+  return stages[cfg.stage](cfg, vocabulary)
+
+
+def fast(cfg: config.Config, vocabulary: int) -> types.Task:
+  """Contrastive: pairs of a batch told apart."""
+  model = fast_model(cfg, vocabulary)
+
+  def init(key):
+    return {"fast": model.init(key, *_sample(cfg))["params"]}
+
+  def loss(trained, frozen, batch, key):
+    del frozen
+    return _contrastive(cfg, model, trained["fast"], batch, key)
+
+  return types.Task(init, loss)
+
+
+def slow(cfg: config.Config, vocabulary: int) -> types.Task:
+  """Captioning in both directions, or the matching baseline.
+
+  Matching needs hard negatives: frozen["fast"] draws them inside the batch, in
+  proportion to the softmax of its own scores.
+  """
+  model = slow_model(cfg, vocabulary)
+
+  def init(key):
+    return {"slow": model.init(key, *_sample(cfg))["params"]}
+
+  def captioning(trained, frozen, batch, key):
+    del frozen
+    variables = {"params": trained["slow"]}
+    drop, blank = jax.random.split(key)
+    rngs = {"dropout": drop}
+    memory = model.apply(
+      variables,
+      pixels(cfg, batch.visual),
+      True,
+      method="encode_visual",
+      rngs=rngs,
+    )
+    rows = batch.visual.shape[0]
+    unseen = jax.random.uniform(blank, (rows,)) < cfg.slow.null_rate
+    memory = model.apply(variables, memory, unseen, method="blank")
+    text = batch.text.reshape(rows, -1, batch.text.shape[-1])
+    flat = model.apply(variables, batch.text, True, method="read", rngs=rngs)
+    words = model.apply(
+      variables,
+      memory,
+      flat.reshape(*text.shape[:2], *flat.shape[1:]),
+      text,
+      True,
+      method="word_log_likelihood",
+      rngs=rngs,
+    )
+    n = slow_models.targets_of(text)
+    seen = losses.captioning(words, n, batch.mask & ~unseen)
+    alone = losses.captioning(words, n, batch.mask & unseen)
+    total = losses.captioning(words, n, batch.mask)
+    return total, {"nats_per_word": seen, "nats_per_word_unseen": alone}
+
+  def matching(trained, frozen, batch, key):
+    variables = {"params": trained["slow"]}
+    negatives = _hard_negatives(cfg, vocabulary, frozen["fast"], batch, key)
+    first = batch.text[:: batch.captions_per_visual]
+    text = jnp.stack([first, first[negatives]], axis=1)  # [B,2,L]
+    rngs = {"dropout": key}
+    memory = model.apply(
+      variables,
+      pixels(cfg, batch.visual),
+      True,
+      method="encode_visual",
+      rngs=rngs,
+    )
+    flat = text.reshape(-1, text.shape[-1])
+    states = model.apply(variables, flat, True, method="read", rngs=rngs)
+    logits = model.apply(
+      variables,
+      memory,
+      states.reshape(*text.shape[:2], *states.shape[1:]),
+      text,
+      True,
+      method="match_logit",
+      rngs=rngs,
+    )
+    same = jnp.broadcast_to(jnp.array([[True, False]]), logits.shape)
+    valid = jnp.broadcast_to(batch.mask[:, None], logits.shape)
+    total, accuracy = losses.matching(logits, same, valid)
+    return total, {"accuracy": accuracy}
+
+  by_name = {"captioning": captioning, "matching": matching}
+  return types.Task(init, by_name[cfg.slow.loss])
+
+
+def distill(cfg: config.Config, vocabulary: int) -> types.Task:
+  """Contrastive on captioned pairs, plus Slow's opinion on clusters.
+
+  frozen = {"slow": parameters, "gamma": [], "tau": []}; the teacher judges
+  every caption of a cluster against every visual of it, in this same step.
+  """
+  student = fast_model(cfg, vocabulary)
+  teacher = slow_model(cfg, vocabulary)
+  size = cfg.distill.cluster_size
+
+  def init(key):
+    return {"fast": student.init(key, *_sample(cfg))["params"]}
+
+  def judge(frozen, batch):
+    """u / tau as [clusters, captions, visuals]."""
+    variables = {"params": frozen["slow"]}
+    memory = teacher.apply(
+      variables, pixels(cfg, batch.visual), method="encode_visual"
+    )
+    text = batch.text.reshape(-1, size, batch.text.shape[-1])
+    states = teacher.apply(variables, batch.text, method="read")
+    states = states.reshape(-1, size, *states.shape[1:])
+    # Each of a cluster's visuals sees all of its captions.
+    states = jnp.repeat(states, size, axis=0)
+    each = jnp.repeat(text, size, axis=0)
+    h = teacher.apply(variables, memory, states, each, method="score")
+    u = h / slow_models.targets_of(each) ** frozen["gamma"]
+    u = u.reshape(-1, size, size).transpose(0, 2, 1)
+    return u / frozen["tau"]
+
+  def loss(trained, frozen, batch, key):
+    contrast, metrics = _contrastive(
+      cfg, student, trained["fast"], batch.pairs, key
+    )
+    clusters = batch.clusters
+    out = student.apply(
+      {"params": trained["fast"]},
+      pixels(cfg, clusters.visual),
+      clusters.text,
+      True,
+      rngs={"dropout": jax.random.fold_in(key, 1)},
+    )
+    visual = out["visual"].reshape(-1, size, cfg.fast.embed)
+    text = out["text"].reshape(-1, size, cfg.fast.embed)
+    learned = out["scale"] * jnp.einsum("ctd,cvd->ctv", text, visual)
+    mask = clusters.mask.reshape(-1, 1, size) & jnp.ones((1, size, 1), bool)
+    teach, entropy = losses.distillation(judge(frozen, clusters), learned, mask)
+    total = contrast + cfg.distill.alpha * teach
+    metrics |= {
+      "contrastive": contrast,
+      "distillation": teach,
+      "teacher_entropy": entropy,
+    }
+    return total, metrics
+
+  return types.Task(init, loss)
+
+
+def _contrastive(cfg, model, params, batch: types.Batch, key):
+  out = model.apply(
+    {"params": params},
+    pixels(cfg, batch.visual),
+    batch.text,
+    True,
+    rngs={"dropout": key},
+  )
+  ids = (batch.visual_id, batch.text_id, batch.mask)
+  pair = (out["visual"], out["text"], out["scale"])
+  if cfg.fast.loss == "sigmoid":
+    total, metrics = losses.sigmoid(*pair, out["bias"], *ids)
+  else:
+    total, metrics = losses.info_nce(*pair, *ids)
+  return total, metrics | {"scale": out["scale"]}
+
+
+def _hard_negatives(cfg, vocabulary, params, batch: types.Batch, key):
+  """For each visual the row of a caption of another one that looks right."""
+  model = fast_model(cfg, vocabulary)
+  first = batch.text[:: batch.captions_per_visual]
+  out = model.apply({"params": params}, pixels(cfg, batch.visual), first)
+  logits = out["scale"] * out["visual"] @ out["text"].T
+  text_id = batch.text_id[:: batch.captions_per_visual]
+  other = losses.comparable(batch.visual_id, text_id)
+  other &= ~jnp.eye(first.shape[0], dtype=bool) & batch.mask[None]
+  logits = jnp.where(other, logits, losses.EXCLUDED)
+  return jax.random.categorical(key, logits, axis=1)
+
+
+def _sample(cfg: config.Config) -> tuple[types.Array, types.Array]:
+  """One example's shapes, to initialise from."""
+  size = cfg.data.image_size
+  visual = jnp.zeros((1, cfg.data.frames, size, size, 3))
+  return visual, jnp.ones((1, cfg.tokens.length), jnp.int32)
