@@ -19,8 +19,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ("types", "config", "configdict", "paths"),
   ("models", "losses", "metrics", "optim"),
-  ("sharding", "checkpoint", "report", "data"),
-  ("tasks", "encode", "index", "rerank", "store", "contract", "calibrate"),
+  ("sharding", "checkpoint", "files", "report", "data"),
+  (
+    *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
+    *("contract", "calibrate"),
+  ),
   ("train", "retrieve", "evaluate", "page", "serve", "plan"),
 )
 
