@@ -52,7 +52,9 @@ def ranks(
   listed = _listed(rows, scores)
   best_so_far = np.minimum.accumulate(np.where(listed, scores, np.inf), axis=1)
   rising = listed[:, 1:] & (scores[:, 1:] > best_so_far[:, :-1])
-  _refuse(rising.any(axis=1), "scores", "each list must be best first", "sort")
+  _refuse(
+    np.any(rising, axis=1), "scores", "each list must be best first", "sort"
+  )
   return _ranks(scores, listed, _member(rows, _positives(rows, positives)))
 
 
@@ -268,7 +270,9 @@ def _listed(rows: np.ndarray, scores: np.ndarray) -> Bool[np.ndarray, "Q K"]:
   )
   ordered = np.sort(rows, axis=1)
   twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-  _refuse(twice.any(axis=1), "rows", "must differ in a list", "list each once")
+  _refuse(
+    np.any(twice, axis=1), "rows", "must differ in a list", "list each once"
+  )
   return listed
 
 
@@ -280,7 +284,7 @@ def _positives(lists: np.ndarray, positives: np.ndarray) -> np.ndarray:
       f"{positives.shape}. give a padded row a query"
     )
   _refuse(
-    ~(positives >= 0).any(axis=1),
+    np.all(positives < 0, axis=1),
     "positives",
     "every query needs one",
     "leave out queries without",
