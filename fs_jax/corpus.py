@@ -140,20 +140,21 @@ def validate(corpus: types.Corpus) -> None:
       f"leave out neither"
     )
   check_ids(ids)
-  for start in range(0, len(vectors), _BLOCK):
-    block: np.ndarray = vectors[start : start + _BLOCK]
-    lengths = np.linalg.norm(block, axis=1)
-    # Written so that NaN, which compares false with everything, is bad.
-    bad = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))
-    if bad.size:
-      at = start + int(bad[0])
-      finite = np.isfinite(vectors[at]).all()
-      rule = "must have unit length" if finite else "must be finite"
-      got = f"length {lengths[bad[0]]:.6g}" if finite else "NaN or infinity"
-      raise ValueError(
-        f"vectors: every row {rule}; got {got} in row {at}, id {ids[at]!r} "
-        f"({bad.size} such rows near it). look at that item, then encode again"
-      )
+  blocks = range(0, len(vectors), _BLOCK)
+  lengths = np.concatenate(
+    [np.linalg.norm(vectors[i : i + _BLOCK], axis=1) for i in blocks]
+  )
+  # Written so that NaN, which compares false with everything, is bad.
+  bad = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))
+  if bad.size:
+    at = int(bad[0])
+    finite = np.isfinite(vectors[at]).all()
+    rule = "must have unit length" if finite else "must be finite"
+    got = f"length {lengths[at]:.6g}" if finite else "NaN or infinity"
+    raise ValueError(
+      f"vectors: every row {rule}; got {got} in row {at}, id {ids[at]!r} "
+      f"({bad.size} such rows). look at that item, then encode again"
+    )
 
 
 def write_ids(folder: epath.PathLike, ids: Iterable[str]) -> None:

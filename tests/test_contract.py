@@ -1,0 +1,108 @@
+"""Like parts agree, or the error says what differs and what to do."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fs_jax import config, contract
+
+PARAMS = {
+  "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
+  "b": np.zeros((), np.float32),
+}
+
+
+@pytest.fixture
+def cfg():
+  fast = config.Fast(config.VISION["tiny"], config.TEXT["tiny"], embed=8)
+  slow = config.Slow(config.VISION["tiny"], config.DECODER["tiny"], d_mem=16)
+  return config.Config("slow", fast, slow)
+
+
+def test_digest_is_of_content_not_of_placement():
+  digest = contract.digest(PARAMS)
+  assert digest == contract.digest(jax.tree.map(jnp.asarray, PARAMS))
+  assert digest == contract.digest(dict(reversed(PARAMS.items())))
+  mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+  spread = PARAMS | {"a": jax.device_put(PARAMS["a"], rows)}
+  assert digest == contract.digest(spread)
+  fortran = {"kernel": np.asfortranarray(PARAMS["a"]["kernel"])}
+  assert digest == contract.digest(PARAMS | {"a": fortran})
+
+
+@pytest.mark.parametrize(
+  "a",
+  [
+    {"kernel": np.arange(1, 7, dtype=np.float32).reshape(2, 3)},
+    {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2)},
+    {"kernel": np.arange(6, dtype=np.int32).reshape(2, 3)},
+    {"kernel": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)},
+    {"other": np.arange(6, dtype=np.float32).reshape(2, 3)},
+  ],
+)
+def test_digest_sees_values_shapes_types_and_names(a):
+  assert contract.digest(PARAMS) != contract.digest(PARAMS | {"a": a})
+
+
+def test_parts_are_flat_and_survive_json(cfg):
+  fast = contract.fast(cfg, "hash", PARAMS)
+  slow = contract.slow(cfg, "hash", PARAMS, precision="float16")
+  for part in (fast, slow, contract.items(["x"])):
+    assert all(isinstance(v, (str, int, float, bool)) for v in part.values())
+    assert json.loads(json.dumps(part)) == part
+  assert fast["embed"] == 8
+  assert fast["resize_method"] == "bicubic, antialiased"
+  assert fast["mean"] == "0.5 0.5 0.5"
+  assert (slow["levels"], slow["d_mem"]) == (1, 16)
+  assert slow["precision"] == "float16"
+  with pytest.raises(ValueError, match=r"config\.slow"):
+    bare = dataclasses.replace(cfg, stage="fast", slow=None)
+    contract.slow(bare, "hash", PARAMS, precision="float16")
+
+
+def test_check_names_field_values_and_mend(cfg):
+  ours = contract.fast(cfg, "hash", PARAMS)
+  names = {"ours_name": "run r", "theirs_name": "index i", "mend": "do this"}
+  contract.check("fast", ours, dict(ours), **names)
+  data = dataclasses.replace(cfg.data, image_size=32)
+  other = {"a": PARAMS["a"]}
+  theirs = contract.fast(dataclasses.replace(cfg, data=data), "hash", other)
+  says = (
+    r"fast\.image_size: run r and index i must agree; got 64 \(run r\) and 32 "
+    r"\(index i\)\. do this"
+  )
+  with pytest.raises(ValueError, match=says):
+    contract.check("fast", ours, theirs, **names)
+  with pytest.raises(ValueError, match=r"fast\.new: .*None .* and 1 "):
+    contract.check("fast", ours, ours | {"new": 1}, **names)
+
+
+def test_check_all_needs_the_part():
+  names = {"ours_name": "run", "theirs_name": "index", "mend": "do this"}
+  theirs = {"fast": {"x": 1}, "items": {"count": 2}}
+  contract.check_all(None, theirs, **names)
+  contract.check_all({"fast": {"x": 1}}, theirs, **names)
+  with pytest.raises(ValueError, match=r"slow: index must have .*fast, items"):
+    contract.check_all({"slow": {"x": 1}}, theirs, **names)
+  with pytest.raises(ValueError, match=r"fast\.x"):
+    contract.check_all({"fast": {"x": 2}}, theirs, **names)
+
+
+def test_items_are_ordered():
+  part = contract.items(["a", "b"])
+  assert part["count"] == 2
+  assert part == contract.items(("a", "b"))
+  assert part != contract.items(["b", "a"])
+  assert part != contract.items(["ab", ""])
+
+
+def test_store_may_hold_more():
+  rows = contract.check_items(["c", "a"], ["a", "b", "c"])
+  np.testing.assert_array_equal(rows, [2, 0])
+  with pytest.raises(ValueError, match=r"1 of 2 missing, first 'd'.*encode"):
+    contract.check_items(["a", "d"], ["a", "b", "c"])

@@ -1,0 +1,166 @@
+"""Whole or absent: writes, folders and manifests, on disks that fill up."""
+
+import errno
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from fs_jax import files
+
+
+def make(folder, *, text="one"):
+  with files.folder(folder) as temporary:
+    files.write_text(temporary / "a.txt", text)
+    (temporary / "deep").mkdir()
+    files.write_array(temporary / "deep/b.npy", np.arange(6.0).reshape(2, 3))
+    return files.write_manifest(temporary, {"kind": "corpus", "count": 2})
+
+
+def fill_the_disk(monkeypatch, *, after=0):
+  """The write number `after` writes half of it and finds the disk full."""
+  real, count = files.write_to, iter(range(1_000_000))
+
+  def write_to(file, data):
+    if next(count) < after:
+      return real(file, data)
+    raw = data.tobytes() if isinstance(data, np.ndarray) else data
+    file.write(raw[: len(raw) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(files, "write_to", write_to)
+
+
+def test_writes_replace(tmp_path):
+  path = tmp_path / "new/x.json"
+  files.write_json(path, {"a": 1})
+  files.write_json(path, {"a": 2})
+  assert json.loads(path.read_text()) == {"a": 2}
+  assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+  with pytest.raises(ValueError, match="JSON"):
+    files.write_json(path, float("nan"))
+
+
+def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "x.txt"
+  files.write_text(path, "old")
+  fill_the_disk(monkeypatch)
+  with pytest.raises(files.DiskFull, match=r"x\.txt: needs space.*unchanged"):
+    files.write_text(path, "new and longer")
+  assert path.read_text() == "old"
+  assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_full_disk_keeps_the_old_folder(tmp_path, monkeypatch, after):
+  make(tmp_path / "out")
+  fill_the_disk(monkeypatch, after=after)
+  with pytest.raises(files.DiskFull, match=r"/out: needs space"):
+    make(tmp_path / "out", text="two")
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
+  assert (tmp_path / "out/a.txt").read_text() == "one"
+  assert files.read_manifest(tmp_path / "out", "corpus")["count"] == 2
+
+
+def test_other_errors_pass_and_leave_nothing(tmp_path):
+  with pytest.raises(KeyboardInterrupt), files.folder(tmp_path / "out") as t:
+    files.write_text(t / "a", "a")
+    raise KeyboardInterrupt
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_replaces_whole(tmp_path):
+  make(tmp_path / "out")
+  with files.folder(tmp_path / "out") as temporary:
+    assert temporary.parent == tmp_path
+    assert (tmp_path / "out/deep/b.npy").exists()  # until the very end
+    files.write_text(temporary / "c.txt", "two")
+    files.write_manifest(temporary, {"kind": "corpus"})
+  names = sorted(p.name for p in (tmp_path / "out").iterdir())
+  assert names == ["c.txt", "manifest.json"]
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_folder_does_not_replace_what_is_not_ours(tmp_path):
+  (tmp_path / "letters.txt").write_text("dear")
+  with pytest.raises(ValueError, match="choose another folder"):
+    make(tmp_path)
+  assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+def test_relative_paths(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  make("out")
+  make(pathlib.Path("out"))
+  assert files.read_manifest("out", "corpus")["count"] == 2
+
+
+def test_write_array_is_npy(tmp_path):
+  for array in (np.eye(3, 2), np.eye(3, 2).T, np.zeros((0, 4), np.int8)):
+    files.write_array(tmp_path / "x.npy", array)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), array)
+
+
+def test_manifest_lists_everything(tmp_path):
+  manifest = make(tmp_path / "out")
+  assert files.read_manifest(tmp_path / "out", "corpus") == manifest
+  assert manifest["schema"] == 1
+  assert set(manifest["files"]) == {"a.txt", "deep/b.npy"}
+  listed = manifest["files"]["a.txt"]
+  assert listed["bytes"] == 3
+  assert listed["sha256"] == files.sha256(tmp_path / "out/a.txt")
+
+
+def damage(how, folder):
+  if how == "missing":
+    (folder / "deep/b.npy").unlink()
+  elif how == "unlisted":
+    (folder / "deep/c.npy").write_bytes(b"x")
+  elif how == "truncated":
+    with open(folder / "deep/b.npy", "r+b") as file:
+      file.truncate(100)
+  elif how == "changed":
+    (folder / "a.txt").write_text("own")
+  else:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"schema": 2} if how == "schema" else {"files": [1]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+  "how, says",
+  [
+    ("missing", r"'deep/b\.npy' is listed; got no such file"),
+    ("unlisted", r"got 'deep/c\.npy'"),
+    ("truncated", r"'deep/b\.npy' must have 176 bytes; got 100"),
+    ("changed", r"'a\.txt' must have SHA-256 .*it was changed"),
+    ("schema", r"schema must be 1; got 2"),
+    ("files", r"must be JSON that this program wrote"),
+  ],
+)
+def test_damage_is_named(tmp_path, how, says):
+  make(tmp_path / "out")
+  damage(how, tmp_path / "out")
+  with pytest.raises(ValueError, match=says):
+    files.read_manifest(tmp_path / "out", "corpus")
+  if how == "changed":  # of equal length: only told by its hash
+    files.read_manifest(tmp_path / "out", "corpus", hashes=False)
+
+
+def test_no_manifest_no_folder(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"launch\.export_index"):
+    files.read_manifest(tmp_path / "nowhere", "index")
+  make(tmp_path / "out")
+  with pytest.raises(ValueError, match="kind must be 'index'; got 'corpus'"):
+    files.read_manifest(tmp_path / "out", "index")
+  (tmp_path / "out/manifest.json").write_text("{")
+  with pytest.raises(ValueError, match="must be JSON"):
+    files.read_manifest(tmp_path / "out", "corpus")
+
+
+def test_hidden_files_do_not_count(tmp_path):
+  make(tmp_path / "out")
+  (tmp_path / "out/.DS_Store").write_bytes(b"x")
+  files.read_manifest(tmp_path / "out", "corpus")
