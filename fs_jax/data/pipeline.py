@@ -1,0 +1,369 @@
+"""Batches by number: the only module that knows grain.
+
+Row r of step t is example number t * B + r of the dataset, shuffled anew each
+epoch and repeated for ever; which captions it brings and how it is cropped
+follow from the seed and that number. So a batch is a pure function of its
+step: the data state is one integer, any process can make any rows of any step,
+and threads or process counts change nothing.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from grain import experimental as grain_experimental
+
+from fs_jax import config, types
+from fs_jax.data import sources, tokenizer, transforms
+
+# What is drawn, apart from each other: the first half of a generator's key is
+# the seed, the second one of these.
+_SHUFFLE, _CAPTION, _CROP = 0, 1, 2
+_CLUSTERS = 3  # added to each for the rows of clusters
+_SHUFFLE_ROUNDS = 4  # of grain's index shuffle, as in its own `shuffle()`
+
+
+class Clusters(NamedTuple):
+  """Lists of candidates that the teacher judges whole."""
+
+  source: sources.Source  # the captioned visuals first, then any others
+  visual: np.ndarray  # int32 [n,G], rows of `source`
+  text: np.ndarray  # int32 [n,G], captioned rows, whose captions are judged
+
+
+def train_batches(
+  source: sources.Source,
+  tok: tokenizer.Tokenizer,
+  cfg: config.Config,
+  *,
+  start: int,
+  rows: slice | None = None,
+  clusters: Clusters | None = None,
+) -> Iterator[types.Batch | types.DistillBatch]:
+  """Endless batches of numpy arrays, from step `start` on.
+
+  Args:
+    source: captioned visuals.
+    tok: makes the text rows.
+    cfg: batch size, seed, captions of each visual, augmentation, threads.
+    start: the first step, which is the whole state of the data.
+    rows: which rows of the global batch this process makes; None = all. Rows
+      of clusters follow in proportion.
+    clusters: if given, batches are DistillBatch, with `cfg.distill.clusters`
+      clusters a step: G visuals, and one caption of each of G text rows.
+
+  Raises:
+    ValueError: a visual without captions, or arguments that do not fit.
+  """
+  size = cfg.train.batch_size
+  rows = _rows(rows, size)
+  if start < 0:
+    raise ValueError(f"start: must be >= 0; got {start}. name a step")
+  captions = _captions(source, tok)
+  _require_captions(source, captions, np.arange(len(source)))
+  make = functools.partial(_pairs, source, captions, cfg)
+  if clusters is None:
+    step = lambda t: make(t * size + rows.start, rows.stop - rows.start)
+    return _prefetched(step, range(start, sys.maxsize), cfg.data.threads)
+
+  width = clusters.visual.shape[-1]
+  _check_clusters(clusters, source)
+  _require_captions(source, captions, np.unique(clusters.text))
+  judged = cfg.distill.clusters * width
+  first, last = (_proportion(r, size, judged) for r in (rows.start, rows.stop))
+
+  def distil_step(t: int) -> types.DistillBatch:
+    return types.DistillBatch(
+      pairs=make(t * size + rows.start, rows.stop - rows.start),
+      clusters=_judged(
+        clusters, captions, cfg, t * judged + first, last - first
+      ),
+    )
+
+  return _prefetched(distil_step, range(start, sys.maxsize), cfg.data.threads)
+
+
+def eval_batches(
+  source: sources.Source,
+  tok: tokenizer.Tokenizer,
+  cfg: config.Config,
+  batch_size: int,
+  captions: bool = True,
+  rows: slice | None = None,
+) -> Iterator[types.Batch]:
+  """Every example once, in order; the last batch is padded and masked.
+
+  Text rows are the first M captions of each visual, or with `captions=False`
+  one row of padding each, for visuals that may have none. Padding rows have
+  visual 0, text of padding and ids -1. `rows` as in `train_batches`.
+  """
+  rows = _rows(rows, batch_size)
+  per_visual = cfg.data.captions_per_visual
+  texts = None
+  if captions:
+    texts = _captions(source, tok)
+    _require_captions(source, texts, np.arange(len(source)))
+
+  def step(t: int) -> types.Batch:
+    numbers = np.arange(rows.start, rows.stop) + t * batch_size
+    mask = numbers < len(source)
+    present = numbers[mask]
+    visual = _padded(source.visuals(present), len(numbers), 0)
+    if texts is None:
+      text_id = np.full(len(present), -1, np.int32)
+      text = np.full((len(present), tok.length), tok.pad, np.int32)
+      m = 1
+    else:
+      m = per_visual
+      order = np.arange(m) % texts.counts[present][:, None]
+      text_id = texts.pick(present, order)
+      text = texts.tokens[text_id]
+    return types.Batch(
+      visual=visual,
+      text=_padded(text, len(numbers) * m, tok.pad),
+      visual_id=_padded(present.astype(np.int32), len(numbers), -1),
+      text_id=_padded(text_id, len(numbers) * m, -1),
+      mask=mask,
+    )
+
+  steps = range(math.ceil(len(source) / batch_size))
+  return _prefetched(step, steps, cfg.data.threads)
+
+
+def caption_table(
+  source: sources.Source, tok: tokenizer.Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+  """All captions, in order: text int32 [n,L], visual row int32 [n] of each."""
+  captions = _captions(source, tok)
+  visual_row = np.repeat(
+    np.arange(len(source), dtype=np.int32), captions.counts
+  )
+  return captions.tokens[captions.text_id], visual_row
+
+
+class _Captions(NamedTuple):
+  """The captions of a source, tokenised once; equal strings share an id."""
+
+  tokens: np.ndarray  # int32 [U,L], by text_id
+  text_id: np.ndarray  # int32 [n], of all captions in order
+  first: np.ndarray  # int64 [N], of each visual's captions
+  counts: np.ndarray  # int64 [N]
+
+  def pick(self, visuals: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Captions `order` int [n,M] of n visuals -> text_id int32 [n*M]."""
+    return self.text_id[(self.first[visuals][:, None] + order).ravel()]
+
+
+def _captions(source: sources.Source, tok: tokenizer.Tokenizer) -> _Captions:
+  ids: dict[str, int] = {}
+  text_id = [
+    ids.setdefault(tok.normalise(caption), len(ids))
+    for captions in source.all_captions
+    for caption in captions
+  ]
+  counts = np.array([len(c) for c in source.all_captions], np.int64)
+  return _Captions(
+    tokens=tok.encode(list(ids)),
+    text_id=np.array(text_id, np.int32),
+    first=np.cumsum(counts) - counts,
+    counts=counts,
+  )
+
+
+def _pairs(
+  source: sources.Source,
+  captions: _Captions,
+  cfg: config.Config,
+  first: int,
+  count: int,
+) -> types.Batch:
+  """Examples number first .. first + count - 1 of training."""
+  visual_id = _shuffled(cfg.seed, _SHUFFLE, first, count, len(source))
+  order = _choices(
+    (cfg.seed, _CAPTION),
+    first,
+    captions.counts[visual_id],
+    cfg.data.captions_per_visual,
+    int(captions.counts.max()),
+  )
+  text_id = captions.pick(visual_id, order)
+  return types.Batch(
+    visual=_seen(source, visual_id, cfg, _CROP, first),
+    text=captions.tokens[text_id],
+    visual_id=visual_id.astype(np.int32),
+    text_id=text_id,
+    mask=np.ones(count, bool),
+  )
+
+
+def _judged(
+  clusters: Clusters,
+  captions: _Captions,
+  cfg: config.Config,
+  first: int,
+  count: int,
+) -> types.Batch:
+  """Rows first .. first + count - 1 of the shuffled, repeated clusters."""
+  n, width = clusters.visual.shape
+  cluster, column = np.divmod(np.arange(first, first + count), width)
+  low, high = int(cluster[0]), int(cluster[-1])
+  chosen = _shuffled(cfg.seed, _SHUFFLE + _CLUSTERS, low, high - low + 1, n)
+  chosen = chosen[cluster - low]
+  visual_id = clusters.visual[chosen, column]
+  said = clusters.text[chosen, column]
+  order = _choices(
+    (cfg.seed, _CAPTION + _CLUSTERS),
+    first,
+    captions.counts[said],
+    1,
+    int(captions.counts.max()),
+  )
+  text_id = captions.pick(said, order)
+  return types.Batch(
+    visual=_seen(clusters.source, visual_id, cfg, _CROP + _CLUSTERS, first),
+    text=captions.tokens[text_id],
+    visual_id=visual_id.astype(np.int32),
+    text_id=text_id,
+    mask=np.ones(count, bool),
+  )
+
+
+def _seen(
+  source: sources.Source,
+  rows: np.ndarray,
+  cfg: config.Config,
+  stream: int,
+  first: int,
+) -> np.ndarray:
+  """Frames of the rows, augmented: uint8 [B,T,H,W,3]."""
+  frames = source.visuals(rows)
+  size = cfg.data.image_size
+  match cfg.data.augment:
+    case "none":
+      return frames
+    case "crop":
+      cropped = np.empty((*frames.shape[:2], size, size, 3), np.uint8)
+      for k in range(len(rows)):
+        generator = np.random.Generator(
+          _philox((cfg.seed, stream), (first + k) << 64)
+        )
+        cropped[k] = transforms.random_crop(frames[k], size, generator)
+      return cropped
+
+
+def _shuffled(
+  seed: int, stream: int, first: int, count: int, n: int
+) -> np.ndarray:
+  """Rows int64 [count] at places first .. of n rows, shuffled every epoch."""
+  # Not the seed itself: the second epoch of seed 0 would be the first of 1.
+  key = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
+  rows = np.empty(count, np.int64)
+  for k in range(count):
+    epoch, place = divmod(first + k, n)
+    rows[k] = grain_experimental.index_shuffle(
+      place, n - 1, (key + epoch) % 2**32, _SHUFFLE_ROUNDS
+    )
+  return rows
+
+
+def _choices(
+  key: tuple[int, int], first: int, count: np.ndarray, m: int, most: int
+) -> np.ndarray:
+  """m of count[k] things for each k: int64 [n,m], no thing twice before all.
+
+  Row k follows from the key and the number first + k alone.
+
+  Args:
+    key: seed and stream.
+    first: number of the first row.
+    count: int [n], each from 1 to `most`.
+    m: how many to choose.
+    most: a constant of the run: it decides how much a row draws.
+  """
+  blocks = math.ceil(most / 4)  # Philox draws four numbers at each count
+  raw = _philox(key, first * blocks).random_raw(len(count) * blocks * 4)
+  raw = raw.reshape(len(count), -1)[:, :most]
+  raw[np.arange(most) >= count[:, None]] = np.iinfo(np.uint64).max
+  order = np.argsort(raw, axis=1, kind="stable")
+  return np.take_along_axis(order, np.arange(m) % count[:, None], axis=1)
+
+
+def _philox(key: tuple[int, int], counter: int) -> np.random.Philox:
+  """Random numbers by their place in the stream of a key."""
+  seed, stream = key
+  return np.random.Philox(counter=counter, key=(seed % 2**64) << 64 | stream)
+
+
+def _prefetched(
+  step: Callable[[int], Any], steps: range, threads: int
+) -> Iterator[Any]:
+  """Results of the steps, in order, made ahead of their use by threads."""
+  # One spare batch, so that a thread starts the next while one is consumed.
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=threads + 1
+  )
+  numbers = grain.MapDataset.range(steps.start, steps.stop)
+  return iter(numbers.map(step).to_iter_dataset(options))
+
+
+def _padded(array: np.ndarray, length: int, value: int) -> np.ndarray:
+  if len(array) == length:
+    return array
+  padded = np.full((length, *array.shape[1:]), value, array.dtype)
+  padded[: len(array)] = array
+  return padded
+
+
+def _rows(rows: slice | None, size: int) -> slice:
+  rows = slice(0, size) if rows is None else rows
+  if rows.step not in (None, 1) or not 0 <= rows.start < rows.stop <= size:
+    raise ValueError(
+      f"rows: must be a contiguous part of the {size} rows of a batch; got "
+      f"{rows}. pass slice(first, last)"
+    )
+  return rows
+
+
+def _proportion(row: int, size: int, judged: int) -> int:
+  scaled, left = divmod(row * judged, size)
+  if left:
+    raise ValueError(
+      f"distill.clusters: the {judged} rows of clusters must split as the "
+      f"{size} rows of the batch do; got a cut at row {row}. make clusters * "
+      "cluster_size a multiple of the number of devices"
+    )
+  return scaled
+
+
+def _require_captions(
+  source: sources.Source, captions: _Captions, rows: np.ndarray
+) -> None:
+  bare = rows[captions.counts[rows] == 0]
+  if len(bare):
+    raise ValueError(
+      f"captions: every visual of this use needs one; got none for "
+      f"{source.ids[bare[0]]!r} and {len(bare) - 1} more. use a split with "
+      "captions"
+    )
+
+
+def _check_clusters(clusters: Clusters, source: sources.Source) -> None:
+  visual, text = clusters.visual, clusters.text
+  if visual.shape != text.shape or visual.ndim != 2 or not visual.size:
+    raise ValueError(
+      "clusters: visual and text must have one shape [n,G]; got "
+      f"{visual.shape} and {text.shape}. mine them again"
+    )
+  for name, rows, count in (
+    ("visual", visual, len(clusters.source)),
+    ("text", text, len(source)),
+  ):
+    if rows.min() < 0 or rows.max() >= count:
+      raise ValueError(
+        f"clusters.{name}: must be rows of {count} examples; got "
+        f"{rows.min()} to {rows.max()}. mine them again"
+      )
