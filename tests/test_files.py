@@ -4,9 +4,13 @@ import errno
 import json
 import os
 import pathlib
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations import memory
 
 from fs_jax import files
 
@@ -164,3 +168,34 @@ def test_hidden_files_do_not_count(tmp_path):
   make(tmp_path / "out")
   (tmp_path / "out/.DS_Store").write_bytes(b"x")
   files.read_manifest(tmp_path / "out", "corpus")
+
+
+def test_object_stores(tmp_path, monkeypatch):
+  """No renaming there: the manifest goes first of all and comes last."""
+
+  class Bucket(memory.MemoryFileSystem):
+    protocol = "gs"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      name = os.fspath(path).removeprefix("gs://").strip("/")
+      return f"/{name}" if name else ""
+
+  for protocol in ("gs", "gcs"):
+    fsspec.register_implementation(protocol, Bucket, clobber=True)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  path = epath.Path("gs://bucket/out")
+  make(path)
+  with files.folder(path) as temporary:
+    files.write_text(temporary / "c.txt", "two")
+    files.write_manifest(temporary, {"kind": "corpus"})
+  assert set(files.read_manifest(path, "corpus")["files"]) == {"c.txt"}
+  copy = files.local(path)
+  assert (copy / "c.txt").read_text() == "two"
+  assert tmp_path in pathlib.Path(copy).parents
+  files.write_text(path / "c.txt", "own")
+  with pytest.raises(ValueError, match="it was changed"):
+    files.read_manifest(path, "corpus")
+  assert files.local(tmp_path) == epath.Path(tmp_path)
