@@ -1,0 +1,139 @@
+"""Fast vectors and Slow memories of a source, in batches of one shape."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from fs_jax import contract, corpus, report, runs, store, tasks, types
+from fs_jax.data import pipeline, sources
+
+BATCH = 256  # rows on the device at once; the last batch is padded to it
+
+
+def visual_vectors(
+  run: runs.Run, source: sources.Source, *, batch_size: int = BATCH
+) -> np.ndarray:
+  """f(x) of every visual: float32 [C,E], unit length."""
+  model = tasks.fast_model(run.cfg, run.tokenizer.vocab_size)
+
+  @jax.jit
+  def embed(params, visual):
+    seen = tasks.pixels(run.cfg, visual)
+    return model.apply({"params": params}, seen, method="visual")
+
+  parts = [
+    np.asarray(embed(run.params["fast"], batch.visual))[batch.mask]
+    for batch in _batches(run, source, batch_size, "vectors")
+  ]
+  return np.concatenate(parts)
+
+
+def text_vectors(run: runs.Run, text: types.Array) -> np.ndarray:
+  """g(y) of token rows: int32 [Q,L] -> float32 [Q,E], unit length."""
+  return text_encoder(run)(text)
+
+
+def text_encoder(run: runs.Run) -> Callable[[types.Array], np.ndarray]:
+  """`text_vectors` as a function that keeps what it compiled.
+
+  Rows are padded to 1, 8, 64 or multiples of 256: few shapes serve any number
+  of queries.
+  """
+  model = tasks.fast_model(run.cfg, run.tokenizer.vocab_size)
+
+  @jax.jit
+  def embed(params, text):
+    return model.apply({"params": params}, text, method="text")
+
+  def encode(text: types.Array) -> np.ndarray:
+    text = np.asarray(text, np.int32)
+    parts = []
+    for start in range(0, max(len(text), 1), BATCH):
+      part = text[start : start + BATCH]
+      size = next(s for s in (1, 8, 64, BATCH) if len(part) <= s)
+      padded = np.pad(part, ((0, size - len(part)), (0, 0)))
+      parts.append(np.asarray(embed(run.params["fast"], padded))[: len(part)])
+    return np.concatenate(parts)
+
+  return encode
+
+
+def memories(
+  run: runs.Run, source: sources.Source, *, batch_size: int = BATCH
+) -> Iterator[types.Memory]:
+  """What Slow keeps of every visual, batch by batch, without padding rows."""
+  model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
+
+  @jax.jit
+  def embed(params, visual):
+    seen = tasks.pixels(run.cfg, visual)
+    return model.apply({"params": params}, seen, method="encode_visual")
+
+  for batch in _batches(run, source, batch_size, "memories"):
+    memory = jax.device_get(embed(run.params["slow"], batch.visual))
+    yield jax.tree.map(lambda x, keep=batch.mask: x[keep], memory)
+
+
+def write_corpus(
+  run: runs.Run, source: sources.Source, folder: epath.PathLike
+) -> types.Corpus:
+  """Encodes a gallery into `folder`, unless it is there already.
+
+  Raises:
+    ValueError: the folder holds another model's vectors or another gallery.
+  """
+  parts = {"fast": run.fast_contract, "items": contract.items(source.ids)}
+  if (epath.Path(folder) / "manifest.json").exists():
+    return corpus.load(folder, parts)
+  made = types.Corpus(visual_vectors(run, source), source.ids)
+  items = [
+    {"id": name, "captions": list(source.captions(i))}
+    for i, name in enumerate(source.ids)
+  ]
+  corpus.save(folder, made, {"fast": parts["fast"]}, items)
+  return made
+
+
+def write_store(
+  run: runs.Run,
+  source: sources.Source,
+  folder: epath.PathLike,
+  *,
+  precision: str = "float32",
+) -> store.Store:
+  """Encodes a gallery's memories into `folder`, unless they are there.
+
+  Raises:
+    ValueError: the folder holds another model's memories or another gallery.
+  """
+  parts = {
+    "slow": run.slow_contract(precision),
+    "items": contract.items(source.ids),
+  }
+  if not (epath.Path(folder) / "manifest.json").exists():
+    with store.Writer(folder, {"slow": parts["slow"]}) as writer:
+      start = 0
+      for memory in memories(run, source):
+        size = len(memory.levels[0].mask)
+        writer.append(memory, source.ids[start : start + size])
+        start += size
+  return store.Store(folder, parts)
+
+
+def _batches(
+  run: runs.Run, source: sources.Source, batch_size: int, what: str
+) -> Iterator[types.Batch]:
+  batch_size = min(batch_size, max(len(source), 1))
+  with report.Bar(f"{run.cfg.stage}: {what}", len(source)) as bar:
+    done = 0
+    batches = pipeline.eval_batches(
+      source, run.tokenizer, run.cfg, batch_size, captions=False
+    )
+    for batch in batches:
+      yield batch
+      done += int(batch.mask.sum())
+      bar.advance(done)

@@ -1,0 +1,56 @@
+"""Candidate lists for the teacher: visuals that Fast confuses.
+
+A cluster is the G visuals nearest to a captioned one by Fast's own vectors,
+captioned or not, with the captions of the G nearest captioned ones. Slow then
+says which of them each caption explains: that is what Fast has to learn.
+"""
+
+import numpy as np
+from etils import epath
+
+from fs_jax import config, contract, encode, exact, files, runs
+from fs_jax.data import pipeline, sources
+
+
+def clusters(
+  run: runs.Run,
+  captioned: sources.Source,
+  uncaptioned: sources.Source | None,
+  cfg: config.Config,
+  folder: epath.Path,
+) -> pipeline.Clusters:
+  """Mines `distill.lists` clusters, or reads those that are there.
+
+  Args:
+    run: a trained Fast.
+    captioned: the training split.
+    uncaptioned: more visuals, or None.
+    cfg: of the stage that distils.
+    folder: of that stage; lists go to clusters.npz in it.
+  """
+  both = captioned
+  if uncaptioned is not None:
+    both = sources.join(captioned, uncaptioned)
+  size, lists = cfg.distill.cluster_size, cfg.distill.lists
+  rng = np.random.default_rng([cfg.seed, 7])
+  if cfg.distill.candidates == "batch":
+    visual = rng.integers(len(both), size=(lists, size))
+    text = rng.integers(len(captioned), size=(lists, size))
+    # Own pictures among the candidates, as a batch of pairs would have them.
+    visual[:, : size // 2] = text[:, : size // 2]
+    return pipeline.Clusters(both, visual.astype(np.int32), text.astype("i4"))
+  path = folder / "clusters"
+  if not (path / files.MANIFEST).exists():
+    vectors = encode.visual_vectors(run, both)
+    seeds = rng.permutation(np.resize(np.arange(len(captioned)), lists))
+    visual, _ = exact.nearest(vectors, vectors[seeds], size)
+    text, _ = exact.nearest(vectors[: len(captioned)], vectors[seeds], size)
+    with files.folder(path) as temporary:
+      files.write_array(temporary / "visual.npy", np.asarray(visual, "<i4"))
+      files.write_array(temporary / "text.npy", np.asarray(text, "<i4"))
+      parts = {"fast": run.fast_contract, "items": contract.items(both.ids)}
+      files.write_manifest(temporary, {"kind": "clusters", "contract": parts})
+  files.read_manifest(path, "clusters")
+  return pipeline.Clusters(
+    both, np.load(path / "visual.npy"), np.load(path / "text.npy")
+  )

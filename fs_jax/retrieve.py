@@ -1,0 +1,87 @@
+"""A question to an answer: encode, search, re-rank, and the time of each."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fs_jax import calibrate, encode, index, rerank, runs, types
+
+
+class Answer(NamedTuple):
+  """What came back for Q queries."""
+
+  fast: types.Candidates  # Fast's order, scores f.g
+  final: types.Candidates  # re-ranked, if there is a re-ranker
+  unknown: tuple[tuple[str, ...], ...]  # words of each query nobody taught
+  stages_ms: dict[str, float]  # wall time of all queries together
+
+
+class Retriever:
+  """Fast over an index, Slow over its best.
+
+  Args:
+    fast: the run whose vectors the index holds.
+    gallery: the index.
+    scorer: Slow over the same gallery, or None for Fast alone.
+    fit: how to weigh the two; needed with a scorer.
+  """
+
+  def __init__(
+    self,
+    fast: runs.Run,
+    gallery: index.Index,
+    scorer: rerank.Scorer | None = None,
+    fit: calibrate.Fit | None = None,
+  ):
+    self._fast, self._gallery = fast, gallery
+    self._scorer, self._fit = scorer, fit
+    self._encode = encode.text_encoder(fast)
+
+  def __call__(
+    self, queries: Sequence[str], *, k: int = 10, rerank_k: int = 20
+  ) -> Answer:
+    """Answers queries.
+
+    Args:
+      queries: what people type.
+      k: answers wanted.
+      rerank_k: candidates that Slow looks at; 0 = none.
+
+    Raises:
+      ValueError: a query without a known word, or too long a one.
+    """
+    tokenizer = self._fast.tokenizer
+    unknown = tuple(tuple(tokenizer.check_query(q)) for q in queries)
+    text = tokenizer.encode(list(queries))
+    clock = Clock()
+    vectors = self._encode(text)
+    clock.lap("encode")
+    size = min(max(k, rerank_k), self._gallery.size)
+    fast = self._gallery.search(vectors, size)
+    clock.lap("search")
+    final = fast
+    rerank_k = min(rerank_k, size)
+    if self._scorer is not None and self._fit is not None and rerank_k:
+      h = self._scorer(text, np.asarray(fast.rows)[:, :rerank_k])
+      final = rerank.rerank(fast, h, rerank.targets(text), self._fit)
+      clock.lap("rerank")
+    return Answer(_first(fast, k), _first(final, k), unknown, clock.laps)
+
+
+class Clock:
+  """Wall time between laps, ms."""
+
+  def __init__(self) -> None:
+    self.laps: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, name: str) -> None:
+    now = time.perf_counter()
+    self.laps[name] = 1e3 * (now - self._last)
+    self._last = now
+
+
+def _first(found: types.Candidates, k: int) -> types.Candidates:
+  return types.Candidates(found.rows[:, :k], found.scores[:, :k])

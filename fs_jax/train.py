@@ -1,0 +1,197 @@
+"""A stage from its config: data, vocabulary, first parameters, teacher, loop.
+
+What a stage starts from lies in other stages of the same workdir, so that
+`fast`, `slow` and `distill` are three calls of one function.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from etils import epath
+
+from fs_jax import (
+  calibrate,
+  config,
+  encode,
+  exact,
+  loop,
+  metrics,
+  mine,
+  paths,
+  rerank,
+  runs,
+  sharding,
+  store,
+  tasks,
+  types,
+)
+from fs_jax.data import pipeline, sources
+from fs_jax.data import tokenizer as tokenizers
+
+FIT_K = 50  # Fast's candidates of each validation query that weights are fit on
+
+
+def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
+  """Trains the stage of `cfg`, or what is left of it; returns its folder.
+
+  Raises:
+    ValueError: data, config or earlier stages that do not fit.
+    report.NonFinite: the loss diverged.
+  """
+  where = runs.folder(workdir, cfg.stage)
+  source = sources.open_split(cfg.data, cfg.data.train, train=True)
+  tokenizer = _tokenizer(cfg, workdir, source)
+  donor = runs.load(runs.folder(workdir, cfg.init.stage)) if _starts(cfg) else None
+  teacher, clusters, frozen = None, None, None
+  if cfg.init.teacher:
+    teacher = runs.load(runs.folder(workdir, cfg.init.teacher))
+    frozen = runs.placed(teacher, sharding.mesh(cfg.mesh))
+  if cfg.stage == "distill":
+    fit = runs.load_fit(teacher.folder)
+    tau = cfg.distill.temperature or fit.tau
+    frozen |= {"gamma": np.float32(fit.gamma), "tau": np.float32(tau)}
+    runs.begin(where, cfg, tokenizer)
+    more = None
+    if cfg.data.uncaptioned:
+      more = sources.open_split(cfg.data, cfg.data.uncaptioned, train=True)
+    clusters = mine.clusters(donor, source, more, cfg, where)
+
+  def batches(start: int, rows: slice):
+    return pipeline.train_batches(
+      source, tokenizer, cfg, start=start, rows=rows, clusters=clusters
+    )
+
+  loop.fit(
+    cfg,
+    workdir,
+    tokenizer,
+    batches,
+    frozen=frozen,
+    start_from=_first_params(cfg, donor),
+    validate=quick_recall(cfg, tokenizer) if cfg.train.eval_every else None,
+  )
+  return where
+
+
+def quick_recall(
+  cfg: config.Config, tokenizer: tokenizers.Tokenizer
+) -> Callable[[types.Params], Mapping[str, float]]:
+  """R@1 and R@5 on the first `train.eval_sample` validation visuals.
+
+  One caption each, ranked among the sample only: a curve to watch, not a
+  result. Slow scores all pairs of a quarter of them.
+  """
+  source = sources.open_split(cfg.data, cfg.data.validation)
+  size = min(cfg.train.eval_sample, len(source))
+  if cfg.stage == "slow":
+    size = max(size // 4, 1)
+  texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
+  visual = source.visuals(np.arange(size))
+  if cfg.stage == "slow":
+    model = tasks.slow_model(cfg, tokenizer.vocab_size)
+  else:
+    model = tasks.fast_model(cfg, tokenizer.vocab_size)
+
+  @jax.jit
+  def fast(params: types.Params) -> jax.Array:
+    seen = tasks.pixels(cfg, visual)
+    out = model.apply({"params": params["fast"]}, seen, texts)
+    return out["text"] @ out["visual"].T
+
+  @jax.jit
+  def slow(params: types.Params) -> jax.Array:
+    variables = {"params": params["slow"]}
+    memory = model.apply(
+      variables, tasks.pixels(cfg, visual), method="encode_visual"
+    )
+    states = model.apply(variables, texts, method="read")[None]
+    each = states.repeat(size, axis=0)
+    return model.apply(
+      variables, memory, each, texts[None], method="score"
+    ).T
+
+  def recall(params: types.Params) -> dict[str, float]:
+    scores = (slow if cfg.stage == "slow" else fast)(params)
+    ranked = metrics.ranks_full(np.asarray(scores), np.arange(size)[:, None])
+    return {
+      f"R@{k}": float(metrics.recall_at(ranked, k).mean()) for k in (1, 5)
+    }
+
+  return recall
+
+
+def fit_weights(
+  fast: runs.Run, slow: runs.Run, memories: store.Store, vectors: np.ndarray
+) -> calibrate.Fit:
+  """gamma, beta and tau from all validation captions.
+
+  Args:
+    fast: whose candidates Slow will look at.
+    slow: the judge.
+    memories: Slow's, of the validation visuals.
+    vectors: Fast's, of the same, float32 [C,E].
+  """
+  source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
+  text, owner = pipeline.caption_table(source, fast.tokenizer)
+  queries = encode.text_vectors(fast, text)
+  rows, dots = exact.nearest(vectors, queries, min(FIT_K, len(vectors)))
+  rows = np.asarray(rows)
+  scorer = rerank.Scorer(slow, memories)
+  scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
+  return calibrate.fit(
+    scorer(text, rows),
+    rerank.targets(text),
+    np.asarray(dots),
+    min(scale, 100.0),
+    rows == owner[:, None],
+    np.ones(rows.shape, bool),
+  )
+
+
+def _starts(cfg: config.Config) -> bool:
+  return bool(cfg.init.stage)
+
+
+def _tokenizer(
+  cfg: config.Config, workdir: epath.PathLike, source: sources.Source
+) -> tokenizers.Tokenizer:
+  """The first stage's vocabulary, or a new one from the training captions."""
+  for stage in (cfg.init.stage, cfg.init.teacher):
+    if stage:
+      return tokenizers.load(runs.folder(workdir, stage) / runs.TOKENIZER)
+  captions = (c for i in range(len(source)) for c in source.captions(i))
+  return tokenizers.make(captions, cfg.tokens)
+
+
+def _first_params(
+  cfg: config.Config, donor: runs.Run | None
+) -> types.Params | None:
+  """The donor's parameters under our names, by `init.prefixes`."""
+  if donor is None:
+    return None
+  pairs = cfg.init.prefixes or (("", ""),)
+  given: dict[str, jax.Array] = {}
+  for theirs, ours in pairs:
+    found = False
+    for name, leaf in zip(
+      paths.names(donor.params), jax.tree.leaves(donor.params), strict=True
+    ):
+      if name.startswith(theirs):
+        given[ours + name[len(theirs) :]] = leaf
+        found = True
+    if not found:
+      raise ValueError(
+        f"init.prefixes: must begin names of stage {cfg.init.stage!r}; got "
+        f"{theirs!r}. its names look like {paths.names(donor.params)[0]!r}"
+      )
+  return functools.reduce(
+    paths.merge, (_nested(name, leaf) for name, leaf in given.items()), {}
+  )
+
+
+def _nested(name: str, leaf: jax.Array) -> dict:
+  for key in reversed(name.split("/")):
+    leaf = {key: leaf}
+  return leaf
