@@ -13,6 +13,8 @@ import importlib.util
 import io
 import pathlib
 import re
+import struct
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -142,7 +144,21 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def png(pixels: np.ndarray) -> bytes:
-  """uint8 [H, W, 3] -> PNG, the fast way: small pictures, many of them."""
-  out = io.BytesIO()
-  Image.fromarray(pixels).save(out, "PNG", compress_level=1)
-  return out.getvalue()
+  """uint8 [H, W, 3] -> PNG without row filters: for drawings on plain ground
+  twice as fast as Pillow, and smaller."""
+  height, width, _ = pixels.shape
+  rows = np.zeros((height, 1 + 3 * width), np.uint8)  # 0 = no filter
+  rows[:, 1:] = pixels.reshape(height, -1)
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  chunks = (
+    (b"IHDR", header),
+    (b"IDAT", zlib.compress(rows.tobytes(), 1)),
+    (b"IEND", b""),
+  )
+  return b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(data))
+    + name
+    + data
+    + struct.pack(">I", zlib.crc32(name + data))
+    for name, data in chunks
+  )

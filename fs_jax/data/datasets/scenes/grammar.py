@@ -131,8 +131,9 @@ _LENGTHS = {link: len(words) for words, link in _LINKS} | {"": 0}
 
 def length(clause: Clause) -> int:
   """Words of the clause's text."""
-  phrases = [p for p in (clause.subject, clause.object) if p is not None]
-  return _LENGTHS[clause.link] + sum(2 + bool(p.size) for p in phrases)
+  subject, link, target = clause
+  words = _LENGTHS[link] + 2 + bool(subject.size)
+  return words if target is None else words + 2 + bool(target.size)
 
 
 def _phrase_text(phrase: Phrase) -> str:
