@@ -98,9 +98,9 @@ def exact(
 def build(
   corpus: types.Corpus,
   folder: epath.PathLike,
+  contract: Mapping[str, contracts.Part],
   *,
   kind: Literal["auto", "exact", "scann"] = "auto",
-  contract: Mapping[str, contracts.Part],
   settings: Settings | None = None,
   queries: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def build(
   Args:
     corpus: checked by `corpus.validate` first.
     folder: to make or replace.
-    kind: "auto" is ScaNN where it is installed, else exact with a warning.
     contract: the `fast` part of the corpus; `items` is added.
+    kind: "auto" is ScaNN where it is installed, else exact with a warning.
     settings: of ScaNN; the defaults if None.
     queries: float32 [Q,E] that recall is measured on; if None, vectors of the
       corpus with noise added, which flatters: real queries lie further off.
@@ -157,8 +157,8 @@ def build(
 
 def load(
   folder: epath.PathLike,
-  *,
   expected: Mapping[str, contracts.Part] | None = None,
+  *,
   hashes: bool = True,
   mend: str = MEND,
 ) -> Index:

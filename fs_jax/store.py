@@ -26,7 +26,7 @@ class Writer:
   """Appends memories in row order; the folder appears when all is written.
 
   ```
-  with store.Writer(folder, precision="float16", contract=parts) as writer:
+  with store.Writer(folder, {"slow": slow_contract}) as writer:
     for batch in batches:
       writer.append(memory, ids)
   ```
@@ -35,8 +35,8 @@ class Writer:
 
   Args:
     folder: to make or replace.
-    precision: of the stored latents.
-    contract: its `slow` part; `items` is added.
+    contract: its `slow` part, whose `precision` is that of the latents on disk,
+      "float32" or "float16"; `items` is added.
     shard_bytes: of all levels of a shard together, at most (one row at least).
 
   Raises:
@@ -47,18 +47,18 @@ class Writer:
   def __init__(
     self,
     folder: epath.PathLike,
-    *,
-    precision: Precision,
     contract: Mapping[str, contracts.Part],
+    *,
     shard_bytes: int = SHARD_BYTES,
   ):
+    precision = contract.get("slow", {}).get("precision")
     if precision not in _DTYPES:
       raise ValueError(
-        f"precision: must be one of {', '.join(_DTYPES)}; got {precision!r}. "
-        f"change it"
+        f"slow.precision: must be one of {', '.join(_DTYPES)}; got "
+        f"{precision!r}. change it"
       )
     self._target = folder
-    self._precision = precision
+    self._precision: Precision = precision
     self._contract = contract
     self._shard_bytes = shard_bytes
     self._ids: list[str] = []
@@ -209,8 +209,8 @@ class Store:
   def __init__(
     self,
     folder: epath.PathLike,
-    *,
     expected: Mapping[str, contracts.Part] | None = None,
+    *,
     hashes: bool = True,
     mend: str = "encode the gallery again: python -m launch.encode",
   ):

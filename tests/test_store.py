@@ -9,7 +9,7 @@ import pytest
 
 from fs_jax import files, store, types
 
-SLOW = {"levels": 2, "digest": "abc"}
+SLOW = {"levels": 2, "precision": "float32", "digest": "abc"}
 SHAPES = ((4, 8), (6, 8))  # tokens and width of each level
 ROW = sum(n * d for n, d in SHAPES) * 4  # bytes
 
@@ -40,8 +40,7 @@ def write(folder, memory, *, batch=3, precision="float32", shard_rows=4):
   size = len(memory.levels[0].latent)
   with store.Writer(
     folder,
-    precision=precision,
-    contract={"slow": SLOW},
+    {"slow": SLOW | {"precision": precision}},
     shard_bytes=shard_rows * ROW,
   ) as writer:
     for start in range(0, size, batch):
@@ -142,7 +141,7 @@ def test_what_does_not_fit_is_refused_and_nothing_stays(tmp_path):
   for late, ids, says in cases:
     with (
       pytest.raises(ValueError, match=says),
-      store.Writer(tmp_path / "s", precision="float32", contract={}) as writer,
+      store.Writer(tmp_path / "s", {"slow": SLOW}) as writer,
     ):
       writer.append(memory, names(2))
       writer.append(late, ids)
@@ -150,6 +149,8 @@ def test_what_does_not_fit_is_refused_and_nothing_stays(tmp_path):
     write(tmp_path / "s", memories(0))
   with pytest.raises(ValueError, match="float32, float16; got 'int8'"):
     write(tmp_path / "s", memory, precision="int8")
+  with pytest.raises(ValueError, match=r"slow\.precision.*got None"):
+    store.Writer(tmp_path / "s", {})
   assert list(tmp_path.iterdir()) == []
 
 
