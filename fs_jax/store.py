@@ -18,7 +18,10 @@ from fs_jax import contract as contracts
 from fs_jax import corpus, files, types
 
 Precision = Literal["float32", "float16"]
-_DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+_DTYPES: dict[str, np.dtype] = {
+  "float32": np.dtype("<f4"),
+  "float16": np.dtype("<f2"),
+}
 SHARD_BYTES = 1 << 30
 
 
