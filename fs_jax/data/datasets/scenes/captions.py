@@ -16,9 +16,9 @@ import numpy as np
 from fs_jax.data.datasets.scenes import grammar, truth
 
 CLAUSES = (0.35, 0.5, 0.15)  # of captions that may stop at 1, 2, 3 clauses
-SIZED = 0.55  # of phrases say small or big
+SIZED = 0.65  # of phrases say small or big
 COUNTED = 0.6  # of phrases that could say two or three do
-QUARTER = 0.6  # of the places are a quarter, the others a half
+QUARTER = 0.7  # of the places are a quarter, the others a half
 TRIES = 80  # draws for one caption of a training picture
 
 
