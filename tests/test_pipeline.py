@@ -234,6 +234,13 @@ def test_the_last_padded_batch_counts_once(source, tok):
     assert_same(batch, joined(parts))
 
 
+def test_eval_of_a_source_kept_larger_for_crops(tok):
+  large = make_source(3, size=12)
+  (batch,) = pipeline.eval_batches(large, tok, make_cfg(), 4)
+  assert batch.visual.shape == (4, 1, 8, 8, 3)
+  assert (batch.visual[:3, ..., 1] == np.arange(3)[:, None, None, None]).all()
+
+
 def test_eval_without_captions(tok):
   bare = make_source(3, captions=lambda i: ())
   (batch,) = pipeline.eval_batches(bare, tok, make_cfg(), 4, captions=False)

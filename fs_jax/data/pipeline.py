@@ -112,7 +112,7 @@ def eval_batches(
     numbers = np.arange(rows.start, rows.stop) + t * batch_size
     mask = numbers < len(source)
     present = numbers[mask]
-    visual = _padded(source.visuals(present), len(numbers), 0)
+    visual = _resized(source.visuals(present), cfg.data)
     if texts is None:
       text_id = np.full(len(present), -1, np.int32)
       text = np.full((len(present), tok.length), tok.pad, np.int32)
@@ -123,7 +123,7 @@ def eval_batches(
       text_id = texts.pick(present, order)
       text = texts.tokens[text_id]
     return types.Batch(
-      visual=visual,
+      visual=_padded(visual, len(numbers), 0),
       text=_padded(text, len(numbers) * m, tok.pad),
       visual_id=_padded(present.astype(np.int32), len(numbers), -1),
       text_id=_padded(text_id, len(numbers) * m, -1),
@@ -253,6 +253,16 @@ def _seen(
         )
         cropped[k] = transforms.random_crop(frames[k], size, generator)
       return cropped
+
+
+def _resized(frames: np.ndarray, cfg: config.Data) -> np.ndarray:
+  """Frames [B,T,H,W,3] as evaluation sees them: larger ones were for crops."""
+  size = cfg.image_size
+  if frames.shape[2:4] == (size, size):
+    return frames
+  flat = frames.reshape(-1, *frames.shape[2:])
+  flat = np.stack([transforms.resize(f, size, cfg.resize) for f in flat])
+  return flat.reshape(*frames.shape[:2], size, size, 3)
 
 
 def _shuffled(
