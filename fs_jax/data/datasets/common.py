@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 Progress = Callable[[str, int], None]  # (split, pictures of it written)
 
@@ -46,9 +47,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         f"{self.name}: config must be a {self.CONFIG.__name__}; got "
         f"{config!r}. pass config={self.CONFIG.__name__}(...)"
       )
-    super().__init__(
-      file_format=file_format or "array_record", config=config, **kwargs
-    )
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it warns of every config of a user
+    try:
+      super().__init__(
+        file_format=file_format or "array_record", config=config, **kwargs
+      )
+    finally:
+      logging.set_verbosity(level)
 
   def counted(self, split: str, examples):
     """The examples with increasing integer keys (their order on disk), while

