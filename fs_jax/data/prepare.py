@@ -134,7 +134,7 @@ def _whole(builder: Any) -> bool:
       if len(source) != info.num_examples or not source[len(source) - 1]["id"]:
         return False
     return bool(builder.info.splits)
-  except Exception:  # noqa: BLE001  a damaged file can fail in any way
+  except Exception:
     return False
 
 

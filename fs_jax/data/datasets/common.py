@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -38,7 +38,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   CONFIG: type  # the dataclass of its configs; called without arguments
   progress: Progress | None = None
-  url_infos = {}  # nothing is downloaded: no file of checksums to look for
+  url_infos: ClassVar = {}  # nothing is downloaded: no file of checksums to look for
 
   def __init__(self, *, file_format=None, config=None, **kwargs):
     config = self.CONFIG() if config is None else config

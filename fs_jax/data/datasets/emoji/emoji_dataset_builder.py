@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -69,7 +69,7 @@ class Builder(common.Builder):
   """Drawings of Unicode emoji by two artists, with their names."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "First."}
   CONFIG = EmojiConfig
 
   def _info(self) -> tfds.core.DatasetInfo:

@@ -52,7 +52,7 @@ def plain(
 
 
 def reference(seed: int, roles: np.ndarray) -> truth.Evaluator:
-  """A gallery like test's, of training pairs, that holds no training picture."""
+  """A gallery like that of test, of training pairs and no training picture."""
   rng = np.random.default_rng([seed, REFERENCE])
   kinds = layout.sample_kinds(rng, REFERENCE_GROUPS, roles, 0)
   groups = layout.sample_groups(rng, kinds)
@@ -142,7 +142,7 @@ def grouped(
   pictures = _pictures(table, colours, len(scenes))
   return [
     picture._replace(captions=said, group=i // ARRANGEMENTS)
-    for i, (picture, said) in enumerate(zip(pictures, texts))
+    for i, (picture, said) in enumerate(zip(pictures, texts, strict=True))
   ]
 
 

@@ -34,7 +34,7 @@ class Layouts(NamedTuple):
 
 def join(parts: list[Layouts]) -> Layouts:
   """Stack along the pictures."""
-  return Layouts(*(np.concatenate(part) for part in zip(*parts)))
+  return Layouts(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def scenes(layouts: Layouts) -> truth.Scenes:
@@ -51,8 +51,10 @@ def things(layouts: Layouts) -> list[truth.Scene]:
   """The same, scene by scene."""
   columns = (part.tolist() for part in scenes(layouts))
   return [
-    tuple(truth.Thing(*thing) for thing in zip(*rows) if thing[0] >= 0)
-    for rows in zip(*columns)
+    tuple(
+      truth.Thing(*thing) for thing in zip(*rows, strict=True) if thing[0] >= 0
+    )
+    for rows in zip(*columns, strict=True)
   ]
 
 
@@ -141,7 +143,7 @@ def sample_slots(
 def _valid(
   size: np.ndarray, centre: np.ndarray, present: np.ndarray
 ) -> np.ndarray:
-  """Sizes [..., 4], centres [2, ..., 4] -> does every pair keep its distance?"""
+  """Sizes [..., 4], centres [2, ..., 4] -> all pairs keep their distance?"""
   apart = np.abs(centre[..., :, None] - centre[..., None, :])
   touch = (size[..., :, None] + size[..., None, :]) / 2 - OVERLAP
   fits = (apart >= touch).any(0)

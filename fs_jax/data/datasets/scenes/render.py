@@ -60,7 +60,7 @@ def render(
   sheet = atlas(artist)
   canvas = np.empty((truth.CANVAS, truth.CANVAS, 3), np.float32)
   canvas[:] = BACKGROUNDS[background]
-  for k, px, y, x in zip(kind, size, y0, x0):
+  for k, px, y, x in zip(kind, size, y0, x0, strict=True):
     colour, through = sheet[k, px]
     patch = canvas[y : y + px, x : x + px]
     patch *= through

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -84,7 +84,7 @@ class Builder(common.Builder):
   """Scenes of a few emoji, with captions whose truth is known exactly."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "First."}
   CONFIG = ScenesConfig
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -170,6 +170,6 @@ def _records(split: str, artist: str, pictures) -> Iterator[dict[str, Any]]:
           "box": [y, x, y + size, x + size],
           "size": grammar.SIZES[size >= layout.BIG_PX[0]],
         }
-        for kind, size, y, x in zip(p.kind, p.size, p.y0, p.x0)
+        for kind, size, y, x in zip(p.kind, p.size, p.y0, p.x0, strict=True)
       ],
     }

@@ -60,7 +60,10 @@ def scene(objects: dict) -> Scene:
       (box[1] + box[3]) / 2,
     )
     for kind, size, box in zip(
-      objects["kind"], objects["size"], np.asarray(objects["box"], float)
+      objects["kind"],
+      objects["size"],
+      np.asarray(objects["box"], float),
+      strict=True,
     )
   )
 
@@ -165,7 +168,7 @@ def truth_matrix(
     scenes = stack(scenes)
   evaluator = Evaluator(scenes)
   out = np.zeros((len(captions), evaluator.count), bool)
-  for row, caption in zip(out, captions):
+  for row, caption in zip(out, captions, strict=True):
     if isinstance(caption, str):
       caption = grammar.parse(caption)
     row[:] = evaluator.caption(caption)
