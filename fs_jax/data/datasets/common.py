@@ -29,7 +29,7 @@ def named(config: Any, prefix: str) -> str:
   return f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """A builder that writes array_record, so that nothing needs TensorFlow.
 
   Attributes:
@@ -38,7 +38,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   CONFIG: type  # the dataclass of its configs; called without arguments
   progress: Progress | None = None
-  url_infos: ClassVar = {}  # nothing is downloaded: no file of checksums to look for
+  # Nothing is downloaded: TFDS need not look for a file of checksums.
+  url_infos: ClassVar[dict[str, Any]] = {}
 
   def __init__(self, *, file_format=None, config=None, **kwargs):
     config = self.CONFIG() if config is None else config

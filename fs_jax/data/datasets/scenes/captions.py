@@ -83,7 +83,7 @@ def _phrase(
   if place:
     same = [t for t in same if truth.in_place(t, place)]
   if len(same) in grammar.COUNTS and len(same) > 1 and draw() < COUNTED:
-    phrase = phrase._replace(count=len(same))
+    phrase = phrase._replace(number=len(same))
   return phrase
 
 
@@ -122,8 +122,8 @@ def _relation(
     link = instead  # sprites hardly overlap: one of the two holds
   a, b = _phrase(scene, i, draw), _phrase(scene, j, draw)
   clause = grammar.Clause(a, link, b)
-  if (a.count > 1 or b.count > 1) and not truth.holds(clause, scene):
-    return grammar.Clause(a._replace(count=1), link, b._replace(count=1))
+  if (a.number > 1 or b.number > 1) and not truth.holds(clause, scene):
+    return grammar.Clause(a._replace(number=1), link, b._replace(number=1))
   return clause
 
 

@@ -181,5 +181,5 @@ def _pictures(
   counts = (layouts.kind >= 0).sum(1).tolist()
   columns = [part.tolist() for part in layouts]
   for i in range(needed):
-    row = (column[i][: counts[i]] for column in columns)
-    yield Picture(*row, int(colours[i]), [], -1)
+    kind, size, y0, x0 = (column[i][: counts[i]] for column in columns)
+    yield Picture(kind, size, y0, x0, int(colours[i]), [], -1)

@@ -96,7 +96,7 @@ RELATIONS = {
 class Phrase(NamedTuple):
   """ "two small foxes" = Phrase(2, "small", 1)."""
 
-  count: int  # 1 at least one; 2, 3 exactly so many
+  number: int  # 1 at least one; 2, 3 exactly so many
   size: str  # "", "small" or "big"
   kind: int  # place in KINDS
 
@@ -123,10 +123,9 @@ VOCABULARY = _vocabulary()  # every word a caption can hold, sorted
 _NAMES = {k.name: i for i, k in enumerate(KINDS)}
 _PLURALS = {k.plural: i for i, k in enumerate(KINDS)}
 _WORD_COUNTS = {word: count for count, word in COUNTS.items()}
-_LINKS = [(tuple(link.split()), link) for link in (*PLACES, *RELATIONS)]
 
 
-_LENGTHS = {link: len(words) for words, link in _LINKS} | {"": 0}
+_LENGTHS = {link: len(link.split()) for link in ("", *PLACES, *RELATIONS)}
 
 
 def length(clause: Clause) -> int:
@@ -138,9 +137,9 @@ def length(clause: Clause) -> int:
 
 def _phrase_text(phrase: Phrase) -> str:
   kind = KINDS[phrase.kind]
-  name = kind.name if phrase.count == 1 else kind.plural
+  name = kind.name if phrase.number == 1 else kind.plural
   size = f"{phrase.size} " if phrase.size else ""
-  return f"{COUNTS[phrase.count]} {size}{name}"
+  return f"{COUNTS[phrase.number]} {size}{name}"
 
 
 def _clause_text(clause: Clause) -> str:
@@ -163,7 +162,7 @@ def parse(line: str) -> Caption:
   Raises:
     ValueError: the line is not in the language; the message names the clause.
   """
-  clauses = [[]]
+  clauses: list[list[str]] = [[]]
   for word in line.split():
     if word == "and":
       clauses.append([])
@@ -176,12 +175,13 @@ def _parse_clause(words: list[str], line: str) -> Clause:
   subject, rest = _parse_phrase(words, line)
   if not rest:
     return Clause(subject)
-  for words_of_link, link in _LINKS:
-    if tuple(rest[: len(words_of_link)]) == words_of_link:
-      rest = rest[len(words_of_link) :]
-      break
-  else:
+  fits = [
+    link for link in _LENGTHS if link and rest[: _LENGTHS[link]] == link.split()
+  ]
+  if not fits:
     raise _error(words, line, f"a place or relation at {' '.join(rest)!r}")
+  link = fits[0]  # no link begins with another
+  rest = rest[_LENGTHS[link] :]
   if link in PLACES:
     if rest:
       raise _error(words, line, f"nothing after {link!r}")

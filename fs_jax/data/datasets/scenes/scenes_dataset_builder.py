@@ -139,12 +139,13 @@ class Builder(common.Builder):
       splits["uncaptioned"] = self._examples("uncaptioned", ARTIST, pictures)
     for split in ("validation", "test"):
       groups = getattr(c, f"{split}_groups")
-      if groups:
-        pictures = galleries.grouped(c.seed, split, groups, *said)
-        splits[split] = self._examples(split, ARTIST, pictures)
-    if c.test_groups:  # the same pictures again
-      other = self._examples("test_other_artist", OTHER_ARTIST, pictures)
-      splits["test_other_artist"] = other
+      if not groups:
+        continue
+      gallery = galleries.grouped(c.seed, split, groups, *said)
+      splits[split] = self._examples(split, ARTIST, gallery)
+      if split == "test":  # the same pictures again
+        other = "test_other_artist"
+        splits[other] = self._examples(other, OTHER_ARTIST, gallery)
     return splits
 
   def _generate_examples(self, split, artist, pictures):

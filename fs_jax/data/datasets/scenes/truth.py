@@ -92,7 +92,7 @@ class Evaluator:
 
   def caption(self, caption: grammar.Caption) -> np.ndarray:
     """bool [S]: where every clause is true."""
-    return np.logical_and.reduce([self.clause(c) for c in caption])
+    return np.asarray(np.logical_and.reduce([self.clause(c) for c in caption]))
 
   def bits(self, caption: Sequence[grammar.Clause]) -> int:
     """The same as an integer: bit s is scene s. Quick to combine."""
@@ -118,13 +118,13 @@ class Evaluator:
     if clause.object is None:
       if clause.link:
         first = first & self._places[clause.link]
-      return _counted(first, clause.subject.count)
+      return _counted(first, clause.subject.number)
     second = self._phrase(clause.object)
     rows, relations = self._having(clause.subject.kind, clause.object.kind)
     pairs = relations[clause.link]  # [R, O, O], R of the S scenes
     first, second = first[rows], second[rows]
     a, b = first[:, :, None], second[:, None, :]
-    every_a, every_b = clause.subject.count > 1, clause.object.count > 1
+    every_a, every_b = clause.subject.number > 1, clause.object.number > 1
     if every_a and every_b:
       true = (pairs | ~a | ~b).all((1, 2))
     elif every_a:
@@ -133,13 +133,16 @@ class Evaluator:
       true = ((pairs | ~b).all(2) & first).any(1)
     else:
       true = (pairs & a & b).any((1, 2))
-    true = true & _counted(first, clause.subject.count)
+    true = true & _counted(first, clause.subject.number)
     out = np.zeros(self.count, bool)
-    out[rows] = true & _counted(second, clause.object.count)
+    out[rows] = true & _counted(second, clause.object.number)
     return out
 
-  def _having(self, *kinds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  def _having(
+    self, first: int, second: int
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scenes with both kinds, few of many, and who is beside whom in them."""
+    kinds = (first, second)
     if kinds not in self._both:
       a, b = (self._phrase(grammar.Phrase(1, "", kind)) for kind in kinds)
       rows = np.flatnonzero(a.any(1) & b.any(1))
@@ -210,8 +213,8 @@ def holds(clause: grammar.Clause, things: Scene) -> bool:
   if not _right_number(clause.object, second):
     return False
   # "a" tries each object alone, "two" and "three" take them all together
-  firsts = [first] if clause.subject.count > 1 else [[t] for t in first]
-  seconds = [second] if clause.object.count > 1 else [[t] for t in second]
+  firsts = [first] if clause.subject.number > 1 else [[t] for t in first]
+  seconds = [second] if clause.object.number > 1 else [[t] for t in second]
   return any(
     all(beside(a, b, clause.link) for a in some for b in others)
     for some in firsts
@@ -220,4 +223,4 @@ def holds(clause: grammar.Clause, things: Scene) -> bool:
 
 
 def _right_number(phrase: grammar.Phrase, things: list[Thing]) -> bool:
-  return len(things) == phrase.count if phrase.count > 1 else bool(things)
+  return len(things) == phrase.number if phrase.number > 1 else bool(things)
