@@ -48,7 +48,8 @@ class Data:
 class Tokens:
   """How a string becomes integers; part of every contract."""
 
-  kind: Literal["word", "wordpiece", "bpe"] = "word"
+  kind: Literal["word", "phrase", "wordpiece", "bpe"] = "word"
+  phrases: int = 24  # repeated word sequences that kind phrase makes one token
   vocabulary: int = 8192  # at most; includes pad, unknown, BOS, EOS
   length: int = 24  # L, BOS and EOS included; longer strings are cut
   lowercase: bool = True  # with accents kept; Unicode NFC always
@@ -232,12 +233,13 @@ class Train:
 
 # Axis of each dimension of a parameter, first match wins; a scanned stack has
 # its layers in front. Placement lives here, not in the models.
+_STACKED = r".*/(blocks|level\d)/.*"
 RULES: Rules = (
-  (r".*/(query|key|value)/kernel", (None, "fsdp", "model", None)),
-  (r".*/out/kernel", (None, "model", None, "fsdp")),
-  (r".*/up/kernel", (None, "fsdp", "model")),
-  (r".*/down/kernel", (None, "model", "fsdp")),
-  (r".*", ()),
+  (_STACKED + "/(query|key|value)/kernel", (None, "fsdp", "model", None)),
+  (_STACKED + "/out/kernel", (None, "model", None, "fsdp")),
+  (_STACKED + "/up/kernel", (None, "fsdp", "model")),
+  (_STACKED + "/down/kernel", (None, "model", "fsdp")),
+  (".*", ()),
 )
 
 
@@ -267,6 +269,7 @@ class Config:
 
   stage: Literal["fast", "slow", "distill"]
   fast: Fast
+  name: str = ""  # folder under the workdir; "" = the stage's name
   slow: Slow | None = None  # unused by stage fast
   seed: int = 0
   compute: Literal["float32", "bfloat16"] = "float32"  # losses stay float32
@@ -304,6 +307,10 @@ class Config:
       self.init.teacher,
       "name the stage that trained Slow, such as 'slow'",
     )
+
+  @property
+  def folder(self) -> str:
+    return self.name or self.stage
 
 
 def _stack(width: int, layers: int, heads: int) -> Stack:

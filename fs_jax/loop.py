@@ -80,7 +80,7 @@ def fit(
     ValueError: a config that does not fit the mesh or an earlier run.
     report.NonFinite: the loss diverged.
   """
-  where = runs.folder(workdir, cfg.stage)
+  where = runs.folder(workdir, cfg.folder)
   on = sharding.mesh(cfg.mesh, devices)
   sharding.check_batch(cfg.train.batch_size, on)
   runs.begin(where, cfg, tokenizer)
@@ -96,7 +96,7 @@ def fit(
     out_shardings=(placed, sharding.replicated(on)),
     donate_argnums=0,
   )
-  log = report.Report(where, cfg.stage, start, cfg.train.steps)
+  log = report.Report(where, cfg.folder, start, cfg.train.steps)
   began = time.perf_counter()
   try:
     state = _loop(

@@ -40,10 +40,12 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
     ValueError: data, config or earlier stages that do not fit.
     report.NonFinite: the loss diverged.
   """
-  where = runs.folder(workdir, cfg.stage)
+  where = runs.folder(workdir, cfg.folder)
   source = sources.open_split(cfg.data, cfg.data.train, train=True)
   tokenizer = _tokenizer(cfg, workdir, source)
-  donor = runs.load(runs.folder(workdir, cfg.init.stage)) if _starts(cfg) else None
+  donor = (
+    runs.load(runs.folder(workdir, cfg.init.stage)) if _starts(cfg) else None
+  )
   teacher, clusters, frozen = None, None, None
   if cfg.init.teacher:
     teacher = runs.load(runs.folder(workdir, cfg.init.teacher))
@@ -108,9 +110,7 @@ def quick_recall(
     )
     states = model.apply(variables, texts, method="read")[None]
     each = states.repeat(size, axis=0)
-    return model.apply(
-      variables, memory, each, texts[None], method="score"
-    ).T
+    return model.apply(variables, memory, each, texts[None], method="score").T
 
   def recall(params: types.Params) -> dict[str, float]:
     scores = (slow if cfg.stage == "slow" else fast)(params)

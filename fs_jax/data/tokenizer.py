@@ -10,8 +10,10 @@ import collections
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -39,6 +41,7 @@ _NAMES = (
   ("<s>", "<bos>", "[CLS]"),
   ("</s>", "<eos>", "[SEP]"),
 )
+_PHRASE_TEXTS = 4_000  # captions that phrases are counted in, at most
 _ALPHABET = 1000  # characters that wordpiece and bpe keep; others are unknown
 _SUBWORD = "##"  # in front of a wordpiece that continues a word
 _WORD = "▁"  # in front of a bpe token that starts a word
@@ -201,6 +204,8 @@ def train(texts: Iterable[str], cfg: config.Tokens) -> Tokenizer:
   match cfg.kind:
     case "word":
       tok = _train_word(texts, cfg)
+    case "phrase":
+      tok = _train_phrase(texts, cfg)
     case "wordpiece":
       tok = _train_wordpiece(texts, cfg)
     case "bpe":
@@ -281,9 +286,13 @@ def _finish(tok: tokenizers.Tokenizer, cfg: config.Tokens) -> Tokenizer:
   return Tokenizer(tok.to_str())
 
 
-def _train_word(texts: list[str], cfg: config.Tokens) -> tokenizers.Tokenizer:
+def _train_word(
+  texts: list[str],
+  cfg: config.Tokens,
+  split: pre_tokenizers.PreTokenizer | None = None,
+) -> tokenizers.Tokenizer:
   """The most frequent words, and punctuation marks, as they are."""
-  split = pre_tokenizers.Whitespace()
+  split = split or pre_tokenizers.Whitespace()
   counts = collections.Counter(
     word for text in texts for word, _ in split.pre_tokenize_str(text)
   )
@@ -295,6 +304,47 @@ def _train_word(texts: list[str], cfg: config.Tokens) -> tokenizers.Tokenizer:
   tok = tokenizers.Tokenizer(models.WordLevel(vocabulary, SPECIAL[1]))
   tok.pre_tokenizer = split
   return tok
+
+
+def _train_phrase(texts: list[str], cfg: config.Tokens) -> tokenizers.Tokenizer:
+  """Words, and the phrases that captions repeat, as one token each.
+
+  Pairs of neighbours are merged by frequency, as BPE merges characters: "in
+  the", then "in the top". Captions get shorter by what carries least, and a
+  decoder pays for every token.
+  """
+  split = pre_tokenizers.Whitespace()
+  lines = [
+    [word for word, _ in split.pre_tokenize_str(text)]
+    for text in texts[:: max(1, len(texts) // _PHRASE_TEXTS)]
+  ]
+  phrases: list[str] = []
+  for _ in range(cfg.phrases):
+    pairs = collections.Counter(
+      pair for line in lines for pair in itertools.pairwise(line)
+    )
+    if not pairs:
+      break
+    best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+    phrases.append(" ".join(best))
+    lines = [_merged(line, best) for line in lines]
+  longest = sorted(phrases, key=lambda p: (-len(p.split()), p))
+  either = "|".join(re.escape(p) for p in longest)
+  pattern = tokenizers.Regex(rf"\b(?:{either})\b|\w+|[^\w\s]+")
+  tok = _train_word(
+    texts, cfg, pre_tokenizers.Split(pattern, "removed", invert=True)
+  )
+  return tok
+
+
+def _merged(line: list[str], pair: tuple[str, str]) -> list[str]:
+  out: list[str] = []
+  for word in line:
+    if out and (out[-1], word) == pair:
+      out[-1] = f"{out[-1]} {word}"
+    else:
+      out.append(word)
+  return out
 
 
 def _train_wordpiece(

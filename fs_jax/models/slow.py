@@ -41,6 +41,32 @@ def depth_to_space(x: Float[Array, "F h w D4"]) -> Float[Array, "F 2h 2w D"]:
   return x.reshape(f, 2 * h, 2 * w, d // 4)
 
 
+class Stem(nn.Module):
+  """Convolution over the 3 x 3 patches around each token, stride one patch.
+
+  Small things straddle patches: a token that sees past its own recognises
+  them wherever they lie. Computed as one product per patch for all nine places
+  it has in its neighbours' windows, then shifted and summed.
+  """
+
+  patch: int
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, frames: Float[Array, "F H W C"]) -> Array:
+    grid = vision.patchify(frames, self.patch)
+    f, h, w, _ = grid.shape
+    parts = nn.Dense(9 * self.width, dtype=self.dtype, name="conv")(grid)
+    parts = parts.reshape(f, h, w, 3, 3, self.width)
+    parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * 3)
+    return sum(
+      parts[:, dy : dy + h, dx : dx + w, dy, dx]
+      for dy in range(3)
+      for dx in range(3)
+    )
+
+
 class Finer(nn.Module):
   """The next level: tokens upsampled twofold, plus the pixels beneath them."""
 
@@ -57,8 +83,7 @@ class Finer(nn.Module):
     up = nn.Dense(4 * self.width, dtype=self.dtype, name="upsample")(coarse)
     up = depth_to_space(up)
     frames = pixels.reshape(b * t, *pixels.shape[2:]).astype(self.dtype)
-    lateral = vision.patchify(frames, self.patch)
-    lateral = nn.Dense(self.width, dtype=self.dtype, name="stem")(lateral)
+    lateral = Stem(self.patch, self.width, self.dtype, name="stem")(frames)
     lateral = nn.Dense(self.width, dtype=self.dtype, name="lateral")(
       nn.gelu(lateral)
     )
@@ -187,9 +212,7 @@ class Slow(nn.Module):
     """Normalised pixels to what is stored of them."""
     return self.encoder(pixels, train)
 
-  def blank(
-    self, memory: types.Memory, rows: Bool[Array, "B"]
-  ) -> types.Memory:
+  def blank(self, memory: types.Memory, rows: Bool[Array, "B"]) -> types.Memory:
     """Replaces rows by "no picture": one learned token a level, same shape."""
     levels = []
     for l, level in enumerate(memory.levels):
