@@ -157,7 +157,7 @@ class Evaluator:
 
 
 def _counted(mask: np.ndarray, count: int) -> np.ndarray:
-  return mask.any(-1) if count == 1 else mask.sum(-1) == count
+  return np.asarray(mask.any(-1) if count == 1 else mask.sum(-1) == count)
 
 
 def truth_matrix(
