@@ -4,37 +4,75 @@
     python -m launch.train --config=configs/scenes.py:slow --workdir=runs/x
     python -m launch.train --config=configs/scenes.py:distill --workdir=runs/x
 
-`fast_longer` is the control: the same extra time on the contrastive loss alone.
+`fast_longer` is a control: Fast with more of the same.
 """
 
-from fs_jax import config as schema
+from fs_jax import config, configdict
+
+VISION = config.Vision(config.Stack(96, 4, 4, 192), patch=32)
+COMMON = {
+  "data": config.Data(cache="ram"),
+  "tokens": config.Tokens("phrase", phrases=32, length=14),
+  "fast": config.Fast(
+    VISION, config.Text(config.Stack(96, 2, 4, 192)), embed=96
+  ),
+  "optim": config.Optim(learning_rate=2e-3, warmup=50),
+}
+SLOW = config.Slow(
+  VISION,
+  decoder=config.Stack(96, 2, 4, 192),
+  levels=2,
+  widths=(64, 48),
+  d_mem=48,
+)
 
 
 def get_config(stage: str = "fast"):
   """stage: fast, fast_longer, slow or distill."""
-  from fs_jax import configdict
-
-  vision = schema.Vision(schema.Stack(96, 4, 4, 192), patch=32)
-  text = schema.Text(schema.Stack(96, 2, 4, 192))
-  slow = schema.Slow(
-    vision,
-    decoder=schema.Stack(96, 3, 4, 192),
-    text_layers=1,
-    levels=3,
-    widths=(64, 48),
-    d_mem=48,
+  return configdict.edit(
+    {
+      "fast": fast,
+      "fast_longer": fast_longer,
+      "slow": slow,
+      "distill": distill,
+    }[stage]()
   )
-  common = {
-    "data": schema.Data(cache="ram"),
-    "tokens": schema.Tokens("phrase", phrases=32, length=14),
-    "fast": schema.Fast(vision, text, embed=96),
-  }
-  stages = {
-    "fast": schema.Config(
-      "fast",
-      **common,
-      optim=schema.Optim(learning_rate=2e-3),
-      train=schema.Train(steps=600, batch_size=256, eval_every=100),
-    ),
-  }
-  return configdict.edit(stages[stage])
+
+
+def fast():
+  return config.Config(
+    "fast", **COMMON, train=config.Train(steps=700, eval_every=100)
+  )
+
+
+def fast_longer():
+  return config.Config(
+    "fast",
+    name="fast_longer",
+    **COMMON,
+    init=config.Init("fast"),
+    train=config.Train(steps=700, eval_every=100),
+  )
+
+
+def slow():
+  data = config.Data(cache="ram", captions_per_visual=4)
+  return config.Config(
+    "slow",
+    slow=SLOW,
+    **(COMMON | {"data": data}),
+    init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
+    train=config.Train(steps=600, batch_size=64, eval_every=200),
+  )
+
+
+def distill():
+  data = config.Data(cache="ram", uncaptioned="uncaptioned")
+  return config.Config(
+    "distill",
+    slow=SLOW,
+    **(COMMON | {"data": data}),
+    distill=config.Distill(clusters=4, cluster_size=16),
+    init=config.Init("fast", teacher="slow"),
+    train=config.Train(steps=250, batch_size=128, eval_every=50),
+  )

@@ -134,6 +134,7 @@ class Slow:
   text_layers: int = 1  # before them, without vision: once a query
   levels: int = 1  # 1 = a plain decoder over the ViT's tokens
   widths: tuple[int, ...] = ()  # channels of levels 1, 2, ...; may be longer
+  stem: int = 128  # hidden channels of the convolution that sees the pixels
   d_mem: int = 64  # width of what is stored per visual token
   separate_directions: bool = False  # two decoders instead of one for both
   finer_frames: int = 1  # levels > 0 keep every n-th frame

@@ -1,10 +1,8 @@
 """Fast vectors and Slow memories of a source, in batches of one shape."""
 
-import functools
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 

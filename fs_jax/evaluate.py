@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
+from rich import console as rich_console
 from rich import table as rich_table
 
 from fs_jax import files, metrics
@@ -108,10 +109,15 @@ def score(
   *,
   ms_per_query: float | None = None,
   stages_ms: Mapping[str, float] | None = None,
+  in_group: Candidates | None = None,
   samples: int = 2000,
   seed: int = 0,
 ) -> Result:
   """Scores candidates against ground truth; arguments as `evaluate`.
+
+  `in_group` holds the ranker's scores of every member of each query's group of
+  look-alikes: hard_R@1 ranks those alone, as if the group were the gallery.
+  Without it there is no hard_R@1: a list may not have looked at them all.
 
   Raises:
     ValueError: candidates that are not of the truth's queries and gallery, or
@@ -122,9 +128,12 @@ def score(
   ranked = metrics.ranks(rows, scores, truth.positives)
   per_query = {f"R@{k}": metrics.recall_at(ranked, k) for k in KS}
   chance = None
-  if truth.groups is not None:
+  if in_group is not None and truth.groups is not None:
     per_query[HARD], by_luck = metrics.group_recall_at_1(
-      rows, scores, truth.groups, truth.positives
+      np.asarray(in_group.rows),
+      np.asarray(in_group.scores),
+      truth.groups,
+      truth.positives,
     )
     chance = float(by_luck.mean())
   return Result(
@@ -204,6 +213,20 @@ def table(
       "" if ms is None else f"{ms:.2f}",
     )
   return shown
+
+
+def show(report: Mapping[str, Any]) -> None:
+  """Prints a report for people."""
+  shown = rich_console.Console()
+  title = f"{report['queries']} queries, {report['gallery']} visuals, percent"
+  shown.print(table(report["rows"], title))
+  if report.get("chance") is not None:
+    shown.print(f"hard_R@1 by chance: {report['chance']:.0f}")
+  for pair in report.get("paired", ()):
+    value, low, high = pair["R@1"]
+    shown.print(
+      f"{pair['name']}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    )
 
 
 def write_report(

@@ -51,6 +51,11 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
   return parsed
 
 
+def say(text: str) -> None:
+  """A line for whoever watches, apart from results on stdout."""
+  print(text, file=sys.stderr, flush=True)
+
+
 class Report:
   """Writes one stage's metrics and shows how far it is.
 
@@ -159,7 +164,7 @@ class Bar:
     if self._live is not None:
       self._live.console.print(text)
     else:
-      print(text, file=sys.stderr, flush=True)
+      say(text)
 
   def close(self) -> None:
     if self._live is not None:

@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from fs_jax import calibrate, runs, store, tasks, types
 from fs_jax.models import slow as slow_models
 
-PAIRS = 256  # scored at once: a working set that fits caches and keeps a TPU fed
+PAIRS = (
+  256  # scored at once: a working set that fits caches and keeps a TPU fed
+)
 
 
 class Scorer:

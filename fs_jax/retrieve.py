@@ -1,12 +1,11 @@
 """A question to an answer: encode, search, re-rank, and the time of each."""
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fs_jax import calibrate, encode, index, rerank, runs, types
+from fs_jax import calibrate, encode, index, rankers, rerank, runs, types
 
 
 class Answer(NamedTuple):
@@ -55,7 +54,7 @@ class Retriever:
     tokenizer = self._fast.tokenizer
     unknown = tuple(tuple(tokenizer.check_query(q)) for q in queries)
     text = tokenizer.encode(list(queries))
-    clock = Clock()
+    clock = rankers.Clock()
     vectors = self._encode(text)
     clock.lap("encode")
     size = min(max(k, rerank_k), self._gallery.size)
@@ -68,19 +67,6 @@ class Retriever:
       final = rerank.rerank(fast, h, rerank.targets(text), self._fit)
       clock.lap("rerank")
     return Answer(_first(fast, k), _first(final, k), unknown, clock.laps)
-
-
-class Clock:
-  """Wall time between laps, ms."""
-
-  def __init__(self) -> None:
-    self.laps: dict[str, float] = {}
-    self._last = time.perf_counter()
-
-  def lap(self, name: str) -> None:
-    now = time.perf_counter()
-    self.laps[name] = 1e3 * (now - self._last)
-    self._last = now
 
 
 def _first(found: types.Candidates, k: int) -> types.Candidates:

@@ -26,7 +26,12 @@ from fs_jax import (
 )
 from fs_jax.data import tokenizer as tokenizers
 
-CONFIG, TOKENIZER, FIT, DONE = "config.json", "tokenizer.json", "fit.json", "DONE"
+CONFIG, TOKENIZER, FIT, DONE = (
+  "config.json",
+  "tokenizer.json",
+  "fit.json",
+  "DONE",
+)
 
 
 class Run(NamedTuple):

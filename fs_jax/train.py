@@ -122,18 +122,34 @@ def quick_recall(
   return recall
 
 
-def fit_weights(
-  fast: runs.Run, slow: runs.Run, memories: store.Store, vectors: np.ndarray
-) -> calibrate.Fit:
-  """gamma, beta and tau from all validation captions.
+def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
+  """Fits how Slow and a Fast weigh together, unless it is done.
+
+  The fit lies in the stage trained last, <slow>/fit.json for the Fast that Slow
+  began with and <distilled>/fit.json for the distilled one.
 
   Args:
-    fast: whose candidates Slow will look at.
-    slow: the judge.
-    memories: Slow's, of the validation visuals.
-    vectors: Fast's, of the same, float32 [C,E].
+    workdir: of both stages.
+    fast_name: stage whose candidates Slow will look at.
+    slow_name: the judge.
   """
+  fast = runs.load(runs.folder(workdir, fast_name))
+  slow = runs.load(runs.folder(workdir, slow_name))
+  where = slow.folder if fast.cfg.stage == "fast" else fast.folder
+  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract()}
+  if (where / runs.FIT).exists():
+    runs.load_fit(where, parts)
+    return
   source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
+  memories = encode.write_store(slow, source, slow.folder / "validation")
+  runs.save_fit(where, _fit(fast, slow, memories, source), parts)
+
+
+def _fit(
+  fast: runs.Run, slow: runs.Run, memories: store.Store, source: sources.Source
+) -> calibrate.Fit:
+  """gamma, beta and tau from all validation captions."""
+  vectors = encode.visual_vectors(fast, source)
   text, owner = pipeline.caption_table(source, fast.tokenizer)
   queries = encode.text_vectors(fast, text)
   rows, dots = exact.nearest(vectors, queries, min(FIT_K, len(vectors)))

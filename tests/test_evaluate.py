@@ -33,7 +33,9 @@ def test_score_is_the_mean_of_metrics():
   groups = np.arange(40)[:, None] // 8 * 4 + np.arange(4)  # 4 neighbours
   truth = truth_of(20, groups=groups)
   scores = noisy(truth, 0.7)
-  result = evaluate.score("fast", top(scores, 20), truth)
+  own = np.take_along_axis(scores, groups, axis=1)
+  inside = Candidates(groups, own)
+  result = evaluate.score("fast", top(scores, 20), truth, in_group=inside)
   ranked = metrics.ranks_full(scores, truth.positives)
   for k in (1, 5, 10):
     per_query = metrics.recall_at(ranked, k)
@@ -41,7 +43,6 @@ def test_score_is_the_mean_of_metrics():
     assert result.intervals[f"R@{k}"] == metrics.interval(
       per_query, truth.clusters
     )
-  own = np.take_along_axis(scores, groups, axis=1)
   hard, _ = metrics.group_recall_at_1(groups, own, groups, truth.positives)
   np.testing.assert_array_equal(result.per_query["hard_R@1"], hard)
   assert result.chance == 0.25
@@ -55,7 +56,8 @@ def test_positive_is_never_added():
   scores = noisy(truth, 0.1)
   scores[np.arange(60), truth.positives[:, 0]] = -9  # last of all
   result = evaluate.score("blind", top(scores, 12), truth)
-  for name in ("R@1", "R@5", "R@10", "hard_R@1"):
+  assert "hard_R@1" not in result.intervals  # nobody scored the groups
+  for name in ("R@1", "R@5", "R@10"):
     assert result.intervals[name] == (0, 0, 0)
   assert result.to_row()["median_rank"] == ">12"
 
@@ -63,7 +65,8 @@ def test_positive_is_never_added():
 def test_constant_scores_give_chance_and_not_the_order_of_rows():
   truth = truth_of(40, groups=np.arange(80)[:, None] // 8 * 4 + np.arange(4))
   found = top(np.zeros((80, 40), np.float32), 40)
-  result = evaluate.score("constant", found, truth)
+  inside = Candidates(truth.groups, np.zeros((80, 4), np.float32))
+  result = evaluate.score("constant", found, truth, in_group=inside)
   for k in (1, 5, 10):
     np.testing.assert_allclose(result.intervals[f"R@{k}"], k / 40)
   np.testing.assert_allclose(result.intervals["hard_R@1"], result.chance)

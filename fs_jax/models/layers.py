@@ -92,7 +92,10 @@ class Attention(nn.Module):
       return nn.DenseGeneral(shape, dtype=self.dtype, name=name)(y)
 
     mixed = attend(
-      project(x, "query"), project(source, "key"), project(source, "value"), mask
+      project(x, "query"),
+      project(source, "key"),
+      project(source, "value"),
+      mask,
     )
     return nn.DenseGeneral(width, (-2, -1), dtype=self.dtype, name="out")(mixed)
 

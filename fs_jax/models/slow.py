@@ -50,6 +50,7 @@ class Stem(nn.Module):
   """
 
   patch: int
+  hidden: int
   width: int
   dtype: jnp.dtype
 
@@ -57,20 +58,22 @@ class Stem(nn.Module):
   def __call__(self, frames: Float[Array, "F H W C"]) -> Array:
     grid = vision.patchify(frames, self.patch)
     f, h, w, _ = grid.shape
-    parts = nn.Dense(9 * self.width, dtype=self.dtype, name="conv")(grid)
-    parts = parts.reshape(f, h, w, 3, 3, self.width)
+    parts = nn.Dense(9 * self.hidden, dtype=self.dtype, name="conv")(grid)
+    parts = parts.reshape(f, h, w, 3, 3, self.hidden)
     parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * 3)
-    return sum(
+    seen = sum(
       parts[:, dy : dy + h, dx : dx + w, dy, dx]
       for dy in range(3)
       for dx in range(3)
     )
+    return nn.Dense(self.width, dtype=self.dtype, name="out")(nn.gelu(seen))
 
 
 class Finer(nn.Module):
   """The next level: tokens upsampled twofold, plus the pixels beneath them."""
 
   patch: int
+  stem: int
   width: int
   dtype: jnp.dtype
 
@@ -83,10 +86,8 @@ class Finer(nn.Module):
     up = nn.Dense(4 * self.width, dtype=self.dtype, name="upsample")(coarse)
     up = depth_to_space(up)
     frames = pixels.reshape(b * t, *pixels.shape[2:]).astype(self.dtype)
-    lateral = Stem(self.patch, self.width, self.dtype, name="stem")(frames)
-    lateral = nn.Dense(self.width, dtype=self.dtype, name="lateral")(
-      nn.gelu(lateral)
-    )
+    stem = Stem(self.patch, self.stem, self.width, self.dtype, name="lateral")
+    lateral = stem(frames)
     init = nn.initializers.normal(0.02)
     position = self.param("position", init, up.shape[1:])
     x = up + lateral + position[None].astype(self.dtype)
@@ -117,7 +118,8 @@ class Encoder(nn.Module):
         if l == 1:
           grid = grid[:, :: cfg.finer_frames]
           pixels = pixels[:, :: cfg.finer_frames]
-        finer = Finer(patch >> l, cfg.widths[l - 1], self.dtype, name=f"up{l}")
+        width = cfg.widths[l - 1]
+        finer = Finer(patch >> l, cfg.stem, width, self.dtype, name=f"up{l}")
         grid = finer(grid, pixels)
       tokens = grid.reshape(b, -1, grid.shape[-1])
       latent = nn.Dense(cfg.d_mem, dtype=self.dtype, name=f"memory{l}")(tokens)

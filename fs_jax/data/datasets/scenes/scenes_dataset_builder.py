@@ -44,7 +44,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
   captions: int = 5  # a picture
   # Chance of a sampled clause to be a relation, the others being places. 0.25
   # leaves relations in about a third of the clauses that are kept.
-  relation_share: float = 0.25
+  relation_share: float = 0.12
   test_pairs: float = 0.2  # of the pairs of kinds, never seen in training
   validation_pairs: float = 0.1
 

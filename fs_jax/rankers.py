@@ -1,0 +1,144 @@
+"""Rankers: token rows to Candidates. Whoever judges them cannot know which.
+
+Each keeps `stages_ms`, wall time per query of its last call by stage.
+"""
+
+import time
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from fs_jax import calibrate, encode, index, rerank, runs, types
+
+Text = Int[np.ndarray, "Q L"]
+
+
+class Ranker(Protocol):
+  """Anything that answers queries."""
+
+  stages_ms: dict[str, float]
+
+  def __call__(self, text: Text) -> types.Candidates: ...
+
+
+class Fast:
+  """Encode the query, search the index.
+
+  Args:
+    run: whose vectors the index holds.
+    gallery: the index.
+    depth: candidates a query.
+  """
+
+  def __init__(self, run: runs.Run, gallery: index.Index, depth: int = 100):
+    self._encode = encode.text_encoder(run)
+    self._gallery = gallery
+    self._depth = min(depth, gallery.size)
+    self.stages_ms: dict[str, float] = {}
+
+  def __call__(self, text: Text) -> types.Candidates:
+    clock = Clock(len(text))
+    vectors = self._encode(text)
+    clock.lap("encode")
+    found = self._gallery.search(vectors, self._depth)
+    clock.lap("search")
+    self.stages_ms = clock.laps
+    return found
+
+
+class Reranked:
+  """Another ranker's best k, ordered by Slow and Fast together.
+
+  Args:
+    base: gives at least k candidates.
+    scorer: Slow over the same gallery.
+    fit: how to weigh the two.
+    k: candidates that Slow looks at; the rest stay behind them.
+  """
+
+  def __init__(
+    self, base: Ranker, scorer: rerank.Scorer, fit: calibrate.Fit, k: int
+  ):
+    self._base, self._scorer, self._fit, self._k = base, scorer, fit, k
+    self.stages_ms: dict[str, float] = {}
+
+  def __call__(self, text: Text) -> types.Candidates:
+    found = self._base(text)
+    clock = Clock(len(text))
+    h = self._scorer(text, np.asarray(found.rows)[:, : self._k])
+    best = rerank.rerank(found, h, rerank.targets(text), self._fit)
+    clock.lap("rerank")
+    self.stages_ms = self._base.stages_ms | clock.laps
+    return best
+
+
+class Slow:
+  """Scores the whole gallery: what re-ranking saves.
+
+  Args:
+    scorer: Slow over the gallery.
+    depth: candidates returned.
+  """
+
+  def __init__(self, scorer: rerank.Scorer, depth: int = 100):
+    self._scorer, self._depth = scorer, min(depth, len(scorer))
+    self.stages_ms: dict[str, float] = {}
+
+  def __call__(self, text: Text) -> types.Candidates:
+    clock = Clock(len(text))
+    everything = np.arange(len(self._scorer), dtype=np.int32)
+    rows = np.broadcast_to(everything, (len(text), len(everything)))
+    h = self._scorer(text, rows)
+    order = np.argsort(-h, axis=1, kind="stable")[:, : self._depth]
+    found = types.Candidates(
+      order.astype(np.int32), np.take_along_axis(h, order, axis=1)
+    )
+    clock.lap("score")
+    self.stages_ms = clock.laps
+    return found
+
+
+def fast_in_group(
+  run: runs.Run, vectors: np.ndarray, text: Text, groups: np.ndarray
+) -> types.Candidates:
+  """Fast's scores of each query's own group: int32 [Q,G], -1 pads."""
+  queries = encode.text_vectors(run, text)
+  dots = np.einsum("qe,qge->qg", queries, vectors[np.maximum(groups, 0)])
+  scores = np.where(groups >= 0, dots, -np.inf)
+  return types.Candidates(groups, scores.astype(np.float32))
+
+
+def reranked_in_group(
+  fast: types.Candidates,
+  scorer: rerank.Scorer,
+  fit: calibrate.Fit,
+  text: Text,
+) -> types.Candidates:
+  """u + beta f.g of the same groups; rows stay in the order they came."""
+  rows, dots = np.asarray(fast.rows), np.asarray(fast.scores)
+  h = scorer(text, rows)
+  u = h / rerank.targets(text)[:, None] ** fit.gamma
+  scores = np.where(rows >= 0, u + fit.beta * np.maximum(dots, -2), -np.inf)
+  return types.Candidates(rows, scores.astype(np.float32))
+
+
+def slow_in_group(
+  scorer: rerank.Scorer, text: Text, groups: np.ndarray
+) -> types.Candidates:
+  """h of each query's own group."""
+  return types.Candidates(groups, scorer(text, groups))
+
+
+class Clock:
+  """Wall time between laps, ms per query."""
+
+  def __init__(self, queries: int = 1) -> None:
+    self.laps: dict[str, float] = {}
+    self._queries = max(queries, 1)
+    self._last = time.perf_counter()
+
+  def lap(self, name: str) -> None:
+    now = time.perf_counter()
+    self.laps[name] = 1e3 * (now - self._last) / self._queries
+    self._last = now

@@ -1,0 +1,396 @@
+"""Programs in a row: what `make quickstart` and `make evidence` run.
+
+Every part leaves its result in a file and is skipped when that is there, so a
+killed study goes on where it stopped and ends with the same numbers.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from fs_jax import (
+  config,
+  configdict,
+  contract,
+  corpus,
+  encode,
+  evaluate,
+  files,
+  index,
+  rankers,
+  report,
+  rerank,
+  runs,
+  store,
+  train,
+  types,
+)
+from fs_jax.data import pipeline, sources
+
+DEPTH = 100  # Fast's list: what re-ranking and recall look at
+QUERIES = 512  # asked of every ranker, Slow alone among them
+KS = (5, 10, 20, 50)  # candidates that the re-ranker takes
+STUDY = "study.json"
+
+
+class Queries(NamedTuple):
+  """The questions of a study, the same for every ranker."""
+
+  texts: tuple[str, ...]
+  tokens: np.ndarray  # int32 [Q,L]
+  truth: evaluate.Truth
+
+
+class Parts:
+  """Named parts of a study, each done once."""
+
+  def __init__(self, workdir: epath.PathLike):
+    self.folder = epath.Path(workdir)
+
+  def do(self, name: str, run: Callable[[], Any]) -> float:
+    """Runs a part unless it was finished; returns the seconds it took."""
+    path = self.folder / "parts" / f"{name}.json"
+    if path.exists():
+      return json.loads(path.read_text())["seconds"]
+    report.say(f"-- {name}")
+    began = time.perf_counter()
+    run()
+    seconds = round(time.perf_counter() - began, 2)
+    files.write_json(path, {"seconds": seconds})
+    return seconds
+
+  def seconds(self) -> dict[str, float]:
+    """Wall time of every finished part, in the order they were finished."""
+    paths = [
+      p for p in (self.folder / "parts").iterdir() if p.suffix == ".json"
+    ]
+    paths.sort(key=lambda p: p.stat().mtime)
+    return {p.stem: json.loads(p.read_text())["seconds"] for p in paths}
+
+
+def begin(workdir: epath.PathLike, values: Mapping[str, Any]) -> Parts:
+  """A study's folder; one that was begun with other values is refused.
+
+  Raises:
+    ValueError: the folder belongs to another study.
+  """
+  path = epath.Path(workdir) / STUDY
+  if path.exists():
+    old = json.loads(path.read_text())
+    for key, value in values.items():
+      if old.get(key) != value:
+        raise ValueError(
+          f"{workdir}: a study goes on with the {key} it began with, "
+          f"{old.get(key)!r}; got {value!r}. choose another WORKDIR, or delete "
+          "that folder to start again"
+        )
+  else:
+    files.write_json(path, dict(values))
+  return Parts(workdir)
+
+
+def questions(
+  cfg: config.Data, split: str, tokenizer: Any, count: int
+) -> Queries:
+  """The first caption of `count` visuals, spread over the split's groups.
+
+  Every n-th visual, so that all groups have their say; one caption each, so
+  that queries are independent given their pictures.
+  """
+  source = sources.open_split(cfg, split)
+  rows = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))
+  texts = tuple(source.captions(int(i))[0] for i in rows)
+  groups = np.asarray(source.groups)
+  members = [np.flatnonzero(groups == groups[i]) for i in rows]
+  width = max(len(m) for m in members)
+  padded = np.full((len(rows), width), -1, np.int32)
+  for row, found in zip(padded, members, strict=True):
+    row[: len(found)] = found
+  truth = evaluate.Truth(
+    positives=rows[:, None].astype(np.int32),
+    clusters=rows.astype(np.int32),
+    gallery=len(source),
+    groups=padded,
+  )
+  return Queries(texts, tokenizer.encode(list(texts)), truth)
+
+
+def ranked(
+  parts: Parts,
+  name: str,
+  make: Callable[[], Any],
+  tokens: np.ndarray,
+  in_group: Callable[[], types.Candidates] | None = None,
+) -> tuple[types.Candidates, types.Candidates | None, dict[str, float]]:
+  """A ranker's answers, kept on disk with the time they took.
+
+  The ranker runs once before, on the first queries, so that compiling is in no
+  figure.
+  """
+  folder = parts.folder / "answers" / name
+
+  def run() -> None:
+    ranker = make()
+    ranker(tokens[: min(len(tokens), 64)])
+    found = jax.tree.map(np.asarray, ranker(tokens))
+    with files.folder(folder) as temporary:
+      files.write_array(temporary / "rows.npy", found.rows)
+      files.write_array(temporary / "scores.npy", found.scores)
+      if in_group is not None:
+        inside = in_group()
+        files.write_array(temporary / "group_rows.npy", inside.rows)
+        files.write_array(temporary / "group_scores.npy", inside.scores)
+      files.write_manifest(
+        temporary, {"kind": "answers", "stages_ms": dict(ranker.stages_ms)}
+      )
+
+  parts.do(f"rank-{name}", run)
+  manifest = files.read_manifest(folder, "answers")
+  load = lambda n: np.load(os.fspath(folder / n))
+  inside = None
+  if in_group is not None:
+    inside = types.Candidates(load("group_rows.npy"), load("group_scores.npy"))
+  found = types.Candidates(load("rows.npy"), load("scores.npy"))
+  return found, inside, manifest["stages_ms"]
+
+
+class Gallery(NamedTuple):
+  """A split ready to be searched."""
+
+  split: str
+  fasts: dict[str, runs.Run]  # "fast", "distill", ...
+  slow: runs.Run
+  indices: dict[str, index.Index]  # of each Fast
+  vectors: dict[str, np.ndarray]
+  scorer: rerank.Scorer
+  fits: dict[str, Any]  # of each Fast that has one
+
+
+def open_gallery(
+  parts: Parts, split: str, fasts: tuple[str, ...], slow: str = "slow"
+) -> Gallery:
+  """Encodes and indexes a split for some Fasts and one Slow."""
+  loaded = {n: runs.load(runs.folder(parts.folder, n)) for n in fasts}
+  judge = runs.load(runs.folder(parts.folder, slow))
+  source = sources.open_split(judge.cfg.data, split)
+  indices, vectors = {}, {}
+  for name, run in loaded.items():
+    where = parts.folder / "gallery" / split / name
+
+    def build(run=run, where=where) -> None:
+      made = encode.write_corpus(run, source, where / "corpus")
+      some = sources.open_split(run.cfg.data, run.cfg.data.validation)
+      text, _ = pipeline.caption_table(some, run.tokenizer)
+      index.build(
+        made,
+        where / "index",
+        {"fast": run.fast_contract},
+        queries=encode.text_vectors(run, text[:1024]),
+      )
+
+    parts.do(f"index-{split}-{name}", build)
+    expected = {
+      "fast": run.fast_contract,
+      "items": contract.items(source.ids),
+    }
+    indices[name] = index.load(where / "index", expected)
+    vectors[name] = corpus.load(where / "corpus", expected).vectors
+  kept = parts.folder / "gallery" / split / "store"
+  parts.do(f"memories-{split}", lambda: encode.write_store(judge, source, kept))
+  memories = store.Store(kept, {"slow": judge.slow_contract()})
+  fits = {
+    name: runs.load_fit(judge.folder if name == "fast" else run.folder)
+    for name, run in loaded.items()
+    if (run.folder / runs.FIT).exists() or name == "fast"
+  }
+  scorer = rerank.Scorer(judge, memories)
+  return Gallery(split, loaded, judge, indices, vectors, scorer, fits)
+
+
+def answers(
+  parts: Parts, gallery: Gallery, asked: Queries, ks: tuple[int, ...]
+) -> dict[str, evaluate.Result]:
+  """Every ranker on the same queries: Fasts, re-ranked, Slow alone.
+
+  Returns:
+    "fast", "fast_distilled", "fast_rerank@20", "rerank@K" (over the distilled
+    Fast), "slow", and any other Fast under its own name.
+  """
+  tokens, truth = asked.tokens, asked.truth
+  results: dict[str, evaluate.Result] = {}
+
+  def add(name: str, make: Callable[[], Any], inside: Callable[[], Any]):
+    found, in_group, stages = ranked(parts, name, make, tokens, inside)
+    results[name] = evaluate.score(
+      name,
+      found,
+      truth,
+      ms_per_query=sum(stages.values()),
+      stages_ms=stages,
+      in_group=in_group,
+    )
+
+  def fast(name: str) -> rankers.Fast:
+    return rankers.Fast(gallery.fasts[name], gallery.indices[name], DEPTH)
+
+  def fast_inside(name: str) -> types.Candidates:
+    return rankers.fast_in_group(
+      gallery.fasts[name], gallery.vectors[name], tokens, truth.groups
+    )
+
+  def reranked(name: str, k: int) -> rankers.Reranked:
+    return rankers.Reranked(fast(name), gallery.scorer, gallery.fits[name], k)
+
+  def both_inside(name: str) -> types.Candidates:
+    return rankers.reranked_in_group(
+      fast_inside(name), gallery.scorer, gallery.fits[name], tokens
+    )
+
+  for name in gallery.fasts:
+    shown = "fast_distilled" if name == "distill" else name
+    add(shown, lambda n=name: fast(n), lambda n=name: fast_inside(n))
+  add(
+    "slow",
+    lambda: rankers.Slow(gallery.scorer, DEPTH),
+    lambda: rankers.slow_in_group(gallery.scorer, tokens, truth.groups),
+  )
+  add(
+    "fast_rerank@20",
+    lambda: reranked("fast", 20),
+    lambda: both_inside("fast"),
+  )
+  for k in ks:
+    add(
+      f"rerank@{k}",
+      lambda k=k: reranked("distill", k),
+      lambda: both_inside("distill"),
+    )
+  return results
+
+
+def comparisons(
+  results: Mapping[str, evaluate.Result], pairs: tuple[tuple[str, str], ...]
+) -> list[dict[str, Any]]:
+  """Paired differences of R@1, points: [value, low, high] each."""
+  return [
+    {
+      "name": f"{a} - {b}",
+      "R@1": evaluate.percent(evaluate.compare(results[a], results[b])),
+    }
+    for a, b in pairs
+    if a in results and b in results
+  ]
+
+
+def device() -> str:
+  """What this ran on, in words."""
+  kind = jax.devices()[0].device_kind
+  return f"{len(jax.devices())} x {kind}, {os.cpu_count()} CPU cores"
+
+
+def write_report(
+  path: epath.Path,
+  parts: Parts,
+  results: Mapping[str, evaluate.Result],
+  asked: Queries,
+  seed: int,
+  **extras: Any,
+) -> dict[str, Any]:
+  """report.json of a study; returns what it wrote."""
+  rows = [result.to_row() for result in results.values()]
+  exhaustive = results["slow"].ms_per_query
+  chance = next(iter(results.values())).chance
+  evaluate.write_report(
+    path,
+    gallery=asked.truth.gallery,
+    queries=len(asked.texts),
+    rows=rows,
+    seed=seed,
+    seconds=parts.seconds(),
+    device=device(),
+    chance=None if chance is None else round(100 * chance, 2),
+    times_faster_than_slow={
+      name: round(exhaustive / result.ms_per_query, 1)
+      for name, result in results.items()
+    },
+    **extras,
+  )
+  return json.loads(path.read_text())
+
+
+def quickstart(
+  get_config: Callable[[str], Any],
+  workdir: epath.PathLike,
+  *,
+  seed: int,
+  small: bool = False,
+) -> dict[str, Any]:
+  """Data to page; see `launch/quickstart.py`. Returns report.json."""
+  parts = begin(workdir, {"study": "quickstart", "seed": seed, "small": small})
+  path = parts.folder / "report.json"
+  cfgs = {
+    stage: of_study(get_config(stage), parts, seed, 0.1 if small else 1.0)
+    for stage in ("fast", "slow", "distill")
+  }
+  train_all(parts, cfgs)
+  data = cfgs["fast"].data
+  gallery = open_gallery(parts, "test", ("fast", "distill"))
+  asked = questions(
+    data, "test", gallery.slow.tokenizer, 64 if small else QUERIES
+  )
+  results = answers(parts, gallery, asked, KS)
+  pairs = (
+    ("fast_rerank@20", "fast"),
+    ("rerank@20", "fast"),
+    ("rerank@20", "slow"),
+    ("fast_distilled", "fast"),
+    ("rerank@20", "fast_rerank@20"),
+  )
+  made = write_report(
+    path,
+    parts,
+    results,
+    asked,
+    seed,
+    paired=comparisons(results, pairs),
+    fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
+  )
+  evaluate.show(made)
+  return made
+
+
+def of_study(
+  c: Any, parts: Parts, seed: int, share: float = 1.0
+) -> config.Config:
+  """A config of `configs/`, with the study's seed, data folder and budget."""
+  cfg = configdict.parse(c)
+  steps = max(round(cfg.train.steps * share), 2)
+  return dataclasses.replace(
+    cfg,
+    seed=seed,
+    data=dataclasses.replace(
+      cfg.data, seed=seed, dir=os.fspath(parts.folder / "data")
+    ),
+    train=dataclasses.replace(cfg.train, steps=steps),
+  )
+
+
+def train_all(parts: Parts, cfgs: Mapping[str, config.Config]) -> None:
+  """Data, then every stage in order, each with the weights it needs."""
+  data = cfgs["fast"].data
+  parts.do("data", lambda: sources.open_split(data, data.train))
+  for name, cfg in cfgs.items():
+    parts.do(name, lambda cfg=cfg: train.train(cfg, parts.folder))
+    if cfg.stage == "slow":
+      parts.do("weigh-fast", lambda: train.weigh(parts.folder, "fast", "slow"))
+    if cfg.stage == "distill":
+      parts.do(
+        "weigh-distill", lambda: train.weigh(parts.folder, "distill", "slow")
+      )

@@ -1,0 +1,42 @@
+"""Encodes a gallery: Fast's vectors, and Slow's memories for re-ranking.
+
+  python -m launch.encode --run=runs/x/distill --slow=runs/x/slow \\
+      --split=test --out=runs/x/gallery
+
+Writes OUT/corpus (vectors and ids) and, with --slow, OUT/store (what Slow keeps
+of every visual). A folder that is there and belongs to the same parameters and
+gallery is left as it is; any other is refused.
+"""
+
+from absl import flags
+from etils import epath
+
+from fs_jax import encode, runs
+from fs_jax.data import sources
+from launch import cli
+
+_RUN = flags.DEFINE_string("run", None, "folder of a trained fast or distill")
+_SLOW = flags.DEFINE_string("slow", "", "folder of a trained slow")
+_SPLIT = flags.DEFINE_string("split", "test", "split that is the gallery")
+_OUT = flags.DEFINE_string("out", None, "folder to write corpus and store in")
+
+
+def main(_) -> None:
+  cli.need("run", "out")
+  run = runs.load(_RUN.value)
+  source = sources.open_split(run.cfg.data, _SPLIT.value)
+  out = epath.Path(_OUT.value)
+  made = encode.write_corpus(run, source, out / "corpus")
+  print(f"{out / 'corpus'}: {len(made.ids)} vectors of {made.vectors.shape[1]}")
+  if _SLOW.value:
+    slow = runs.load(_SLOW.value)
+    kept = encode.write_store(slow, source, out / "store")
+    print(f"{out / 'store'}: {len(kept)} items of {kept.bytes_per_item} bytes")
+  cli.then(
+    f"python -m launch.export_index --corpus={out / 'corpus'} "
+    f"--out={out / 'index'} --run={_RUN.value}"
+  )
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)

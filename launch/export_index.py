@@ -1,0 +1,54 @@
+"""Builds the index that serves Fast retrieval, and measures its recall.
+
+  python -m launch.export_index --corpus=runs/x/gallery/corpus \\
+      --out=runs/x/gallery/index --run=runs/x/distill
+
+ScaNN where it is installed, exact search elsewhere. With --run, recall against
+exact search is measured on real queries, the validation captions of that run;
+without, on noisy copies of the vectors, which flatters.
+"""
+
+from absl import flags
+
+from fs_jax import corpus, encode, index, runs
+from fs_jax.data import pipeline, sources
+from launch import cli
+
+_CORPUS = flags.DEFINE_string("corpus", None, "folder that encode wrote")
+_OUT = flags.DEFINE_string("out", None, "folder of the index")
+_RUN = flags.DEFINE_string("run", "", "stage whose queries measure recall")
+_KIND = flags.DEFINE_enum("kind", "auto", ["auto", "scann", "exact"], "backend")
+_LEAVES = flags.DEFINE_integer("leaves", 0, "of the tree; 0 = 1.5 sqrt(rows)")
+
+
+def main(_) -> None:
+  cli.need("corpus", "out")
+  parts, queries = corpus.read_contract(_CORPUS.value), None
+  expected = None
+  if _RUN.value:
+    run = runs.load(_RUN.value)
+    expected = {"fast": run.fast_contract}
+    source = sources.open_split(run.cfg.data, run.cfg.data.validation)
+    text, _ = pipeline.caption_table(source, run.tokenizer)
+    queries = encode.text_vectors(run, text[:1024])
+  gallery = corpus.load(_CORPUS.value, expected)
+  manifest = index.build(
+    gallery,
+    _OUT.value,
+    {"fast": parts["fast"]},
+    kind=_KIND.value,
+    settings=index.Settings(leaves=_LEAVES.value),
+    queries=queries,
+  )
+  if manifest["warning"]:
+    print(f"warning: {manifest['warning']}")
+  print(
+    f"{_OUT.value}: {manifest['backend']}, {manifest['count']} rows, recall@10 "
+    f"{manifest['recall_at_10']:.4f} on {manifest['recall_queries']} queries "
+    f"({manifest['recall_measured_on']})"
+  )
+  cli.then('python -m launch.search "a fox left of a car" --workdir=...')
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)

@@ -1,0 +1,58 @@
+"""Trains one stage: fast, slow or distill. Killed, it goes on where it was.
+
+  python -m launch.train --config=configs/scenes.py:fast --workdir=runs/x
+  python -m launch.train --config=configs/scenes.py:slow --workdir=runs/x
+  python -m launch.train --config=configs/scenes.py:distill --workdir=runs/x
+
+Slow starts from Fast's vision, distill from Fast with Slow as its teacher: run
+them in this order, in one workdir. After slow and distill, the weights that
+re-ranking needs are fitted on the validation split (fit.json).
+
+Any field of the config can be set: --config.optim.learning_rate=3e-4
+--config.train.steps=2000. The config is kept beside the checkpoints, and a run
+goes on only with the one it began with.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from fs_jax import configdict, train
+from launch import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "configs/<name>.py:<stage>; --config.<field>=<value> edits it"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages")
+
+
+def main(_) -> None:
+  cli.need("config", "workdir")
+  cfg = configdict.parse(_CONFIG.value)
+  where = train.train(cfg, _WORKDIR.value)
+  if cfg.stage == "slow" and cfg.init.stage:
+    train.weigh(_WORKDIR.value, cfg.init.stage, cfg.folder)
+  if cfg.stage == "distill":
+    train.weigh(_WORKDIR.value, cfg.folder, cfg.init.teacher)
+  print(f"{cfg.folder}: trained {cfg.train.steps} steps, in {where}")
+  name = cli.flag_text("config").split(":")[0]
+  cli.then(
+    *{
+      "fast": (
+        f"python -m launch.train --config={name}:slow "
+        f"--workdir={_WORKDIR.value}",
+      ),
+      "slow": (
+        f"python -m launch.train --config={name}:distill "
+        f"--workdir={_WORKDIR.value}",
+      ),
+      "distill": (
+        f"python -m launch.encode --run={where} "
+        f"--slow={where.parent / cfg.init.teacher} "
+        f"--out={where.parent / 'gallery'}",
+      ),
+    }[cfg.stage]
+  )
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)
