@@ -37,6 +37,15 @@ from fs_jax.data import pipeline, sources
 DEPTH = 100  # Fast's list: what re-ranking and recall look at
 QUERIES = 512  # asked of every ranker, Slow alone among them
 KS = (5, 10, 20, 50)  # candidates that the re-ranker takes
+PAIRS = (  # compared query by query
+  ("fast_rerank@20", "fast"),
+  ("fast_rerank@20", "fast_longer"),
+  ("rerank@20", "slow"),
+  ("fast_longer", "fast"),
+  ("fast_distilled", "fast"),
+  ("fast_distilled", "fast_longer"),
+  ("rerank@20", "fast_rerank@20"),
+)
 STUDY = "study.json"
 
 
@@ -325,6 +334,198 @@ def write_report(
   return json.loads(path.read_text())
 
 
+class Found(NamedTuple):
+  """Where the parts of a searchable gallery lie."""
+
+  fast: epath.Path
+  slow: epath.Path
+  fit: epath.Path  # folder that holds fit.json
+  index: epath.Path
+  store: epath.Path
+
+
+def find_gallery(workdir: epath.Path, split: str) -> Found:
+  """The best Fast that has an index of the split, with what re-ranks it.
+
+  A study keeps gallery/<split>/<stage>/index, the programs one by one
+  gallery/index.
+
+  Raises:
+    ValueError: no trained Fast, or no index; the message says what to run.
+  """
+  names = [n for n in ("distill", "fast") if runs.finished(workdir / n)]
+  if not names:
+    raise ValueError(
+      f"{workdir}: must hold a trained fast or distill; got neither. run make "
+      "quickstart, or python -m launch.train"
+    )
+  for name in names:
+    for folder, kept in (
+      (workdir / "gallery" / split / name, workdir / "gallery" / split),
+      (workdir / "gallery", workdir / "gallery"),
+    ):
+      if (folder / "index").exists():
+        slow = workdir / "slow"
+        fit = workdir / name if name == "distill" else slow
+        return Found(
+          workdir / name, slow, fit, folder / "index", kept / "store"
+        )
+  raise ValueError(
+    f"{workdir}: must hold an index of split {split!r}; got none. run python "
+    f"-m launch.encode --run={workdir / names[0]} --split={split} "
+    f"--out={workdir / 'gallery'}, then launch.export_index"
+  )
+
+
+def report_path(workdir: epath.Path, split: str, queries: int) -> epath.Path:
+  return workdir / "gallery" / split / f"report-{queries}.json"
+
+
+def evaluate_split(
+  workdir: epath.Path, split: str, queries: int
+) -> dict[str, Any]:
+  """All rankers of a workdir on a split; returns the report it wrote."""
+  parts = Parts(workdir / "gallery" / split / f"queries-{queries}")
+  gallery = open_gallery(Parts(workdir), split, ("fast", "distill"))
+  cfg = gallery.slow.cfg
+  asked = questions(cfg.data, split, gallery.slow.tokenizer, queries)
+  results = answers(parts, gallery, asked, KS)
+  return write_report(
+    report_path(workdir, split, queries),
+    parts,
+    results,
+    asked,
+    cfg.seed,
+    paired=comparisons(results, PAIRS),
+  )
+
+
+def evidence(
+  get_config: Callable[[str], Any], workdir: epath.PathLike, seeds: list[int]
+) -> dict[str, Any]:
+  """Three seeds with controls; see `launch/evidence.py`."""
+  began = time.perf_counter()
+  per_seed = []
+  for seed in seeds:
+    report.say(f"== seed {seed}")
+    where = epath.Path(workdir) / f"seed-{seed}"
+    per_seed.append(_evidence_of(get_config, where, seed))
+  made = {
+    "seeds": seeds,
+    "verdicts": _verdicts(per_seed),
+    "minutes": round((time.perf_counter() - began) / 60, 1),
+    "device": device(),
+    "reports": per_seed,
+  }
+  files.write_json(epath.Path(workdir) / "evidence.json", made)
+  text = _markdown(made)
+  files.write_text(epath.Path(workdir) / "evidence.md", text)
+  print(text)
+  return made
+
+
+def _evidence_of(
+  get_config: Callable[[str], Any], where: epath.Path, seed: int
+) -> dict[str, Any]:
+  parts = begin(where, {"study": "evidence", "seed": seed})
+  stages = ("fast", "slow", "distill", "fast_longer")
+  cfgs = {n: of_study(get_config(n), parts, seed) for n in stages}
+  train_all(parts, cfgs)
+  gallery = open_gallery(parts, "test", ("fast", "fast_longer", "distill"))
+  tokenizer = gallery.slow.tokenizer
+  asked = questions(cfgs["fast"].data, "test", tokenizer, QUERIES)
+  results = answers(parts, gallery, asked, (20,))
+  return write_report(
+    where / "report.json",
+    parts,
+    results,
+    asked,
+    seed,
+    paired=comparisons(results, PAIRS),
+  )
+
+
+def _verdicts(reports: list[dict[str, Any]]) -> dict[str, list[bool]]:
+  """Each claim, seed by seed."""
+  verdicts: dict[str, list[bool]] = {}
+  for made in reports:
+    rows = {row["name"]: row for row in made["rows"]}
+    pairs = {pair["name"]: pair["R@1"] for pair in made["paired"]}
+    faster = made["times_faster_than_slow"]
+    saved = 0.8 * made["gallery"] / 20
+    claims = {
+      "a: fast_rerank@20 above fast, disjoint intervals": (
+        rows["fast_rerank@20"]["R@1"][1] > rows["fast"]["R@1"][2]
+      ),
+      "a: and above fast_longer, disjoint intervals": (
+        rows["fast_rerank@20"]["R@1"][1] > rows["fast_longer"]["R@1"][2]
+      ),
+      "a: hard R@1 of fast_rerank@20 above chance and fast": (
+        rows["fast_rerank@20"]["hard_R@1"][1]
+        > max(made["chance"], rows["fast"]["hard_R@1"][0])
+      ),
+      "b: rerank@20 within a point of slow, or above": (
+        pairs["rerank@20 - slow"][0] >= -1
+      ),
+      "b: at 0.8 N/K of its speed or more": faster["rerank@20"] >= saved,
+      "c: fast_distilled above fast_longer, interval without 0": (
+        pairs["fast_distilled - fast_longer"][1] > 0
+      ),
+      "c: rerank@20 at least fast_rerank@20": (
+        pairs["rerank@20 - fast_rerank@20"][0] >= 0
+      ),
+    }
+    for name, holds in claims.items():
+      verdicts.setdefault(name, []).append(bool(holds))
+  return verdicts
+
+
+def _markdown(made: Mapping[str, Any]) -> str:
+  """Tables for the README: rows and claims by seed."""
+  names = [row["name"] for row in made["reports"][0]["rows"]]
+  seeds = made["seeds"]
+  lines = [
+    "| R@1, hard R@1 (percent) | "
+    + " | ".join(f"seed {seed}" for seed in seeds)
+    + " |",
+    "|---|" + "---|" * len(seeds),
+  ]
+  for name in names:
+    cells = []
+    for single in made["reports"]:
+      row = next(r for r in single["rows"] if r["name"] == name)
+      value, low, high = row["R@1"]
+      cells.append(
+        f"{value:.1f} [{low:.1f}, {high:.1f}], {row['hard_R@1'][0]:.1f}"
+      )
+    lines.append(f"| {name} | " + " | ".join(cells) + " |")
+  for name in [pair["name"] for pair in made["reports"][0]["paired"]]:
+    cells = []
+    for single in made["reports"]:
+      pair = next(p for p in single["paired"] if p["name"] == name)
+      value, low, high = pair["R@1"]
+      cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
+    lines.append(f"| {name} | " + " | ".join(cells) + " |")
+  for stage in ("fast", "fast_longer", "slow", "distill"):
+    cells = [f"{r['seconds'][stage]:.0f} s" for r in made["reports"]]
+    lines.append(f"| training {stage} | " + " | ".join(cells) + " |")
+  cells = [
+    f"{r['times_faster_than_slow']['rerank@20']:.0f}x" for r in made["reports"]
+  ]
+  lines.append("| rerank@20 faster than slow | " + " | ".join(cells) + " |")
+  for name, holds in made["verdicts"].items():
+    cells = ["yes" if h else "no" for h in holds]
+    lines.append(f"| {name} | " + " | ".join(cells) + " |")
+  first = made["reports"][0]
+  lines += [
+    "",
+    f"{first['queries']} queries, {first['gallery']} visuals, hard "
+    f"R@1 by chance {first['chance']:.0f}; {made['minutes']} minutes on "
+    f"{made['device']}.",
+  ]
+  return "\n".join(lines) + "\n"
+
+
 def quickstart(
   get_config: Callable[[str], Any],
   workdir: epath.PathLike,
@@ -346,20 +547,13 @@ def quickstart(
     data, "test", gallery.slow.tokenizer, 64 if small else QUERIES
   )
   results = answers(parts, gallery, asked, KS)
-  pairs = (
-    ("fast_rerank@20", "fast"),
-    ("rerank@20", "fast"),
-    ("rerank@20", "slow"),
-    ("fast_distilled", "fast"),
-    ("rerank@20", "fast_rerank@20"),
-  )
   made = write_report(
     path,
     parts,
     results,
     asked,
     seed,
-    paired=comparisons(results, pairs),
+    paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
   )
   evaluate.show(made)

@@ -1,1 +1,1 @@
-"""Programs: each turns argv into one call of fs_jax."""
+"""Programs: argv to one call each. `python -m launch.<name> --help`."""

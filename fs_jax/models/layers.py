@@ -27,6 +27,27 @@ _POLICIES = {
 }
 
 
+def sincos_2d(
+  key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "h w D"]:
+  """First value of a learned 2-D position: sines and cosines of row, column.
+
+  Of the size of what it is added to, so that "where" is as loud as "what" from
+  the first step; a small random start takes hundreds of steps to grow.
+  """
+  del key
+  h, w, width = shape
+  count = -(-width // 4)
+  rate = jnp.pi * 2.0 ** jnp.linspace(-1, 3, count)  # half a wave to four
+  rows = (jnp.arange(h) + 0.5)[:, None, None] / h * rate
+  columns = (jnp.arange(w) + 0.5)[None, :, None] / w * rate
+  waves = [jnp.sin(rows), jnp.cos(rows), jnp.sin(columns), jnp.cos(columns)]
+  full = jnp.concatenate(
+    [jnp.broadcast_to(x, (h, w, count)) for x in waves], axis=-1
+  )
+  return full[..., :width].astype(dtype)
+
+
 class Norm(nn.LayerNorm):
   """Layer norm with float32 statistics, whatever the compute dtype."""
 

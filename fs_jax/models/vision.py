@@ -63,7 +63,8 @@ class Vision(nn.Module):
     x = PatchEmbed(patch, width, self.dtype, name="patches")(frames)
     rows, columns = x.shape[1:3]
     init = nn.initializers.normal(0.02)
-    position = self.param("position", init, (rows, columns, width))
+    grid = (rows, columns, width)
+    position = self.param("position", layers.sincos_2d, grid)
     x = x + position[None].astype(self.dtype)
     x = x.reshape(b * t, rows * columns, width)
     if self.cfg.pool == "class":

@@ -1,0 +1,36 @@
+"""Evaluates a workdir's rankers on a split, all on the same queries.
+
+  python -m launch.evaluate --workdir=runs/quickstart --split=validation
+
+Rows: Fast, Fast distilled, Slow alone over the whole gallery, Fast + re-rank at
+several K; columns: R@1/5/10 with 95 % intervals over pictures, R@1 inside the
+group of look-alikes, ms per query by stage. Answers are kept beside the
+gallery: asked again, it only adds up. With --fit, first fits gamma, beta and
+tau on validation where they are missing.
+"""
+
+from absl import flags
+from etils import epath
+
+from fs_jax import evaluate, study, train
+from launch import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "trained fast, slow, distill")
+_SPLIT = flags.DEFINE_string("split", "test", "gallery and queries")
+_QUERIES = flags.DEFINE_integer("queries", 512, "asked", lower_bound=2)
+_FIT = flags.DEFINE_bool("fit", False, "fit the weights first")
+
+
+def main(_) -> None:
+  cli.need("workdir")
+  workdir = epath.Path(_WORKDIR.value)
+  if _FIT.value:
+    train.weigh(workdir, "fast", "slow")
+    train.weigh(workdir, "distill", "slow")
+  made = study.evaluate_split(workdir, _SPLIT.value, _QUERIES.value)
+  evaluate.show(made)
+  print(f"written: {study.report_path(workdir, _SPLIT.value, _QUERIES.value)}")
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)
