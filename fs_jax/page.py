@@ -268,12 +268,12 @@ def _table(report: Mapping[str, Any]) -> str:
   lines = []
   for row in report["rows"]:
     name = row["name"]
-    stages = " + ".join(
-      f"{html.escape(stage)} {ms:.3g}"
+    stages = "".join(
+      f"<small>{html.escape(stage)} {ms:.3g}</small>"
       for stage, ms in (row.get("stages_ms") or {}).items()
     )
     cells = [_interval(row.get(k)) for k in ("R@1", "R@5", "R@10", "hard_R@1")]
-    cells.append(f"{_ms(row.get('ms_per_query'))}<small>{stages}</small>")
+    cells.append(f"{_ms(row.get('ms_per_query'))}{stages}")
     if faster:
       cells.append(f"{faster[name]:g}" if name in faster else "")
     lines.append(
@@ -288,8 +288,8 @@ def _table(report: Mapping[str, Any]) -> str:
     else (" Hard R@1: against the picture's look-alikes alone.")
   )
   return (
-    '<div class="wide"><table><caption>R@k: percent of queries whose picture '
-    "is among the first k, with 95 % intervals over queries."
+    '<div class="wide" tabindex="0"><table><caption>R@k: percent of queries '
+    "whose picture is among the first k, with 95 % intervals over queries."
     f"{hard} Milliseconds are wall time of all queries together, divided by "
     "their number.</caption>"
     f"<thead><tr>{head}</tr>"
@@ -407,7 +407,7 @@ def _looks(looks: Sequence[Look]) -> str:
       alt = f"attention before “{word.token}”: {_where(word.maps[-1])}"
       items.append(
         f"<li>{_image(strip, alt)}{html.escape(word.token)}<br/>"
-        f'<span class="dim">{word.log_p:.2f}</span></li>'
+        f'<span class="dim">{_minus(word.log_p, ".2f")}</span></li>'
       )
     parts.append(
       f"<article><h3>“{html.escape(look.text)}”</h3>"
@@ -452,7 +452,7 @@ def _curves(
         continue
       shown = "loss" if key == "loss" else "R@1 of a sample, percent"
       said = f"{stage}: {split} {shown}, last {line[-1][1]:.3g}"
-      plot = plots.curve(line, said, "step", shown)
+      plot = plots.curve(line, said, "step", key)
       figures.append(
         f"<figure>{plot}<figcaption>{html.escape(said)}</figcaption></figure>"
       )
@@ -468,8 +468,8 @@ def _seconds(report: Mapping[str, Any]) -> str:
   )
   total = f'<tr><th scope="row">all</th><td>{sum(seconds.values()):,.1f}</td>'
   table = (
-    '<div class="wide"><table><caption>Wall time of each part, seconds'
-    f"</caption><tbody>{lines}{total}</tr></tbody></table></div>"
+    '<div class="wide" tabindex="0"><table><caption>Wall time of each part, '
+    f"seconds</caption><tbody>{lines}{total}</tr></tbody></table></div>"
   )
   said = f"<p>Device: {html.escape(str(device))}. Seed: {seed}.</p>"
   return said + (table if seconds else "")
@@ -519,7 +519,11 @@ def _ms(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-  return f"{value:+.1f}".replace("-", "−")
+  return _minus(value, "+.1f")
+
+
+def _minus(value: float, digits: str) -> str:
+  return f"{value:{digits}}".replace("-", "−")
 
 
 def _rank(rank: int | None) -> str:

@@ -62,8 +62,8 @@ def scatter(
   ys = [y for p in points for y in (p.low, p.high)]
   y_ticks = ticks(min(ys), max(ys))
   frame = _Frame(
-    560,
-    360,
+    460,
+    320,
     (min(xs) / 1.6, max(xs) * 1.6),
     (y_ticks[0], y_ticks[-1]),
     True,
@@ -97,8 +97,8 @@ def curve(
   xs, ys = [x for x, _ in line], [y for _, y in line]
   x_ticks, y_ticks = ticks(0, max(xs), 4), ticks(min(ys), max(ys))
   frame = _Frame(
-    340,
-    220,
+    330,
+    210,
     (0, max(max(xs), 1)),
     (y_ticks[0], y_ticks[-1]),
     False,
@@ -195,8 +195,11 @@ def _label(
   )
   box = next(free, boxes[0])
   taken.append(box)
+  side = f'x="{box[0]:.1f}"'
+  if box[2] < x:
+    side = f'x="{box[2]:.1f}" text-anchor="end"'
   return (
-    f'<text class="name" x="{box[0]:.1f}" y="{box[3] - 3:.1f}">'
+    f'<text class="name" {side} y="{box[3] - 3:.1f}">'
     f"{html.escape(point.name)}</text>"
   )
 

@@ -1,0 +1,233 @@
+"""The page: whole, escaped, self-contained; sheets of the right size."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fs_jax import attention, page, plots, types
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+CREDIT = "Drawings: <Somebody>, CC BY-SA 4.0"
+
+
+class Checker(html.parser.HTMLParser):
+  """Fails on a tag that is not closed in order; keeps tags and text."""
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.tags, self.text = [], [], []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text.append(data)
+
+
+def parsed(path) -> Checker:
+  checker = Checker()
+  checker.feed(path.read_text("utf-8"))
+  checker.close()
+  assert checker.open == []
+  return checker
+
+
+def picture(seed: int = 0, size=(16, 16)) -> np.ndarray:
+  draw = np.random.default_rng(seed)
+  return draw.integers(0, 256, (1, *size, 3), np.uint8)
+
+
+def row(name: str, recall: float, ms: float | None) -> dict:
+  values = [recall, recall - 2, recall + 2]
+  return {
+    "name": name,
+    **{key: values for key in ("R@1", "R@5", "R@10")},
+    "hard_R@1": None if ms is None else values,
+    "median_rank": 1,
+    "ms_per_query": ms,
+    "stages_ms": {} if ms is None else {"encode": ms},
+  }
+
+
+REPORT = {
+  "gallery": 100,
+  "queries": 50,
+  "seed": 7,
+  "device": "1 x <cpu>",
+  "seconds": {"data": 1.5, "fast": 20.0},
+  "rows": [row("fast", 30, 0.1), row("slow", 60, 90.0), row("rerank@5", 55, 1)],
+  "chance": 12.5,
+  "times_faster_than_slow": {"fast": 900.0, "slow": 1.0, "rerank@5": 90.0},
+  "paired": [
+    {"name": "rerank@5 - fast", "R@1": [25.0, 20.0, 30.0]},
+    {"name": "rerank@5 - slow", "R@1": [-1.0, -3.0, 1.0]},
+  ],
+}
+CURVES = {
+  "fast": [
+    {"step": 1, "split": "train", "loss": 3.0},
+    {"step": 2, "split": "train", "loss": 2.0},
+    {"step": 2, "split": "validation", "R@1": 0.25},
+  ]
+}
+
+
+def found(*rows: tuple[int, ...]) -> types.Candidates:
+  return types.Candidates(np.array(rows, np.int32), np.zeros((len(rows), 1)))
+
+
+def write(path, report=REPORT, text="a <b>star</b> & more"):
+  shown = tuple(page.Shown(picture(i), i == 1) for i in range(5))
+  case = page.Case(text, "drawn by chance", 9, 2, picture(1), (), shown)
+  hidden = case._replace(final=(), before=None)
+  word = attention.Word("<star>", -1.5, (np.ones((1, 1)), np.eye(2) / 2))
+  end = attention.Word("</s>", -0.1, word.maps)
+  look = page.Look(text, picture(2), [word, end])
+  page.write(path, report, CURVES, [case, hidden], [look], CREDIT)
+  return parsed(path)
+
+
+def test_page_is_whole_and_says_what_was_measured(tmp_path):
+  checker = write(tmp_path / "index.html")
+  said = " ".join(checker.text)
+  for words in ("50 text queries", "60.0", "58.0 to 62.0", "900", "chance"):
+    assert words in said
+  assert "is 25.0 points above" in said
+  assert "No difference is shown between" in said
+  assert "rank 9 → 2" in said
+  assert "rank beyond the list → 2" in said
+  assert "Device: 1 x <cpu>. Seed: 7." in said
+  assert CREDIT in said
+
+
+def test_pictures_and_plots_have_words(tmp_path):
+  checker = write(tmp_path / "index.html")
+  images = [attrs for tag, attrs in checker.tags if tag == "img"]
+  drawn = [attrs for tag, attrs in checker.tags if tag == "svg"]
+  tables = [tag for tag, _ in checker.tags if tag in ("table", "caption")]
+  assert len(images) == 5 + 1 + 2  # answers, the one meant, picture and word
+  assert all(attrs["alt"] for attrs in images)
+  assert len(drawn) == 3
+  assert all(attrs["aria-label"] for attrs in drawn)
+  assert tables == ["table", "caption"] * 2
+
+
+def test_page_needs_nothing_beside_it(tmp_path):
+  checker = write(tmp_path / "index.html")
+  tags = {tag for tag, _ in checker.tags}
+  assert not tags & {"script", "link", "iframe", "object"}
+  for _, attrs in checker.tags:
+    assert attrs.get("src", "data:").startswith("data:")
+    assert "href" not in attrs
+  assert not re.search(r"url\(|@import", (tmp_path / "index.html").read_text())
+
+
+def test_values_are_escaped(tmp_path):
+  checker = write(tmp_path / "index.html", text="<script>$x</script>")
+  assert "script" not in {tag for tag, _ in checker.tags}
+  assert "<script>$x</script>" in "".join(checker.text)
+  assert "<star>" in "".join(checker.text)
+
+
+def test_extras_may_be_missing(tmp_path):
+  report = {key: REPORT[key] for key in ("gallery", "queries", "seed")}
+  report |= {"rows": [row("other", 5, None)], "seconds": {}, "device": "cpu"}
+  path = tmp_path / "index.html"
+  page.write(path, report, {}, [], [], "")
+  said = " ".join(parsed(path).text)
+  assert "other" in said
+  assert "Answers" not in said
+  assert "look-alikes" not in said
+
+
+def test_cases_are_drawn_then_the_extremes():
+  queries, k = 40, 12
+  positives = np.full((queries, 2), -1, np.int32)
+  positives[:, 0] = 100
+  fast = np.tile(np.arange(k, dtype=np.int32), (queries, 1))
+  final = fast.copy()
+  fast[:, 3] = final[:, 3] = 100  # rank 4 twice
+  final[5], final[9] = np.arange(k), np.arange(k)  # 5: lost; 9: to rank 1
+  final[9, 0] = 100
+  chosen = page.choose_cases(found(*fast), found(*final), positives, 12, 3)
+  drawn, picked = chosen[:12], chosen[12:]
+  assert {one.why for one in drawn} == {"drawn by chance"}
+  assert len({one.query for one in drawn}) == 12
+  again = page.choose_cases(found(*final), found(*final), positives, 12, 3)
+  assert [one.query for one in again] == [one.query for one in drawn]
+  assert [tuple(one) for one in picked] == [
+    (5, "picked: re-ranking hurt most", 4, None),
+    (9, "picked: re-ranking helped most", 4, 1),
+  ]
+
+
+def test_cases_show_what_was_listed():
+  pictures = np.concatenate([picture(i) for i in range(8)])[:, None]
+  fast, final = found((4, 2, 7, 1, 0, 3)), found((2, 4, -1, -1, -1, -1))
+  positives = np.array([[2, -1]], np.int32)
+  choices = page.choose_cases(fast, final, positives, 1)[:1]
+  (case,) = page.show_cases(
+    choices, ["text"], fast, final, positives, lambda rows: pictures[rows]
+  )
+  assert (case.before, case.after) == (2, 1)
+  assert [one.true for one in case.fast] == [False, True, False, False, False]
+  assert [one.true for one in case.final] == [True, False]
+  np.testing.assert_array_equal(case.final[0].picture, pictures[2])
+  np.testing.assert_array_equal(case.true, pictures[2])
+
+
+def test_sheet_frames_the_true_picture(tmp_path):
+  path = tmp_path / "sheet.png"
+  rows = [[picture(i) for i in range(12)], [picture(0, (16, 8))]]
+  page.contact_sheet(
+    path, "a long query " * 30, rows, ["Fast", "Slow"], CREDIT, [2, None]
+  )
+  with Image.open(path) as image:
+    sheet = np.asarray(image)
+  assert page.SIDE * 10 < sheet.shape[1] < page.SIDE * 12
+  assert page.SIDE * 2 < sheet.shape[0] < page.SIDE * 4
+  green = np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1)
+  y, x = np.nonzero(green)
+  column = (x.mean() - x.min()) / page.SIDE
+  assert 0.3 < column < 0.7  # one square, not two
+  edge = page.SIDE + 8
+  assert green[y.min()].sum() == edge
+  page.contact_sheet(path, "q", rows, ["Fast", "Slow"], CREDIT)
+  with Image.open(path) as image:
+    sheet = np.asarray(image)
+  assert not np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1).any()
+
+
+def test_sheet_needs_a_label_a_row(tmp_path):
+  with pytest.raises(ValueError, match="2 rows, 1 labels, 2 places"):
+    page.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)
+
+
+@pytest.mark.parametrize(
+  ("low", "high"), [(0, 1), (3, 3), (-2.5, 71), (1e-4, 2e-4), (28, 65.2)]
+)
+def test_ticks_enclose_a_range(low, high):
+  marks = plots.ticks(low, high)
+  assert marks[0] <= low
+  assert marks[-1] >= high
+  assert 2 <= len(marks) <= 8
+  np.testing.assert_allclose(np.diff(marks), marks[1] - marks[0])
+
+
+def test_a_plot_of_one_point_is_drawn():
+  one = plots.Point("a<b", 2.0, 50.0, 50.0, 50.0)
+  drawn = plots.scatter([one], "t", "x", "y")
+  assert "a&lt;b" in drawn
+  assert "nan" not in drawn
+  assert "nan" not in plots.curve([(0, 1.0)], "t", "x", "y")
