@@ -1,9 +1,11 @@
 """Word attention: a distribution per token, of the right position."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -15,12 +17,14 @@ from fs_jax.models import slow as slow_models
 TEXTS = ("a red circle left of a blue square", "a blue circle above a star")
 
 
+@functools.cache
 def make_run(separate: bool = False, frames: int = 1) -> runs.Run:
   """Random parameters, large enough that attention is far from uniform."""
+  draw = np.random.default_rng(0)
   vision = config.Vision(config.Stack(16, 1, 2, 32), 16)
   slow = config.Slow(
     vision,
-    config.Stack(16, 3, 2, 32),
+    config.Stack(16, 2, 2, 32),
     levels=2,
     widths=(8,),
     stem=8,
@@ -37,8 +41,10 @@ def make_run(separate: bool = False, frames: int = 1) -> runs.Run:
   )
   tokenizer = tokenizers.train(TEXTS, cfg.tokens)
   task = tasks.make(cfg, tokenizer.vocab_size)
-  params = jax.jit(task.init)(jax.random.key(0))
-  params = jax.tree.map(lambda x: 2 * x, params)
+  params = jax.tree.map(
+    lambda x: draw.normal(0, 0.4, x.shape).astype(np.float32),
+    jax.eval_shape(task.init, jax.random.key(0)),
+  )
   return runs.Run(epath.Path(pathlib.Path()), cfg, tokenizer, params, 0)
 
 
@@ -52,9 +58,7 @@ def run() -> runs.Run:
   return make_run()
 
 
-@pytest.mark.parametrize(
-  ("separate", "frames"), [(False, 1), (True, 1), (False, 2)]
-)
+@pytest.mark.parametrize(("separate", "frames"), [(False, 1), (True, 2)])
 def test_each_token_has_a_distribution_per_level(separate, frames):
   run = make_run(separate, frames)
   words = attention.word_attention(run, picture(0, frames), TEXTS[0])
@@ -66,23 +70,23 @@ def test_each_token_has_a_distribution_per_level(separate, frames):
       np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_log_p_is_of_the_forward_reading(separate):
-  run = make_run(separate)
+def test_log_p_is_of_the_forward_reading(run):
   words = attention.word_attention(run, picture(0), TEXTS[0])
   model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
-  variables = {"params": run.params["slow"]}
-  text = run.tokenizer.encode([TEXTS[0]])
-  memory = model.apply(
-    variables,
-    tasks.pixels(run.cfg, picture(0)[None]),
-    method="encode_visual",
-  )
-  states = model.apply(variables, text, method="read")[:, None]
-  log_p = model.apply(
-    variables, memory, states, text[:, None], method="word_log_likelihood"
-  )
-  targets = np.asarray(slow_models.directions(text)[1])[0, 0]
+  text = jnp.asarray(run.tokenizer.encode([TEXTS[0]]))
+
+  @jax.jit
+  def reference(params, visual):
+    variables = {"params": params}
+    pixels = tasks.pixels(run.cfg, visual)
+    memory = model.apply(variables, pixels, method="encode_visual")
+    states = model.apply(variables, text, method="read")[:, None]
+    return model.apply(
+      variables, memory, states, text[:, None], method="word_log_likelihood"
+    )
+
+  log_p = reference(run.params["slow"], picture(0)[None])
+  targets = np.asarray(text)[0, 1:]
   n = int((targets != slow_models.PAD).sum())
   assert run.tokenizer.words(targets) == [word.token for word in words]
   np.testing.assert_allclose(
