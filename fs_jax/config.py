@@ -192,8 +192,9 @@ class Distill:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  """Optax: AdamW, warm-up, then the schedule."""
+  """Optax: the optimiser, warm-up, then the schedule."""
 
+  name: Literal["adamw", "muon"] = "adamw"  # muon: matrices; the rest AdamW
   learning_rate: float = 1e-3
   schedule: Literal["cosine", "constant"] = "cosine"
   warmup: int = 100  # steps

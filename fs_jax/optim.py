@@ -22,21 +22,34 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
 def optimizer(
   cfg: config.Optim, steps: int, params: types.Params
 ) -> optax.GradientTransformation:
-  """AdamW; `params` gives the names that decay and freezing speak of.
+  """As `cfg.name` says; `params` gives the names that decay and freezing speak of.
 
   Raises:
     ValueError: a pattern of `decay` or `freeze` that names no parameter.
   """
   decayed = _mask(params, cfg.decay, "optim.decay")
-  adamw = optax.adamw(
-    schedule(cfg, steps),
-    b1=cfg.b1,
-    b2=cfg.b2,
-    weight_decay=cfg.weight_decay,
-    mask=decayed,
-  )
+  rate = schedule(cfg, steps)
+  if cfg.name == "muon":
+    update = optax.contrib.muon(
+      rate,
+      weight_decay=cfg.weight_decay,
+      weight_decay_mask=decayed,
+      adam_b1=cfg.b1,
+      adam_b2=cfg.b2,
+      adam_weight_decay=cfg.weight_decay,
+      muon_weight_dimension_numbers=paths.map_named(_as_matrix, params),
+      consistent_rms=0.2,  # steps as large as Adam's: one learning rate for all
+    )
+  else:
+    update = optax.adamw(
+      rate,
+      b1=cfg.b1,
+      b2=cfg.b2,
+      weight_decay=cfg.weight_decay,
+      mask=decayed,
+    )
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
-  chain = optax.chain(clip, adamw)
+  chain = optax.chain(clip, update)
   if not cfg.freeze:
     return chain
   frozen = _mask(params, cfg.freeze, "optim.freeze")
@@ -44,6 +57,22 @@ def optimizer(
   return optax.partition(
     {"trained": chain, "frozen": optax.set_to_zero()}, labels
   )
+
+
+def _as_matrix(
+  name: str, leaf: types.Array
+) -> optax.contrib.MuonDimensionNumbers | None:
+  """Which axes of a kernel are inputs and which outputs; None: not a matrix.
+
+  A scanned stack has its layers in front, each a matrix of its own; attention
+  splits a width into heads, which belong together.
+  """
+  if not name.endswith("/kernel"):
+    return None
+  first = int(bool(re.search(r"/(blocks|level\d)/", name)))
+  axes = tuple(range(first, leaf.ndim))
+  inputs = 2 if len(axes) == 3 and "/out/" in name else 1
+  return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
 
 def global_norm(tree: types.Params) -> types.Array:
