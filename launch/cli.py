@@ -4,16 +4,32 @@
 130 interrupted          1 anything else, with its traceback
 """
 
+import contextlib
+import difflib
 import logging
 import os
+import pathlib
+import re
+import runpy
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
 
 DONE, FAILED, BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_OWN = tuple(str(_ROOT / name) + os.sep for name in ("fs_jax", "launch"))
+# Groups of the config that all stages of a workdir have in common.
+_SHARED = ("data", "tokens", "fast", "slow", "seed", "compute", "mesh")
+
+
+class Preempted(BaseException):
+  """The machine is wanted elsewhere: not an Exception, so nobody keeps it."""
 
 
 def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
@@ -31,22 +47,8 @@ def call(
   if any(a in ("-h", "--help", "-help", "--helpshort") for a in argv[1:]):
     print(_help(main, doc))
     return DONE
-  try:
-    rest = flags.FLAGS(list(argv), known_only=False)
-    flags.FLAGS.mark_as_parsed()
-    main(rest[1:])
-  except KeyboardInterrupt:
-    print("\ninterrupted: start it again to go on", file=sys.stderr)
-    return INTERRUPTED
-  except (ValueError, OSError, flags.Error, AttributeError, KeyError) as error:
-    if not _is_input(error):
-      raise
-    print(f"error: {_sentence(error)}", file=sys.stderr)
-    return BAD_INPUT
-  except ArithmeticError as error:  # report.NonFinite
-    print(f"error: {error}", file=sys.stderr)
-    return DIVERGED
-  return DONE
+  with _told_to_stop():
+    return _call(main, argv)
 
 
 def need(*names: str) -> None:
@@ -58,17 +60,23 @@ def need(*names: str) -> None:
   for name in names:
     if flags.FLAGS[name].value in (None, ""):
       raise ValueError(
-        f"--{name}: must be given; got nothing. "
-        f"{flags.FLAGS[name].help}; --help shows an example"
+        f"--{name}: must be given, {flags.FLAGS[name].help}; got nothing. "
+        "--help shows an example"
       )
 
 
-def flag_text(name: str) -> str:
-  """A flag as it was typed."""
-  for argument in sys.argv[1:]:
-    if argument.startswith(f"--{name}="):
-      return argument.split("=", 1)[1]
-  return name
+def config_command(stage: str) -> str:
+  """--config and its edits as they were typed, for another stage.
+
+  Edits of what belongs to one stage, such as its steps, are left out.
+  """
+  words = []
+  for name, value in _given(sys.argv, "config"):
+    if name == "config":
+      words.append(f"--config={value.split(':')[0]}:{stage}")
+    elif name.split(".")[1] in _SHARED:
+      words.append(f"--{name}={value}")
+  return " ".join(words)
 
 
 def then(*lines: str) -> None:
@@ -86,30 +94,177 @@ def only(argv: Sequence[str], usage: str) -> str:
   """
   if len(argv) != 1:
     raise ValueError(
-      f"arguments: one is wanted; got {len(argv)}. {usage}; quote it if it "
-      "has spaces"
+      f"arguments: one is wanted, in quotes if it has spaces; got {len(argv)}. "
+      f"{usage}"
     )
   return argv[0]
 
 
-def _is_input(error: BaseException) -> bool:
-  """Whether the user can mend it: not so for a bug of ours.
+def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+  try:
+    main(_parse(argv))
+  except (KeyboardInterrupt, Preempted) as error:
+    gone = isinstance(error, Preempted)
+    said = "preempted" if gone else "\ninterrupted"
+    print(f"{said}: start it again and it goes on", file=sys.stderr)
+    return PREEMPTED if gone else INTERRUPTED
+  except (ValueError, OSError, flags.Error) as error:
+    if not _is_input(error):
+      raise
+    print(f"error: {_sentence(error)}", file=sys.stderr)
+    return BAD_INPUT
+  except ArithmeticError as error:
+    from fs_jax import report
 
-  ConfigDict reports a wrong key as AttributeError or KeyError and a wrong type
-  as TypeError; from anywhere else these are bugs.
+    if not isinstance(error, report.NonFinite):
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return DIVERGED
+  return DONE
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Sets the flags; returns what is left of the arguments.
+
+  Raises:
+    ValueError: a config that is not there, or has no such stage or field.
+    flags.Error: any other wrong flag.
   """
-  if isinstance(error, (ValueError, OSError, flags.Error)):
+  if "config" in flags.FLAGS:
+    _check_config(_given(argv, "config"))
+  rest = flags.FLAGS(list(argv), known_only=False)
+  flags.FLAGS.mark_as_parsed()
+  return rest[1:]
+
+
+def _given(argv: Sequence[str], prefix: str) -> list[tuple[str, str]]:
+  """(name, value) of the flags `prefix` and `prefix.*`, as typed."""
+  found = []
+  for at, argument in enumerate(argv[1:], 1):
+    name, equals, value = argument.lstrip("-").partition("=")
+    if argument.startswith("-") and name.split(".")[0] == prefix:
+      if not equals:
+        value = argv[at + 1] if at + 1 < len(argv) else ""
+      found.append((name, value))
+  return found
+
+
+def _check_config(given: list[tuple[str, str]]) -> None:
+  """Says what ml_collections reports as KeyError, AttributeError and such.
+
+  Raises:
+    ValueError: no such file, stage or field.
+  """
+  for name, value in given:
+    if name == "config":
+      path, _, stage = value.partition(":")
+      if not pathlib.Path(path).is_file():
+        there = ", ".join(
+          f"configs/{p.name}"
+          for p in sorted(pathlib.Path("configs").glob("[!_]*.py"))
+        )
+        raise ValueError(
+          f"--config: must be a file <path>.py:<stage>; got {path!r}, which "
+          f"does not exist. try one of {there or 'the folder configs'}"
+        )
+      get_config = runpy.run_path(path).get("get_config")
+      if get_config is None:
+        raise ValueError(
+          f"--config: its file must define get_config(stage); got {path!r} "
+          "without. configs/scenes.py is an example"
+        )
+      try:
+        config = get_config(*([stage] if stage else []))
+      except KeyError:
+        raise ValueError(
+          f"--config: must name a stage of {path}; got {stage!r}. "
+          f"{get_config.__doc__ or 'see that file'}"
+        ) from None
+      break
+  else:
+    return
+  for name, _ in given:
+    if name != "config":
+      _check_field(config.to_dict(), name)
+
+
+def _check_field(values: Any, name: str) -> None:
+  """Walks values by a name such as config.optim.learning_rate."""
+  where, *keys = name.split(".")
+  for key in keys:
+    key = key.split("[")[0]  # decay[0] is an item of a tuple
+    if isinstance(values, Mapping) and key in values:
+      values, where = values[key], f"{where}.{key}"
+      continue
+    fields = list(values) if isinstance(values, Mapping) else []
+    if not fields:
+      raise ValueError(
+        f"--{name}: must name a field; got {where}, which has none. "
+        f"set --{where}=... itself"
+      )
+    alike = difflib.get_close_matches(key, fields, n=1)
+    meant = f"did you mean {alike[0]!r}? " if alike else ""
+    raise ValueError(
+      f"--{name}: must name a field of {where}; got {key!r}. {meant}its "
+      f"fields: {', '.join(fields)}"
+    )
+  if isinstance(values, Mapping):
+    raise ValueError(
+      f"--{name}: must name a single field; got a group. its fields: "
+      f"{', '.join(values)}"
+    )
+
+
+def _is_input(error: BaseException) -> bool:
+  """Whether the user can mend it.
+
+  A ValueError that this project raised is about input; one from inside a
+  library is a bug of ours, and needs its traceback.
+  """
+  if isinstance(error, (flags.Error, OSError)):
     return True
-  return "config" in str(error).lower() or "Did you mean" in str(error)
+  trace = error.__traceback__
+  while trace is not None and trace.tb_next is not None:
+    trace = trace.tb_next
+  if trace is None:
+    return True
+  return trace.tb_frame.f_code.co_filename.startswith(_OWN)
 
 
 def _sentence(error: BaseException) -> str:
-  text = str(error.args[0] if isinstance(error, KeyError) else error)
   if isinstance(error, flags.UnrecognizedFlagError):
-    return f"{text}. --help lists the flags"
-  if isinstance(error, FileNotFoundError) and error.filename:
-    return f"{error.filename}: must exist; got no such file. check the path"
-  return " ".join(text.split())
+    _, _, alike = str(error).partition("Did you mean: ")
+    meant = f"did you mean --{alike} " if alike else ""
+    return (
+      f"--{error.flagname}: must be a flag of this program; got an unknown "
+      f"one. {meant}--help lists them"
+    )
+  if isinstance(error, flags.IllegalFlagValueError):
+    return _wrong_value(str(error))
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    return (
+      f"{os.fspath(error.filename)}: must be a file or folder that can be "
+      f"used; got {error.strerror!r}. check the path"
+    )
+  return " ".join(str(error).split())
+
+
+def _wrong_value(text: str) -> str:
+  """ "flag --k=x: invalid literal..." by our rule for messages."""
+  found = re.match(r"flag --(\S+?)=(.*?): (.*)", text, re.DOTALL)
+  if not found:
+    return text
+  name, value, why = found.groups()
+  rules = {
+    "could not convert string to float": "must be a number",
+    "invalid literal for int": "must be a whole number",
+    "Non-boolean": "must be true or false",
+  }
+  for theirs, ours in rules.items():
+    if theirs in why:
+      why = ours
+  why = re.sub(r"^\S+ is not ", "must be ", why.strip().rstrip("."))
+  return f"--{name}: {why}; got {value!r}. change it, --help says what it is"
 
 
 def _help(main: Callable, doc: str | None) -> str:
@@ -121,7 +276,30 @@ def _help(main: Callable, doc: str | None) -> str:
   for flag in sorted(own, key=lambda f: f.name):
     default = "" if flag.default in (None, "") else f" (default {flag.default})"
     lines.append(f"  --{flag.name}: {flag.help}{default}")
-  return "\n".join(lines)
+  return "\n".join([*lines, "", _CODES])
+
+
+_CODES = (
+  "exit codes: 0 done, 2 bad input, 3 the loss diverged, 75 preempted (start "
+  "it\nagain), 130 interrupted, 1 a bug. NO_QUIET=1 shows what libraries log."
+)
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[None]:
+  """SIGTERM is how machines are taken away: it ends as Preempted."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def preempt(*_: object) -> None:
+    raise Preempted
+
+  before = signal.signal(signal.SIGTERM, preempt)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _quiet() -> None:

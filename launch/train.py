@@ -34,24 +34,18 @@ def main(_) -> None:
   if cfg.stage == "distill":
     train.weigh(_WORKDIR.value, cfg.folder, cfg.init.teacher)
   print(f"{cfg.folder}: trained {cfg.train.steps} steps, in {where}")
-  name = cli.flag_text("config").split(":")[0]
-  cli.then(
-    *{
-      "fast": (
-        f"python -m launch.train --config={name}:slow "
-        f"--workdir={_WORKDIR.value}",
-      ),
-      "slow": (
-        f"python -m launch.train --config={name}:distill "
-        f"--workdir={_WORKDIR.value}",
-      ),
-      "distill": (
-        f"python -m launch.encode --run={where} "
-        f"--slow={where.parent / cfg.init.teacher} "
-        f"--out={where.parent / 'gallery'}",
-      ),
-    }[cfg.stage]
-  )
+  following = {"fast": "slow", "slow": "distill"}.get(cfg.stage)
+  if following:
+    cli.then(
+      f"python -m launch.train {cli.config_command(following)} "
+      f"--workdir={_WORKDIR.value}"
+    )
+  else:
+    cli.then(
+      f"python -m launch.encode --run={where} "
+      f"--slow={where.parent / cfg.init.teacher} "
+      f"--out={where.parent / 'gallery'}"
+    )
 
 
 if __name__ == "__main__":
