@@ -11,8 +11,8 @@ from fs_jax import calibrate, encode, index, rankers, rerank, runs, types
 class Answer(NamedTuple):
   """What came back for Q queries."""
 
-  fast: types.Candidates  # Fast's order, scores f.g
-  final: types.Candidates  # re-ranked, if there is a re-ranker
+  fast: types.Candidates  # Fast's order, scores f.g; all that was looked at
+  final: types.Candidates  # the k answers, re-ranked if there is a re-ranker
   unknown: tuple[tuple[str, ...], ...]  # words of each query nobody taught
   stages_ms: dict[str, float]  # wall time of all queries together
 
@@ -66,7 +66,7 @@ class Retriever:
       h = self._scorer(text, np.asarray(fast.rows)[:, :rerank_k])
       final = rerank.rerank(fast, h, rerank.targets(text), self._fit)
       clock.lap("rerank")
-    return Answer(_first(fast, k), _first(final, k), unknown, clock.laps)
+    return Answer(fast, _first(final, k), unknown, clock.laps)
 
 
 def _first(found: types.Candidates, k: int) -> types.Candidates:

@@ -150,18 +150,27 @@ def load_fit(where: epath.PathLike, expected: Any = None) -> calibrate.Fit:
     ValueError: none there, or one of other parameters than `expected`.
   """
   path = epath.Path(where) / FIT
-  mend = "fit it: python -m launch.evaluate --fit"
+  mend = (
+    f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
+  )
   if not path.exists():
     raise ValueError(f"{path}: must exist; got no such file. {mend}")
-  values = json.loads(path.read_text())
+  try:
+    values = json.loads(path.read_text())
+    fit = calibrate.Fit.from_dict(values["fit"])
+    parts = dict(values["contract"])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path}: must be what was fitted; got {error!r}. delete it, then {mend}"
+    ) from None
   contract.check_all(
     expected,
-    values["contract"],
+    parts,
     ours_name="these models",
     theirs_name=str(path),
     mend=mend,
   )
-  return calibrate.Fit.from_dict(values["fit"])
+  return fit
 
 
 def placed(run: Run, on: Any) -> types.Params:

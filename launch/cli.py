@@ -234,7 +234,7 @@ def _is_input(error: BaseException) -> bool:
 def _sentence(error: BaseException) -> str:
   if isinstance(error, flags.UnrecognizedFlagError):
     _, _, alike = str(error).partition("Did you mean: ")
-    meant = f"did you mean --{alike} " if alike else ""
+    meant = f"did you mean --{alike.strip(' ?')}? " if alike else ""
     return (
       f"--{error.flagname}: must be a flag of this program; got an unknown "
       f"one. {meant}--help lists them"

