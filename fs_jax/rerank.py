@@ -123,7 +123,7 @@ def rerank(
 
 def targets(text: Int[np.ndarray, "Q L"]) -> Float[np.ndarray, " Q"]:
   """n of each text: targets of both directions, EOS included."""
-  return np.asarray(slow_models.targets_of(np.asarray(text)))
+  return np.asarray(slow_models.targets_of(jnp.asarray(text)))
 
 
 def _blocks(

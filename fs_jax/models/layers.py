@@ -38,7 +38,8 @@ def sincos_2d(
   del key
   h, w, width = shape
   count = -(-width // 4)
-  rate = jnp.pi * 2.0 ** jnp.linspace(-1, 3, count)  # half a wave to four
+  # Half a wave to four over the picture.
+  rate = (jnp.pi * 2.0 ** jnp.linspace(-1, 3, count))[None, None]
   rows = (jnp.arange(h) + 0.5)[:, None, None] / h * rate
   columns = (jnp.arange(w) + 0.5)[None, :, None] / w * rate
   waves = [jnp.sin(rows), jnp.cos(rows), jnp.sin(columns), jnp.cos(columns)]

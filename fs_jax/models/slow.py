@@ -27,14 +27,14 @@ def directions(
   """
   length = text.shape[-1]
   words = (text != PAD).sum(axis=-1, keepdims=True) - 2
-  i = jnp.arange(length)
+  i = jnp.arange(length).reshape((1,) * (text.ndim - 1) + (-1,))
   mirrored = jnp.where((i >= 1) & (i <= words), words + 1 - i, i)
   backward = jnp.take_along_axis(text, mirrored, axis=-1)
   both = jnp.stack([text, backward], axis=-2)
   return both[..., :-1], both[..., 1:]
 
 
-def depth_to_space(x: Float[Array, "F h w D4"]) -> Float[Array, "F 2h 2w D"]:
+def depth_to_space(x: Float[Array, "F h w D4"]) -> Float[Array, "F 2*h 2*w D"]:
   """Four channels groups of a token become the four tokens that replace it."""
   f, h, w, d = x.shape
   x = x.reshape(f, h, w, 2, 2, d // 4).transpose(0, 1, 3, 2, 4, 5)
@@ -80,7 +80,7 @@ class Finer(nn.Module):
   @nn.compact
   def __call__(
     self, coarse: Float[Array, "B T h w C"], pixels: Float[Array, "B T H W 3"]
-  ) -> Float[Array, "B T 2h 2w D"]:
+  ) -> Float[Array, "B T 2*h 2*w D"]:
     b, t = coarse.shape[:2]
     coarse = coarse.reshape(b * t, *coarse.shape[2:])
     up = nn.Dense(4 * self.width, dtype=self.dtype, name="upsample")(coarse)

@@ -1,0 +1,175 @@
+"""Every program on a tiny workdir, from configs to answers."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fs_jax import evaluate, runs
+from tests import programs
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+  return programs.trained(tmp_path_factory)
+
+
+def test_training_says_what_to_do_next(workdir):
+  said = (workdir.parent / "said.txt").read_text()
+  data = f"--config.data.dir={workdir.parent / 'data'}"
+  for stage in ("slow", "distill"):
+    assert (
+      f"python -m launch.train --config=tests/tiny.py:{stage} {data} "
+      f"--workdir={workdir}" in said
+    )
+  assert f"python -m launch.encode --run={workdir / 'distill'}" in said
+  assert f"--workdir={workdir}" in said.splitlines()[-1]  # search
+
+
+def test_training_leaves_every_stage_ready(workdir):
+  for stage in ("fast", "slow", "distill"):
+    assert runs.finished(workdir / stage)
+    assert runs.load(workdir / stage).step == 4
+  judge = runs.load(workdir / "slow").slow_contract()
+  for stage, fast in (("slow", "fast"), ("distill", "distill")):
+    other = runs.load(workdir / fast).fast_contract
+    fit = runs.load_fit(workdir / stage, {"fast": other, "slow": judge})
+    assert fit.tau > 0
+
+
+def test_everything_again_changes_nothing(workdir, tmp_path):
+  mine = programs.copy(workdir, tmp_path)
+  (tmp_path / "data").symlink_to(workdir.parent / "data")
+  before = programs.digest(mine)
+  gallery = mine / "gallery"
+  again = programs.launch(
+    "encode",
+    f"--run={mine / 'distill'}",
+    f"--slow={mine / 'slow'}",
+    f"--out={gallery}",
+  )
+  assert again.code == 0, again.err
+  assert programs.digest(mine) == before
+
+
+def test_search(workdir, tmp_path):
+  sheet = tmp_path / "sheet.png"
+  done = programs.launch(
+    "search",
+    "a big fox zorgle",
+    f"--workdir={workdir}",
+    "--k=3",
+    "--rerank=8",
+    f"--sheet={sheet}",
+  )
+  assert done.code == 0, done.err
+  assert "ignored, not in the vocabulary: zorgle" in done.out
+  for stage in ("encode", "search", "rerank"):
+    assert f"{stage} " in done.out
+  assert "OpenMoji" in done.out  # who drew the pictures
+  assert np.asarray(Image.open(sheet)).ndim == 3
+
+
+def test_search_with_fast_alone(workdir, tmp_path):
+  done = programs.launch(
+    "search", "a big fox", f"--workdir={workdir}", "--rerank=0", "--sheet="
+  )
+  assert done.code == 0, done.err
+  assert "rerank" not in done.out and "moved" not in done.out
+
+
+def test_evaluate(workdir, tmp_path):
+  mine = programs.copy(workdir, tmp_path)
+  (mine / "slow" / runs.FIT).unlink()
+  done = programs.launch(
+    "evaluate", f"--workdir={mine}", "--queries=8", "--fit"
+  )
+  assert done.code == 0, done.err
+  assert (mine / "slow" / runs.FIT).exists()
+  path = done.out.split("written:")[1].strip()
+  report = json.loads(pathlib.Path("".join(path.split())).read_text())
+  names = {row["name"] for row in report["rows"]}
+  assert {"fast", "fast_distilled", "slow", "rerank@5", "rerank@50"} <= names
+  for row in report["rows"]:
+    for name in ("R@1", "R@10", evaluate.HARD):
+      value, low, high = row[name]
+      assert 0 <= low <= value <= high <= 100
+    assert row["stages_ms"]
+  assert any(p["name"] == "rerank@20 - slow" for p in report["paired"])
+
+
+def test_doctor():
+  done = programs.launch("doctor")
+  assert done.code == 0, done.err
+  for name in ("python", "jax", "scann", "disk here", "devices"):
+    assert name in done.out
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["train", "encode", "export_index", "search", "evaluate", "doctor"],
+)
+def test_help_begins_with_an_example(name):
+  done = programs.launch(name, "--help")
+  assert done.code == 0
+  lines = done.out.splitlines()
+  assert lines[0].endswith((".", ":"))
+  assert lines[2].startswith(f"  python -m launch.{name}")
+  assert "exit codes:" in done.out
+  assert "--alsologtostderr" not in done.out  # flags of libraries
+
+
+def test_a_diverging_loss_is_3(workdir, tmp_path):
+  (tmp_path / "data").symlink_to(workdir.parent / "data")
+  done = programs.train(
+    tmp_path / "W",
+    "fast",
+    "--config.optim.learning_rate=1e38",
+    "--config.optim.warmup=1",
+    "--config.optim.clip=0.0",
+  )
+  assert done.code == 3
+  assert "must stay finite" in done.err and "learning_rate" in done.err
+
+
+def test_a_real_process_leaves_with_its_code():
+  command = [sys.executable, "-m", "launch.search"]
+  done = subprocess.run(
+    [*command, "fox", "--workdir=nowhere"],
+    cwd=programs.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: nowhere: must hold a trained")
+  assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("told", "code", "said"),
+  [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_process_that_is_told_to_stop(told, code, said):
+  program = (
+    "import time\nfrom launch import cli\n"
+    "def main(_):\n  print('here', flush=True)\n  time.sleep(60)\n"
+    "cli.run(main, '')"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", program],
+    cwd=programs.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  process.stdout.readline()
+  process.send_signal(told)
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == code
+  assert said in err and "start it again" in err
