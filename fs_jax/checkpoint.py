@@ -78,8 +78,8 @@ class Checkpoints:
   def _read(self, step: int, **items: Any) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except (ValueError, KeyError, OSError) as error:
-      reason = str(error).strip().splitlines()[0][:300]
+    except Exception as error:  # of damaged arrays orbax raises just that
+      reason = (str(error).strip() or repr(error)).splitlines()[0][:120]
       raise ValueError(
         f"{self._folder}/{step}: must be a whole checkpoint of this model; got "
         f"{reason}. delete that folder to use an earlier step"

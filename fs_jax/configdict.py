@@ -51,7 +51,10 @@ def from_json(text: str) -> config.Config:
   try:
     values = json.loads(text)
   except json.JSONDecodeError as error:
-    raise ValueError(f"config.json: must be JSON; got {error}") from None
+    raise ValueError(
+      f"config.json: must be JSON that a run wrote; got {error}. copy it from "
+      "a backup, or train again"
+    ) from None
   return from_dict(values)
 
 
@@ -77,12 +80,16 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _build(schema: type[Schema], values: Any, where: str) -> Schema:
   if not isinstance(values, dict):
-    raise ValueError(f"{where}: must be a group of fields; got {values!r}")
+    raise ValueError(
+      f"{where}: must be a group of fields; got {values!r}. set its fields one "
+      "by one"
+    )
   hints = typing.get_type_hints(schema)
   unknown = sorted(values.keys() - hints.keys())
   if unknown:
     raise ValueError(
-      f"{where}: has no field {unknown[0]!r}. its fields: {', '.join(hints)}"
+      f"{where}: must hold its own fields only; got {unknown[0]!r}. its "
+      f"fields: {', '.join(hints)}"
     )
   built = {
     key: _value(hints[key], value, f"{where}.{key}")
@@ -102,7 +109,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
   if origin is Literal:
     if value not in arguments:
       options = ", ".join(repr(a) for a in arguments)
-      raise ValueError(f"{where}: must be one of {options}; got {value!r}")
+      raise ValueError(
+        f"{where}: must be one of {options}; got {value!r}. name one of these"
+      )
     return value
   if origin is types.UnionType:
     if value is None and types.NoneType in arguments:
@@ -111,12 +120,15 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return _value(inner, value, where)
   if origin is tuple:
     if not isinstance(value, (tuple, list)):
-      raise ValueError(f"{where}: must be a tuple; got {value!r}")
+      raise ValueError(
+        f"{where}: must be a tuple; got {value!r}. put it in (...)"
+      )
     if len(arguments) == 2 and arguments[1] is Ellipsis:
       arguments = (arguments[0],) * len(value)
     if len(arguments) != len(value):
       raise ValueError(
-        f"{where}: must have {len(arguments)} items; got {value!r}"
+        f"{where}: must have {len(arguments)} items; got {value!r}. give as "
+        "many"
       )
     pairs = zip(arguments, value, strict=True)
     return tuple(
@@ -125,5 +137,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
   if hint is float and type(value) is int:
     return float(value)
   if type(value) is not hint:
-    raise ValueError(f"{where}: must be {hint.__name__}; got {value!r}")
+    raise ValueError(
+      f"{where}: must be {hint.__name__}; got {value!r}. change it"
+    )
   return value

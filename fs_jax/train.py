@@ -42,7 +42,6 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
   """
   where = runs.folder(workdir, cfg.folder)
   source = sources.open_split(cfg.data, cfg.data.train, train=True)
-  tokenizer = _tokenizer(cfg, workdir, source)
   donor = (
     runs.load(runs.folder(workdir, cfg.init.stage)) if _starts(cfg) else None
   )
@@ -50,6 +49,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
   if cfg.init.teacher:
     teacher = runs.load(runs.folder(workdir, cfg.init.teacher))
     frozen = runs.placed(teacher, sharding.mesh(cfg.mesh))
+  tokenizer = _tokenizer(cfg, source, donor or teacher)
   if cfg.stage == "distill":
     fit = runs.load_fit(teacher.folder)
     tau = cfg.distill.temperature or fit.tau
@@ -171,12 +171,11 @@ def _starts(cfg: config.Config) -> bool:
 
 
 def _tokenizer(
-  cfg: config.Config, workdir: epath.PathLike, source: sources.Source
+  cfg: config.Config, source: sources.Source, earlier: runs.Run | None
 ) -> tokenizers.Tokenizer:
-  """The first stage's vocabulary, or a new one from the training captions."""
-  for stage in (cfg.init.stage, cfg.init.teacher):
-    if stage:
-      return tokenizers.load(runs.folder(workdir, stage) / runs.TOKENIZER)
+  """The earlier stage's vocabulary, or a new one of the training captions."""
+  if earlier is not None:
+    return earlier.tokenizer
   captions = (c for i in range(len(source)) for c in source.captions(i))
   return tokenizers.make(captions, cfg.tokens)
 
