@@ -5,20 +5,25 @@ visual and one text at a time.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from fs_jax import config, runs, tasks, types
+from fs_jax.models import slow as slow_models
+
+DIRECTIONS: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
 
 
 class Word(NamedTuple):
-  """A token of a caption, as Slow's forward reading predicts it."""
+  """A token of a caption, as one of Slow's readings predicts it."""
 
   token: str
-  log_p: float  # nats, given the words before it and the visual
+  direction: Literal["forward", "backward"]
+  log_p: float  # nats, given the visual and the words read before it
   maps: tuple[Float[np.ndarray, "h w"], ...]  # a level each, sums to 1
 
 
@@ -27,8 +32,10 @@ def word_attention(
 ) -> list[Word]:
   """The tokens of a text with what Slow looked at to predict each.
 
-  A map is the mean over the heads and layers that look at its level, coarse
-  level first, summed over frames. The last token is EOS.
+  First those of the forward reading, then those of the backward one, which
+  starts at the last word; EOS ends both. The sum of all log_p is h(x, y). A map
+  is the mean over the heads and layers that look at its level, coarse level
+  first, summed over frames.
 
   Raises:
     ValueError: a Slow that judges pairs, and predicts no words.
@@ -44,15 +51,16 @@ def word_attention(
   log_p, weights = _look(
     cfg, run.tokenizer.vocab_size, run.params["slow"], visual[None], row
   )
-  tokens = run.tokenizer.words(row[0])[1:]  # targets: all but BOS
+  targets = np.asarray(slow_models.directions(jnp.asarray(row))[1])[0]  # [2,I]
   height, width = (side // cfg.slow.vision.patch for side in visual.shape[1:3])
-  maps = [
-    np.asarray(w).reshape(len(w), -1, height << i, width << i).sum(axis=1)
+  maps = [  # [2,I,h,w] a level
+    np.asarray(w).reshape(*w.shape[:2], -1, height << i, width << i).sum(axis=2)
     for i, w in enumerate(weights)
   ]
   return [
-    Word(token, float(log_p[i]), tuple(m[i] for m in maps))
-    for i, token in enumerate(tokens)
+    Word(token, direction, float(log_p[d, i]), tuple(m[d, i] for m in maps))
+    for d, direction in enumerate(DIRECTIONS)
+    for i, token in enumerate(run.tokenizer.words(targets[d]))
   ]
 
 
@@ -63,11 +71,11 @@ def _look(
   params: types.Params,
   visual: UInt8[jax.Array, "1 T H W 3"],
   text: Int[jax.Array, "1 L"],
-) -> tuple[Float[jax.Array, " I"], list[Float[jax.Array, "I N"]]]:
+) -> tuple[Float[jax.Array, "2 I"], list[Float[jax.Array, "2 I N"]]]:
   """log p of every target, and a level's attention at the same positions.
 
-  Input i predicts token i + 1. Sequences and directions are folded into the
-  positions of a row: the forward reading's come first.
+  Input i predicts target i of its direction. One decoder for both directions
+  has them folded into the positions of a row, the forward reading first.
   """
   model = tasks.slow_model(cfg, vocabulary)
   variables = {"params": params}
@@ -83,11 +91,14 @@ def _look(
     method="word_log_likelihood",
     mutable=["intermediates"],
   )
-  reader = sown["intermediates"]["readers_0"]  # forward, or both directions
-  length = text.shape[1] - 1  # I
+  readers = sown["intermediates"]
   weights = []
-  for i in range(len(reader)):
-    (level,) = reader[f"level{i}"]["cross"]["attention"]
-    # [layers,1,S*2*I,heads,N], or [layers,1,S*I,heads,N] of two readers; S = 1
-    weights.append(level[:, 0, :length].mean(axis=(0, 2)))
-  return words[0, 0, 0], weights
+  for i in range(len(memory.levels)):
+    # [layers,1,2*I,heads,N] of one reader, [layers,1,I,heads,N] of each of two
+    parts = [
+      readers[f"readers_{r}"][f"level{i}"]["cross"]["attention"][0]
+      for r in range(len(readers))
+    ]
+    both = jnp.concatenate(parts, axis=2)[:, 0].mean(axis=(0, 2))
+    weights.append(both.reshape(*words.shape[2:], -1))
+  return words[0, 0], weights

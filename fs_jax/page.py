@@ -27,6 +27,10 @@ SHOWN = 5  # answers of each list, side by side
 EXTREMES = 3  # queries that re-ranking hurt most, and as many it helped most
 SIDE = 128  # pixels of a picture on a sheet
 COLUMNS = 10  # pictures in a row of a sheet
+DRAWN = "drawn by chance"
+FRAME = "#127a3d"  # of the true picture
+# A table that is wider than its page scrolls, by keyboard too.
+_WIDE = '<div class="wide" role="group" aria-label="table" tabindex="0">'
 
 
 class Choice(NamedTuple):
@@ -41,6 +45,7 @@ class Choice(NamedTuple):
 class Shown(NamedTuple):
   picture: np.ndarray  # uint8 [T,H,W,3]
   true: bool
+  score: float | None = None
 
 
 class Case(NamedTuple):
@@ -74,7 +79,8 @@ def choose_cases(
 
   First `count` of a seeded shuffle. Then, of all queries, the three whose rank
   grew by the largest factor between the lists and the three where it shrank by
-  the largest; what is not listed counts as one past the list's end.
+  the largest; what is not listed counts as one past the list's end. A query
+  that is both drawn and extreme comes once and says both.
 
   Args:
     fast: before re-ranking.
@@ -91,13 +97,19 @@ def choose_cases(
     ranks = (int(before[query]) or None, int(after[query]) or None)
     return Choice(int(query), why, *ranks)
 
-  by_chance = "drawn by chance"
-  chosen = [choice(q, by_chance) for q in order[:count]]
   rising = order[np.argsort(ratio[order], kind="stable")]
   hurt = [q for q in rising[::-1][:EXTREMES] if ratio[q] > 0]
   helped = [q for q in rising[:EXTREMES] if ratio[q] < 0]
-  chosen += [choice(q, "picked: re-ranking hurt most") for q in hurt]
-  chosen += [choice(q, "picked: re-ranking helped most") for q in helped]
+  extremes = {int(q): "re-ranking hurt most" for q in hurt}
+  extremes |= {int(q): "re-ranking helped most" for q in helped}
+  drawn = [int(q) for q in order[:count]]
+  chosen = [
+    choice(q, f"{DRAWN}; also: {extremes[q]}" if q in extremes else DRAWN)
+    for q in drawn
+  ]
+  chosen += [
+    choice(q, f"picked: {why}") for q, why in extremes.items() if q not in drawn
+  ]
   return chosen
 
 
@@ -116,11 +128,12 @@ def show_cases(
     lists = []
     for found in (fast, final):
       rows = [int(r) for r in found.rows[choice.query][:SHOWN] if r >= 0]
+      scores = found.scores[choice.query][: len(rows)]  # padding is last
       pictures = visuals(rows) if rows else ()
       lists.append(
         tuple(
-          Shown(picture, row in true)
-          for picture, row in zip(pictures, rows, strict=True)
+          Shown(picture, row in true, float(score))
+          for picture, row, score in zip(pictures, rows, scores, strict=True)
         )
       )
     meant = visuals(true[:1])[0]
@@ -135,6 +148,7 @@ def contact_sheet(
   labels: Sequence[str],
   attribution: str,
   framed: Sequence[int | None] | None = None,
+  scores: Sequence[Sequence[float]] | None = None,
 ) -> None:
   """A PNG with a row of answers per ranker, best first, at most ten.
 
@@ -145,6 +159,7 @@ def contact_sheet(
     labels: a ranker's name each.
     attribution: of the pictures, at the bottom.
     framed: place of the true picture in each row, from 0; None = unknown.
+    scores: of the pictures of each row; None = ranks alone.
 
   Raises:
     ValueError: as many labels and frames as rows are needed, and one row.
@@ -155,6 +170,15 @@ def contact_sheet(
       "contact_sheet: needs rows, a label and a place to frame each; got "
       f"{len(rows)} rows, {len(labels)} labels, {len(framed)} places. give one "
       "of each per ranker"
+    )
+  if scores is not None and any(
+    len(some) < min(len(row), COLUMNS)
+    for some, row in zip(scores, rows, strict=True)
+  ):
+    raise ValueError(
+      "contact_sheet: every picture shown needs a score; got "
+      f"{[len(some) for some in scores]} scores for {[len(r) for r in rows]} "
+      "pictures. give one each, or leave scores out"
     )
   large, middle, small = (ImageFont.load_default(s) for s in (22, 15, 12))
   gap, margin = 10, 16
@@ -181,17 +205,20 @@ def contact_sheet(
       if true:
         edge = (x - 4, y - 4, x + SIDE + 3, y + SIDE + 3)
         draw.rectangle(edge, outline=FRAME, width=4)
+      else:  # white pictures end somewhere too
+        edge = (x - 1, y - 1, x + SIDE, y + SIDE)
+        draw.rectangle(edge, outline="#ddd")
       colour = FRAME if true else "#555"
-      draw.text((x + SIDE // 2, y + SIDE + 6), f"{j + 1}", colour, small, "mt")
+      under = f"{j + 1}"
+      if scores is not None:
+        under += f"   ({scores[i][j]:.2f})"  # a hyphen: the font has no minus
+      draw.text((x + SIDE // 2, y + SIDE + 6), under, colour, small, "mt")
   for i, line in enumerate(credit):
     y = top + each * len(rows) + 16 * i
     draw.text((margin, y), line, "#555", small)
   file = io.BytesIO()
   sheet.save(file, "PNG")
   files.write_bytes(path, file.getvalue())
-
-
-FRAME = "#127a3d"
 
 
 def write(
@@ -201,6 +228,7 @@ def write(
   cases: Sequence[Case],
   attentions: Sequence[Look],
   attribution: str,
+  lists: tuple[str, str] = ("Fast", "Re-ranked"),
 ) -> None:
   """Writes the page, all of it or nothing.
 
@@ -211,17 +239,18 @@ def write(
     cases: of `show_cases`.
     attentions: of `attention.word_attention`.
     attribution: of the pictures, with their licence.
+    lists: what the two lists of every case are called.
   """
+  credit = _credit(attribution)
   sections = (
     ("How well, and how fast", _table(report)),
     ("What the time buys", _trade(report)),
     ("Compared on the same queries", _paired(report)),
-    ("Answers", _cases(cases)),
-    ("Where Slow looks", _looks(attentions)),
+    ("Answers", _cases(cases, lists, report["queries"], credit)),
+    ("Where Slow looks", _looks(attentions, credit)),
     ("Training", _curves(curves)),
     ("Time", _seconds(report)),
     ("Limits", _limits(report)),
-    ("The pictures", _paragraphs(attribution)),
   )
   body = "\n".join(
     f"<section>\n<h2>{name}</h2>\n{inside}\n</section>"
@@ -246,6 +275,7 @@ def _meaning(name: str) -> str:
   """What a ranker does, for the names that a study gives."""
   known = {
     "fast": "one vector a text and a picture, nearest neighbours",
+    "fast_longer": "the same, trained as long as it and distilling together",
     "fast_distilled": "the same model, taught by Slow",
     "slow": "the captioner scores every picture: no Fast at all",
   }
@@ -288,7 +318,7 @@ def _table(report: Mapping[str, Any]) -> str:
     else (" Hard R@1: against the picture's look-alikes alone.")
   )
   return (
-    '<div class="wide" tabindex="0"><table><caption>R@k: percent of queries '
+    f"{_WIDE}<table><caption>R@k: percent of queries "
     "whose picture is among the first k, with 95 % intervals over queries."
     f"{hard} Milliseconds are wall time of all queries together, divided by "
     "their number.</caption>"
@@ -339,22 +369,31 @@ def _paired(report: Mapping[str, Any]) -> str:
   return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def _cases(cases: Sequence[Case]) -> str:
+def _cases(
+  cases: Sequence[Case], names: tuple[str, str], queries: int, credit: str
+) -> str:
   if not cases:
     return ""
+  drawn = sum(case.why.startswith(DRAWN) for case in cases)
   parts = [
-    "<p>Most queries were drawn by a seeded shuffle, not picked; those picked "
-    "say so. The picture that the query was written for is framed: others may "
-    "fit its words as well.</p>"
+    f"<p>{drawn} queries are the first of a seeded shuffle, whatever came of "
+    f"them. The others were picked: of all {queries:,}, at most {EXTREMES} "
+    "where re-ranking moved the picture meant down by the largest factor, and "
+    f"as many where it moved it up. The first {SHOWN} of each list are shown, "
+    "with their scores, which compare within a list only. The picture that "
+    "the query was written for is framed: others may fit its words as "
+    "well.</p>"
   ]
   for case in cases:
     moved = f"rank {_rank(case.before)} → {_rank(case.after)}"
     lists = "".join(
       f"<figure><figcaption>{whose}</figcaption>{_shown(whose, shown)}</figure>"
-      for whose, shown in (("Fast", case.fast), ("Re-ranked", case.final))
+      for whose, shown in zip(
+        map(html.escape, names), (case.fast, case.final), strict=True
+      )
     )
     missing = not any(s.true for s in (*case.fast, *case.final))
-    meant = "<figcaption>Meant, in neither list</figcaption>" + _list(
+    meant = "<figcaption>Meant, in neither</figcaption>" + _list(
       [_item(case.true, "the picture meant", "", True)]
     )
     parts.append(
@@ -363,7 +402,7 @@ def _cases(cases: Sequence[Case]) -> str:
       f'<div class="lists">{lists}</div>'
       f"{f'<figure>{meant}</figure>' if missing else ''}</article>"
     )
-  return "\n".join(parts)
+  return "\n".join([*parts, credit])
 
 
 def _shown(whose: str, shown: Sequence[Shown]) -> str:
@@ -371,11 +410,15 @@ def _shown(whose: str, shown: Sequence[Shown]) -> str:
     _item(
       one.picture,
       f"{whose}, answer {i}{', the picture meant' if one.true else ''}",
-      f"{i}",
+      f"{i}{_score(one.score)}",
       one.true,
     )
     for i, one in enumerate(shown, 1)
   )
+
+
+def _score(score: float | None) -> str:
+  return "" if score is None else f"<br/>{_minus(score, '.2f')}"
 
 
 def _list(items: Any) -> str:
@@ -387,33 +430,54 @@ def _item(picture: np.ndarray, alt: str, under: str, true: bool) -> str:
   return f"<li{kind}>{_image(picture[0], alt)}{under}</li>"
 
 
-def _looks(looks: Sequence[Look]) -> str:
+def _looks(looks: Sequence[Look], credit: str) -> str:
   if not looks:
     return ""
   parts = [
-    "<p>Before each word Slow looks at the picture, first at coarse tokens, "
-    "then at finer ones; light is where its attention lies, the mean over "
-    "heads and layers, each map brightest at its largest weight. Under a word "
-    "is its log-probability, nats, given the words before it.</p>"
+    "<p>To predict each word of a query Slow looks at the picture, first at "
+    "coarse tokens, then at finer ones: one map each, from the top. Light is "
+    "where its attention lies, the mean over heads and layers of the forward "
+    "reading, each map brightest at its largest weight. Under a word are its "
+    "log-probabilities in nats: → given the words before it, ← given those "
+    "after it.</p>"
   ]
-  end = tokenizers.SPECIAL[tokenizers.Tokenizer.eos]
   for look in looks:
     frame = look.picture[0]
+    forward, backward = _readings(look.words)
     items = [f"<li>{_image(frame, 'the picture')}</li>"]
-    for word in look.words:
-      if word.token == end:
-        continue
-      strip = np.concatenate([_lit(frame, m) for m in word.maps])
-      alt = f"attention before “{word.token}”: {_where(word.maps[-1])}"
-      items.append(
-        f"<li>{_image(strip, alt)}{html.escape(word.token)}<br/>"
-        f'<span class="dim">{_minus(word.log_p, ".2f")}</span></li>'
+    for i, word in enumerate(forward):
+      maps = "".join(
+        _image(_lit(frame, m), f"attention to “{word.token}”: {_where(m)}")
+        for m in word.maps
       )
+      said = f"→ {_minus(word.log_p, '.2f')}"
+      if backward:
+        said += f"<br/>← {_minus(backward[i].log_p, '.2f')}"
+      items.append(
+        f"<li>{maps}{html.escape(word.token)}<br/>"
+        f'<span class="dim">{said}</span></li>'
+      )
+    total = sum(word.log_p for word in look.words)
+    both = "both readings" if backward else "the forward reading"
     parts.append(
-      f"<article><h3>“{html.escape(look.text)}”</h3>"
+      f"<article><h3>“{html.escape(look.text)}” "
+      f'<span class="why">all words of {both} and the ends: '
+      f"{_minus(total, '.1f')} nats</span></h3>"
       f'<ol class="words">{"".join(items)}</ol></article>'
     )
-  return "\n".join(parts)
+  return "\n".join([*parts, credit])
+
+
+def _readings(
+  words: Sequence[attention.Word],
+) -> tuple[list[attention.Word], list[attention.Word]]:
+  """Words of both readings without EOS, both in the order of the text."""
+  end = tokenizers.SPECIAL[tokenizers.Tokenizer.eos]
+  forward, backward = (
+    [w for w in words if w.direction == direction and w.token != end]
+    for direction in attention.DIRECTIONS
+  )
+  return forward, backward[::-1]
 
 
 def _lit(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -428,10 +492,11 @@ def _lit(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _where(weights: np.ndarray) -> str:
   """The place of the largest weight, in words."""
   h, w = weights.shape
+  tokens = f"of {h} × {w} tokens"
   row, column = np.unravel_index(int(np.argmax(weights)), weights.shape)
   up = ("top", "middle", "bottom")[int(3 * (row + 0.5) / h)]
   across = ("left", "centre", "right")[int(3 * (column + 0.5) / w)]
-  return f"most at the {up} {across}"
+  return f"{tokens} most at the {up} {across}"
 
 
 def _curves(
@@ -462,17 +527,25 @@ def _curves(
 def _seconds(report: Mapping[str, Any]) -> str:
   seconds = report.get("seconds") or {}
   device, seed = report.get("device", "not recorded"), report.get("seed")
+  most = max([*seconds.values(), 1e-9])
   lines = "".join(
-    f'<tr><th scope="row">{html.escape(name)}</th><td>{value:,.1f}</td></tr>'
+    f'<tr><th scope="row">{html.escape(name)}</th><td>{value:,.1f}</td>'
+    '<td class="bar" aria-hidden="true">'
+    f'<span style="width:{100 * value / most:.1f}%"></span></td></tr>'
     for name, value in seconds.items()
   )
-  total = f'<tr><th scope="row">all</th><td>{sum(seconds.values()):,.1f}</td>'
-  table = (
-    '<div class="wide" tabindex="0"><table><caption>Wall time of each part, '
-    f"seconds</caption><tbody>{lines}{total}</tr></tbody></table></div>"
+  total = (
+    f'<tr><th scope="row">all</th><td>{sum(seconds.values()):,.1f}</td>'
+    "<td></td></tr>"
   )
-  said = f"<p>Device: {html.escape(str(device))}. Seed: {seed}.</p>"
-  return said + (table if seconds else "")
+  table = (
+    f"{_WIDE}<table><caption>Wall time of each part, seconds</caption>"
+    f"<tbody>{lines}{total}</tbody></table></div>"
+  )
+  said = [f"Device: {device}.", f"Seed: {seed}."]
+  if report.get("data"):
+    said.append(f"Data: {report['data']}.")
+  return f"<p>{html.escape(' '.join(said))}</p>" + (table if seconds else "")
 
 
 def _limits(report: Mapping[str, Any]) -> str:
@@ -490,19 +563,20 @@ def _limits(report: Mapping[str, Any]) -> str:
   return f"<ul>{lines}</ul>"
 
 
-def _paragraphs(text: str) -> str:
+def _credit(text: str) -> str:
+  """Who made the pictures: goes below them, wherever they are shown."""
   lines = (html.escape(line) for line in text.splitlines() if line.strip())
-  return "".join(f"<p>{line}</p>" for line in lines)
+  return f'<div class="credit">{"".join(f"<p>{x}</p>" for x in lines)}</div>'
 
 
 def _image(picture: np.ndarray, alt: str) -> str:
-  """uint8 [H,W,3] as an image inside the page, without loss."""
+  """uint8 [H,W,3] as an image inside the page."""
   file = io.BytesIO()
-  Image.fromarray(picture).save(file, "WEBP", lossless=True, quality=80)
+  Image.fromarray(picture).save(file, "PNG", optimize=True)
   data = base64.b64encode(file.getvalue()).decode()
   height, width = picture.shape[:2]
   return (
-    f'<img src="data:image/webp;base64,{data}" width="{width}" '
+    f'<img src="data:image/png;base64,{data}" width="{width}" '
     f'height="{height}" alt="{html.escape(alt)}"/>'
   )
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_LETTER, _LINE = 6.6, 14.0  # width and height of a label's letter, units
+_LETTER, _LINE = 7.4, 14.0  # width and height of a label's letter, units
 
 
 class Point(NamedTuple):
@@ -61,13 +61,10 @@ def scatter(
   xs = [p.x for p in points]
   ys = [y for p in points for y in (p.low, p.high)]
   y_ticks = ticks(min(ys), max(ys))
-  frame = _Frame(
-    460,
-    320,
-    (min(xs) / 1.6, max(xs) * 1.6),
-    (y_ticks[0], y_ticks[-1]),
-    True,
-  )
+  # The last mark needs room for its name, the first for half of its whisker.
+  decades = max(math.log10(max(xs) / min(xs)), 0.5)
+  x_range = (min(xs) / 10 ** (0.1 * decades), max(xs) * 10 ** (0.25 * decades))
+  frame = _Frame(460, 320, x_range, (y_ticks[0], y_ticks[-1]), True)
   parts = _axes(frame, _log_ticks(*frame.x), y_ticks, x_label, y_label)
   line = sorted((p for p in points if p.name in joined), key=lambda p: p.x)
   if len(line) > 1:
@@ -176,7 +173,7 @@ def _path(frame: _Frame, line: Sequence[tuple[float, float]], kind: str) -> str:
 def _label(
   frame: _Frame, point: Point, taken: list[tuple[float, float, float, float]]
 ) -> str:
-  """The name where it covers nothing; beside its mark if there is no room."""
+  """The name beside its mark, inside the plot, where it covers least."""
   x, y = frame.at(point.x, point.y)
   width = _LETTER * len(point.name)
   boxes = []
@@ -184,20 +181,28 @@ def _label(
     top = y + away - _LINE / 2
     boxes.append((x + 9, top, x + 9 + width, top + _LINE))
     boxes.append((x - 9 - width, top, x - 9, top + _LINE))
-  free = (
+  above = frame.at(point.x, point.high)[1]
+  below = frame.at(point.x, point.low)[1]
+  for top in (above - _LINE - 4, below + 4):
+    boxes.append((x - width / 2, top, x + width / 2, top + _LINE))
+  inside = [
     box
     for box in boxes
     if box[0] >= frame.left
     and box[2] <= frame.width
     and box[1] >= 0
     and box[3] <= frame.height - frame.bottom
-    and not any(_overlap(box, other) for other in taken)
+  ]
+  box = min(  # the first of equals
+    inside or boxes,
+    key=lambda box: sum(_overlap(box, other) for other in taken),
   )
-  box = next(free, boxes[0])
   taken.append(box)
   side = f'x="{box[0]:.1f}"'
   if box[2] < x:
     side = f'x="{box[2]:.1f}" text-anchor="end"'
+  elif box[0] < x:
+    side = f'x="{x:.1f}" text-anchor="middle"'
   return (
     f'<text class="name" {side} y="{box[3] - 3:.1f}">'
     f"{html.escape(point.name)}</text>"

@@ -53,6 +53,10 @@ def picture(seed: int, frames: int = 1) -> np.ndarray:
   return draw.integers(0, 256, (frames, 32, 32, 3), np.uint8)
 
 
+def reading(words: list[attention.Word], direction: str) -> list:
+  return [word for word in words if word.direction == direction]
+
+
 @pytest.fixture(scope="module")
 def run() -> runs.Run:
   return make_run()
@@ -62,7 +66,11 @@ def run() -> runs.Run:
 def test_each_token_has_a_distribution_per_level(separate, frames):
   run = make_run(separate, frames)
   words = attention.word_attention(run, picture(0, frames), TEXTS[0])
-  assert [word.token for word in words] == [*TEXTS[0].split(), "</s>"]
+  forward, backward = reading(words, "forward"), reading(words, "backward")
+  assert [word.token for word in forward] == [*TEXTS[0].split(), "</s>"]
+  backwards = [*reversed(TEXTS[0].split()), "</s>"]
+  assert [word.token for word in backward] == backwards
+  assert words == [*forward, *backward]
   for word in words:
     assert [m.shape for m in word.maps] == [(2, 2), (4, 4)]
     for weights in word.maps:
@@ -70,7 +78,7 @@ def test_each_token_has_a_distribution_per_level(separate, frames):
       np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
 
 
-def test_log_p_is_of_the_forward_reading(run):
+def test_log_p_is_that_of_both_readings(run):
   words = attention.word_attention(run, picture(0), TEXTS[0])
   model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
   text = jnp.asarray(run.tokenizer.encode([TEXTS[0]]))
@@ -86,23 +94,26 @@ def test_log_p_is_of_the_forward_reading(run):
     )
 
   log_p = reference(run.params["slow"], picture(0)[None])
-  targets = np.asarray(text)[0, 1:]
-  n = int((targets != slow_models.PAD).sum())
-  assert run.tokenizer.words(targets) == [word.token for word in words]
+  n = int((np.asarray(text)[0, 1:] != slow_models.PAD).sum())
+  assert len(words) == 2 * n == slow_models.targets_of(text)[0]
   np.testing.assert_allclose(
-    [word.log_p for word in words], log_p[0, 0, 0, :n], rtol=1e-4
+    [word.log_p for word in words], log_p[0, 0, :, :n].ravel(), rtol=1e-4
   )
 
 
-def test_a_word_sees_only_the_words_before_it(run):
+def test_a_word_sees_only_the_words_read_before_it(run):
   """Maps lie at the input before their token: another token changes later."""
   one, two = "a red circle above", "a red square above"
   first = attention.word_attention(run, picture(0), one)
   second = attention.word_attention(run, picture(0), two)
-  for i in range(3):  # "a", "red", and the third itself, which is predicted
-    for a, b in zip(first[i].maps, second[i].maps, strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-5)
-  assert np.abs(first[3].maps[1] - second[3].maps[1]).max() > 1e-3
+  for direction, changed in (("forward", 2), ("backward", 1)):
+    ours, theirs = reading(first, direction), reading(second, direction)
+    assert ours[changed].token == "circle"
+    for i in range(changed + 1):  # what is predicted has not been read yet
+      for a, b in zip(ours[i].maps, theirs[i].maps, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    after = changed + 1
+    assert np.abs(ours[after].maps[1] - theirs[after].maps[1]).max() > 1e-3
 
 
 def test_attention_follows_the_picture(run):

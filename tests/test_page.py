@@ -84,17 +84,30 @@ CURVES = {
 
 
 def found(*rows: tuple[int, ...]) -> types.Candidates:
-  return types.Candidates(np.array(rows, np.int32), np.zeros((len(rows), 1)))
+  listed = np.array(rows, np.int32)
+  falling = -np.arange(listed.shape[1], dtype=np.float32)
+  return types.Candidates(listed, np.where(listed >= 0, falling, -np.inf))
 
 
 def write(path, report=REPORT, text="a <b>star</b> & more"):
-  shown = tuple(page.Shown(picture(i), i == 1) for i in range(5))
+  shown = tuple(page.Shown(picture(i), i == 1, -i / 4) for i in range(5))
   case = page.Case(text, "drawn by chance", 9, 2, picture(1), (), shown)
   hidden = case._replace(final=(), before=None)
-  word = attention.Word("<star>", -1.5, (np.ones((1, 1)), np.eye(2) / 2))
-  end = attention.Word("</s>", -0.1, word.maps)
-  look = page.Look(text, picture(2), [word, end])
-  page.write(path, report, CURVES, [case, hidden], [look], CREDIT)
+  maps = (np.ones((1, 1)), np.eye(2) / 2)
+  words = [
+    attention.Word(token, direction, log_p, maps)
+    for direction, token, log_p in (
+      ("forward", "<star>", -1.5),
+      ("forward", "there", -0.5),
+      ("forward", "</s>", -0.25),
+      ("backward", "there", -3.5),
+      ("backward", "<star>", -2.5),
+      ("backward", "</s>", -0.25),
+    )
+  ]
+  look = page.Look(text, picture(2), words)
+  lists = ("fast<ed>", "rerank@20")
+  page.write(path, report, CURVES, [case, hidden], [look], CREDIT, lists)
   return parsed(path)
 
 
@@ -106,9 +119,19 @@ def test_page_is_whole_and_says_what_was_measured(tmp_path):
   assert "is 25.0 points above" in said
   assert "No difference is shown between" in said
   assert "rank 9 → 2" in said
+  assert "fast<ed>" in said
+  assert "−0.75" in said  # a score
+  assert "2 queries are the first of a seeded shuffle" in said
   assert "rank beyond the list → 2" in said
   assert "Device: 1 x <cpu>. Seed: 7." in said
-  assert CREDIT in said
+  assert said.count(CREDIT) == 2  # below the answers, below the attention
+
+
+def test_both_readings_of_a_word_stand_together(tmp_path):
+  said = "".join(write(tmp_path / "index.html").text)
+  assert "<star>→ −1.50← −2.50there→ −0.50← −3.50" in said
+  assert "both readings and the ends: −8.5 nats" in said
+  assert "</s>" not in said
 
 
 def test_pictures_and_plots_have_words(tmp_path):
@@ -116,11 +139,16 @@ def test_pictures_and_plots_have_words(tmp_path):
   images = [attrs for tag, attrs in checker.tags if tag == "img"]
   drawn = [attrs for tag, attrs in checker.tags if tag == "svg"]
   tables = [tag for tag, _ in checker.tags if tag in ("table", "caption")]
-  assert len(images) == 5 + 1 + 2  # answers, the one meant, picture and word
+  # Answers, the one meant; a picture, two levels of two words.
+  assert len(images) == 5 + 1 + 1 + 2 * 2
   assert all(attrs["alt"] for attrs in images)
   assert len(drawn) == 3
   assert all(attrs["aria-label"] for attrs in drawn)
   assert tables == ["table", "caption"] * 2
+  bars = [
+    a["style"] for tag, a in checker.tags if tag == "span" if "style" in a
+  ]
+  assert bars == ["width:7.5%", "width:100.0%"]
 
 
 def test_page_needs_nothing_beside_it(tmp_path):
@@ -128,7 +156,7 @@ def test_page_needs_nothing_beside_it(tmp_path):
   tags = {tag for tag, _ in checker.tags}
   assert not tags & {"script", "link", "iframe", "object"}
   for _, attrs in checker.tags:
-    assert attrs.get("src", "data:").startswith("data:")
+    assert attrs.get("src", "data:image/png").startswith("data:image/png")
     assert "href" not in attrs
   assert not re.search(r"url\(|@import", (tmp_path / "index.html").read_text())
 
@@ -172,6 +200,16 @@ def test_cases_are_drawn_then_the_extremes():
   ]
 
 
+def test_an_extreme_that_was_drawn_comes_once():
+  positives = np.array([[7], [7]], np.int32)
+  fast, final = found((7, 1), (1, 7)), found((1, 7), (1, 7))
+  chosen = page.choose_cases(fast, final, positives, 2)
+  assert sorted(chosen) == [
+    (0, "drawn by chance; also: re-ranking hurt most", 1, 2),
+    (1, "drawn by chance", 2, 2),
+  ]
+
+
 def test_cases_show_what_was_listed():
   pictures = np.concatenate([picture(i) for i in range(8)])[:, None]
   fast, final = found((4, 2, 7, 1, 0, 3)), found((2, 4, -1, -1, -1, -1))
@@ -183,6 +221,7 @@ def test_cases_show_what_was_listed():
   assert (case.before, case.after) == (2, 1)
   assert [one.true for one in case.fast] == [False, True, False, False, False]
   assert [one.true for one in case.final] == [True, False]
+  assert [one.score for one in case.final] == [0, -1]
   np.testing.assert_array_equal(case.final[0].picture, pictures[2])
   np.testing.assert_array_equal(case.true, pictures[2])
 
@@ -209,6 +248,24 @@ def test_sheet_frames_the_true_picture(tmp_path):
   assert not np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1).any()
 
 
+def test_sheet_writes_scores_under_pictures(tmp_path):
+  drawn = []
+  for scores in (None, [[0.5, -1.25]], [[0.5, -1.5]]):
+    path = tmp_path / f"{len(drawn)}.png"
+    page.contact_sheet(
+      path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=scores
+    )
+    with Image.open(path) as image:
+      drawn.append(np.asarray(image))
+  assert drawn[0].shape == drawn[1].shape == drawn[2].shape
+  assert (drawn[0] != drawn[1]).any()
+  assert (drawn[1] != drawn[2]).any()
+  with pytest.raises(ValueError, match=r"\[1\] scores for \[2\] pictures"):
+    page.contact_sheet(
+      path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=[[1.0]]
+    )
+
+
 def test_sheet_needs_a_label_a_row(tmp_path):
   with pytest.raises(ValueError, match="2 rows, 1 labels, 2 places"):
     page.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)
@@ -231,3 +288,34 @@ def test_a_plot_of_one_point_is_drawn():
   assert "a&lt;b" in drawn
   assert "nan" not in drawn
   assert "nan" not in plots.curve([(0, 1.0)], "t", "x", "y")
+
+
+def test_names_in_a_plot_are_inside_and_apart():
+  """The rankers of a study, of which two take the same time."""
+  points = [
+    plots.Point("fast", 0.27, 31, 28, 35),
+    plots.Point("fast_distilled", 0.28, 35, 32, 38),
+    plots.Point("slow", 180.0, 62, 59, 65),
+    plots.Point("fast_rerank@20", 3.1, 58, 55, 61),
+    *(
+      plots.Point(f"rerank@{k}", 0.3 + 0.14 * k, y, y - 3, y + 3)
+      for k, y in ((5, 53), (10, 56), (20, 60), (50, 61))
+    ),
+  ]
+  drawn = plots.scatter(points, "t", "x", "y")
+  boxes = []
+  for x, anchor, y, name in re.findall(
+    r'class="name" x="([\d.]+)"(?: text-anchor="(\w+)")? y="([\d.]+)">([^<]+)',
+    drawn,
+  ):
+    width = 7 * len(name)
+    left = float(x) - width * {"": 0, "middle": 0.5, "end": 1}[anchor]
+    boxes.append((left, left + width, float(y)))
+  assert len(boxes) == len(points)
+  for i, (left, right, y) in enumerate(boxes):
+    assert left >= 40
+    assert right <= 460
+    assert not any(
+      left < end and start < right and abs(y - other) < 12
+      for start, end, other in boxes[:i]
+    )
