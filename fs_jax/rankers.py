@@ -119,7 +119,8 @@ def reranked_in_group(
   rows, dots = np.asarray(fast.rows), np.asarray(fast.scores)
   h = scorer(text, rows)
   u = h / rerank.targets(text)[:, None] ** fit.gamma
-  scores = np.where(rows >= 0, u + fit.beta * np.maximum(dots, -2), -np.inf)
+  here = rows >= 0
+  scores = np.where(here, u + fit.beta * np.where(here, dots, 0), -np.inf)
   return types.Candidates(rows, scores.astype(np.float32))
 
 
