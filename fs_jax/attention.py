@@ -79,7 +79,7 @@ def _look(
   """
   model = tasks.slow_model(cfg, vocabulary)
   variables = {"params": params}
-  memory = model.apply(
+  memory: Any = model.apply(
     variables, tasks.pixels(cfg, visual), method="encode_visual"
   )
   read: Any = model.apply(variables, text, method="read")
