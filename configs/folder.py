@@ -7,11 +7,13 @@ The folder holds train.jsonl and dev.jsonl, a line {"image": name, "captions":
 [...]} each, and the pictures in images/.
 """
 
+from typing import Any
+
 from fs_jax import config, configdict
 
 VISION = config.Vision(config.Stack(128, 4, 4, 256, dropout=0.1), patch=16)
 TEXT = config.Text(config.Stack(128, 2, 4, 256, dropout=0.1))
-COMMON = {
+COMMON: dict[str, Any] = {
   "data": config.Data(
     "folder",
     dir="data/folder",

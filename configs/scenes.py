@@ -7,10 +7,12 @@
 `fast_longer` is a control: Fast with more of the same.
 """
 
+from typing import Any
+
 from fs_jax import config, configdict
 
 VISION = config.Vision(config.Stack(96, 4, 4, 192), patch=32)
-COMMON = {
+COMMON: dict[str, Any] = {
   "data": config.Data(cache="ram"),
   "tokens": config.Tokens("phrase", phrases=32, length=14),
   "fast": config.Fast(

@@ -86,8 +86,8 @@ def _print(query, answer, source, first) -> None:
     if reranked:
       cells += [f"{score:.3f}", _moved(was - rank)]
     said = (source.captions(int(row)) or ("",))[0]
-    words = map(markup.escape, (source.ids[row], said))
-    shown.add_row(str(rank), *cells, *words)
+    named = map(markup.escape, (source.ids[row], said))
+    shown.add_row(str(rank), *cells, *named)
   out = rich_console.Console(highlight=False)
   out.print(shown)
   if answer.unknown[0]:
