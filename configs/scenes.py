@@ -58,11 +58,14 @@ def fast_longer():
 
 
 def slow():
-  data = config.Data(cache="ram", captions_per_visual=4)
+  changed = {
+    "data": config.Data(cache="ram", captions_per_visual=4),
+    "optim": config.Optim("muon", learning_rate=6e-3, warmup=30),
+  }
   return config.Config(
     "slow",
     slow=SLOW,
-    **(COMMON | {"data": data}),
+    **(COMMON | changed),
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
     train=config.Train(steps=600, batch_size=64, eval_every=200),
   )

@@ -222,6 +222,9 @@ def show(report: Mapping[str, Any]) -> None:
   shown.print(table(report["rows"], title))
   if report.get("chance") is not None:
     shown.print(f"hard_R@1 by chance: {report['chance']:.0f}")
+  faster = report.get("times_faster_than_slow", {})
+  said = ", ".join(f"{name} {x:g}" for name, x in faster.items() if x != 1)
+  shown.print(f"times faster than slow alone: {said}")
   for pair in report.get("paired", ()):
     value, low, high = pair["R@1"]
     shown.print(

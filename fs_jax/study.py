@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from fs_jax import (
+  attention,
   config,
   configdict,
   contract,
@@ -24,6 +25,7 @@ from fs_jax import (
   evaluate,
   files,
   index,
+  page,
   rankers,
   report,
   rerank,
@@ -35,6 +37,9 @@ from fs_jax import (
 from fs_jax.data import pipeline, sources
 
 DEPTH = 100  # Fast's list: what re-ranking and recall look at
+WARM = 64  # queries answered before the clock runs
+LOOKS = 4  # pictures whose words' attention is drawn
+PAGE = "index.html"
 QUERIES = 512  # asked of every ranker, Slow alone among them
 KS = (5, 10, 20, 50)  # candidates that the re-ranker takes
 PAIRS = (  # compared query by query
@@ -131,43 +136,59 @@ def questions(
   return Queries(texts, tokenizer.encode(list(texts)), truth)
 
 
-def ranked(
+class Answers(NamedTuple):
+  """What a ranker said, as it is kept on disk."""
+
+  found: types.Candidates
+  in_group: types.Candidates  # the members of each query's group, scored
+  stages_ms: dict[str, float]  # per query
+
+
+def rank(
   parts: Parts,
   name: str,
-  make: Callable[[], Any],
+  make: Callable[[], rankers.Ranker],
+  in_group: Callable[[], types.Candidates],
   tokens: np.ndarray,
-  in_group: Callable[[], types.Candidates] | None = None,
-) -> tuple[types.Candidates, types.Candidates | None, dict[str, float]]:
-  """A ranker's answers, kept on disk with the time they took.
+) -> Answers:
+  """A ranker's answers, asked once and kept with the time they took.
 
-  The ranker runs once before, on the first queries, so that compiling is in no
-  figure.
+  It answers a few queries before, so that compiling is in no figure.
   """
   folder = parts.folder / "answers" / name
 
   def run() -> None:
     ranker = make()
-    ranker(tokens[: min(len(tokens), 64)])
-    found = jax.tree.map(np.asarray, ranker(tokens))
+    ranker(tokens[:WARM])
+    found = ranker(tokens)
+    kept = {"found": found, "in_group": in_group()}
     with files.folder(folder) as temporary:
-      files.write_array(temporary / "rows.npy", found.rows)
-      files.write_array(temporary / "scores.npy", found.scores)
-      if in_group is not None:
-        inside = in_group()
-        files.write_array(temporary / "group_rows.npy", inside.rows)
-        files.write_array(temporary / "group_scores.npy", inside.scores)
-      files.write_manifest(
-        temporary, {"kind": "answers", "stages_ms": dict(ranker.stages_ms)}
-      )
+      for what, candidates in kept.items():
+        for field, array in candidates._asdict().items():
+          path = temporary / f"{what}-{field}.npy"
+          files.write_array(path, np.asarray(array))
+      stages = dict(ranker.stages_ms)
+      files.write_manifest(temporary, {"kind": "answers", "stages_ms": stages})
 
   parts.do(f"rank-{name}", run)
+  return read_answers(folder)
+
+
+def read_answers(folder: epath.Path) -> Answers:
+  """Reads what `rank` kept."""
   manifest = files.read_manifest(folder, "answers")
-  load = lambda n: np.load(os.fspath(folder / n))
-  inside = None
-  if in_group is not None:
-    inside = types.Candidates(load("group_rows.npy"), load("group_scores.npy"))
-  found = types.Candidates(load("rows.npy"), load("scores.npy"))
-  return found, inside, manifest["stages_ms"]
+
+  def candidates(what: str) -> types.Candidates:
+    return types.Candidates(
+      *(
+        np.load(os.fspath(folder / f"{what}-{field}.npy"))
+        for field in types.Candidates._fields
+      )
+    )
+
+  return Answers(
+    candidates("found"), candidates("in_group"), manifest["stages_ms"]
+  )
 
 
 class Gallery(NamedTuple):
@@ -236,14 +257,14 @@ def answers(
   results: dict[str, evaluate.Result] = {}
 
   def add(name: str, make: Callable[[], Any], inside: Callable[[], Any]):
-    found, in_group, stages = ranked(parts, name, make, tokens, inside)
+    said = rank(parts, name, make, inside, tokens)
     results[name] = evaluate.score(
       name,
-      found,
+      said.found,
       truth,
-      ms_per_query=sum(stages.values()),
-      stages_ms=stages,
-      in_group=in_group,
+      ms_per_query=sum(said.stages_ms.values()),
+      stages_ms=said.stages_ms,
+      in_group=said.in_group,
     )
 
   def fast(name: str) -> rankers.Fast:
@@ -536,6 +557,11 @@ def quickstart(
   """Data to page; see `launch/quickstart.py`. Returns report.json."""
   parts = begin(workdir, {"study": "quickstart", "seed": seed, "small": small})
   path = parts.folder / "report.json"
+  if path.exists() and (parts.folder / PAGE).exists():
+    report.say(f"{parts.folder}: all parts are done; delete it to start again")
+    made = json.loads(path.read_text())
+    evaluate.show(made)
+    return made
   cfgs = {
     stage: of_study(get_config(stage), parts, seed, 0.1 if small else 1.0)
     for stage in ("fast", "slow", "distill")
@@ -555,9 +581,51 @@ def quickstart(
     seed,
     paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
+    digests=digests(gallery),
   )
+  draw(parts, gallery, asked, made)
   evaluate.show(made)
+  report.say(f"{path}\n{parts.folder / PAGE}")
   return made
+
+
+def digests(gallery: Gallery) -> dict[str, str]:
+  """SHA-256 of every stage's parameters: equal ones were trained equally."""
+  trained = gallery.fasts | {"slow": gallery.slow}
+  return {name: contract.digest(run.params) for name, run in trained.items()}
+
+
+def draw(
+  parts: Parts, gallery: Gallery, asked: Queries, made: Mapping[str, Any]
+) -> None:
+  """index.html: the report, a dozen queries, curves, where words look."""
+  source = sources.open_split(gallery.slow.cfg.data, gallery.split)
+  shown = {
+    name: read_answers(parts.folder / "answers" / name)
+    for name in ("fast_distilled", "rerank@20")
+  }
+  lists = [shown["fast_distilled"].found, shown["rerank@20"].found]
+  choices = page.choose_cases(*lists, asked.truth.positives)
+  cases = page.show_cases(
+    choices, asked.texts, *lists, asked.truth.positives, source.visuals
+  )
+  looks = []
+  for choice in choices[:LOOKS]:
+    text = asked.texts[choice.query]
+    picture = source.visuals([int(asked.truth.positives[choice.query, 0])])[0]
+    words = attention.word_attention(gallery.slow, picture, text)
+    looks.append(page.Look(text, picture, words))
+  stages = ("fast", "slow", "distill")
+  curves = {s: report.read(runs.folder(parts.folder, s)) for s in stages}
+  page.write(
+    parts.folder / PAGE,
+    made,
+    curves,
+    cases,
+    looks,
+    source.attribution,
+    lists=tuple(shown),
+  )
 
 
 def of_study(
