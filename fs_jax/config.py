@@ -81,7 +81,10 @@ class Stack:
 
   def __post_init__(self):
     _require(
-      self.width % self.heads == 0,
+      self.layers >= 1, "layers", "must be at least 1", self.layers, "raise it"
+    )
+    _require(
+      self.heads >= 1 and self.width % self.heads == 0,
       "heads",
       f"must divide width {self.width}",
       self.heads,
@@ -103,6 +106,11 @@ class Vision:
   stack: Stack
   patch: int  # p; the token grid is image_size / p on each side
   pool: Literal["map", "mean", "class"] = "map"  # map = attention pooling
+
+  def __post_init__(self):
+    _require(
+      self.patch >= 1, "patch", "must be at least 1", self.patch, "raise it"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +172,20 @@ class Slow:
       "use fewer levels or a larger patch",
     )
     _require(
+      self.text_layers >= 0,
+      "text_layers",
+      "must be 0 or more",
+      self.text_layers,
+      "raise it",
+    )
+    _require(
+      self.finer_frames >= 1,
+      "finer_frames",
+      "must be at least 1",
+      self.finer_frames,
+      "1 keeps every frame",
+    )
+    _require(
       0 <= self.null_rate < 1,
       "null_rate",
       "must be in [0, 1)",
@@ -188,6 +210,18 @@ class Distill:
   candidates: Literal["top_k", "batch"] = "top_k"  # top_k = Fast's neighbours
   lists: int = 4096  # clusters mined before training starts
   temperature: float = 0.0  # tau over the teacher's scores; 0 = as fitted
+
+  def __post_init__(self):
+    for field in ("clusters", "cluster_size", "lists"):
+      value = getattr(self, field)
+      _require(value >= 1, field, "must be at least 1", value, "raise it")
+    _require(
+      self.temperature >= 0,
+      "temperature",
+      "must be 0 or more",
+      self.temperature,
+      "0 takes the fitted one",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +342,25 @@ class Config:
       "stage 'distill' needs a teacher",
       self.init.teacher,
       "name the stage that trained Slow, such as 'slow'",
+    )
+    _require(
+      self.stage != "distill"
+      or self.distill.candidates != "top_k"
+      or bool(self.init.stage),
+      "init.stage",
+      "candidates 'top_k' are those of a trained Fast",
+      self.init.stage,
+      "name the stage that trained it, such as 'fast'",
+    )
+    _require(
+      self.stage != "slow"
+      or self.slow is None
+      or self.slow.loss != "matching"
+      or bool(self.init.teacher),
+      "init.teacher",
+      "slow.loss 'matching' needs a Fast that finds hard negatives",
+      self.init.teacher,
+      "name the stage that trained it, such as 'fast'",
     )
 
   @property

@@ -91,6 +91,17 @@ def _build(schema: type[Schema], values: Any, where: str) -> Schema:
       f"{where}: must hold its own fields only; got {unknown[0]!r}. its "
       f"fields: {', '.join(hints)}"
     )
+  needed = [
+    field.name
+    for field in dataclasses.fields(typing.cast(type, schema))
+    if field.default is dataclasses.MISSING
+    and field.default_factory is dataclasses.MISSING
+  ]
+  missing = [name for name in needed if name not in values]
+  if missing:
+    raise ValueError(
+      f"{where}: must have {', '.join(needed)}; got no {missing[0]!r}. set it"
+    )
   built = {
     key: _value(hints[key], value, f"{where}.{key}")
     for key, value in values.items()

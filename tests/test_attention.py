@@ -125,6 +125,8 @@ def test_attention_follows_the_picture(run):
 
 def test_a_matching_slow_is_refused(run):
   slow = dataclasses.replace(run.cfg.slow, loss="matching")
-  other = run._replace(cfg=dataclasses.replace(run.cfg, slow=slow))
+  init = config.Init(teacher="fast")
+  cfg = dataclasses.replace(run.cfg, slow=slow, init=init)
+  other = run._replace(cfg=cfg)
   with pytest.raises(ValueError, match="predicts words"):
     attention.word_attention(other, picture(0), TEXTS[0])

@@ -1,0 +1,225 @@
+"""The schema refuses what cannot run; editing and JSON lose nothing."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import traceback
+
+import ml_collections
+import pytest
+
+from fs_jax import config, configdict
+from tests import small
+
+
+def data(**fields):
+  return lambda: config.Data(**fields)
+
+
+def slow(**fields):
+  return lambda: small.slow(**fields)
+
+
+def train(**fields):
+  return lambda: config.Train(**fields)
+
+
+def whole(stage="fast", **fields):
+  return lambda: small.cfg(stage, **fields)
+
+
+# What is made, the field that the error names, and what came.
+REFUSED = [
+  (data(image_size=0), "image_size", 0),
+  (data(frames=0), "frames", 0),
+  (data(captions_per_visual=0), "captions_per_visual", 0),
+  (data(threads=0), "threads", 0),
+  (data(std=(0.5, 0.0, 0.5)), "std", (0.5, 0.0, 0.5)),
+  (lambda: config.Tokens(length=2), "length", 2),
+  (lambda: config.Tokens(vocabulary=7), "vocabulary", 7),
+  (lambda: small.stack(heads=3), "heads", 3),
+  (lambda: small.stack(heads=0), "heads", 0),
+  (lambda: small.stack(0), "layers", 0),
+  (lambda: small.stack(dropout=1.0), "dropout", 1.0),
+  (lambda: small.stack(dropout=-0.1), "dropout", -0.1),
+  (lambda: config.Vision(small.stack(), patch=0), "patch", 0),
+  (slow(levels=3), "levels", 3),
+  (slow(levels=0), "levels", 0),
+  (slow(decoder=small.stack(1)), "decoder.layers", 1),
+  (slow(levels=5, widths=(8,) * 4, decoder=small.stack(5)), "levels", 5),
+  (slow(finer_frames=0), "finer_frames", 0),
+  (slow(text_layers=-1), "text_layers", -1),
+  (slow(null_rate=1.0), "null_rate", 1.0),
+  (lambda: config.Distill(cluster_size=0), "cluster_size", 0),
+  (lambda: config.Distill(clusters=0), "clusters", 0),
+  (lambda: config.Distill(lists=0), "lists", 0),
+  (lambda: config.Distill(temperature=-1.0), "temperature", -1.0),
+  (train(steps=0), "steps", 0),
+  (train(batch_size=0), "batch_size", 0),
+  (train(log_every=0), "log_every", 0),
+  (train(save_every=0), "save_every", 0),
+  (train(keep=0), "keep", 0),
+  (lambda: config.Mesh(-1, -1, 1), "data, fsdp, model", (-1, -1, 1)),
+  (lambda: config.Mesh(0, 1, 1), "data, fsdp, model", (0, 1, 1)),
+  (whole("slow", slow=None), "slow", None),
+  (whole(data={"image_size": 20}), "data.image_size", 20),
+  (
+    whole("slow", slow=small.slow(vision=config.Vision(small.stack(), 32))),
+    "data.image_size",
+    16,
+  ),
+  (whole("distill", init=config.Init("fast")), "init.teacher", ""),
+  (whole("distill", init=config.Init(teacher="slow")), "init.stage", ""),
+  (whole("slow", slow=small.slow(loss="matching")), "init.teacher", ""),
+]
+
+
+@pytest.mark.parametrize(("make", "field", "got"), REFUSED)
+def test_what_cannot_run_is_refused(make, field, got):
+  with pytest.raises(ValueError) as error:
+    make()
+  said = str(error.value)
+  # field: the rule; got value. what to change
+  assert re.fullmatch(
+    rf"{re.escape(field)}: .+; got {re.escape(repr(got))}\. .+", said
+  )
+
+
+def test_every_rule_of_the_schema_has_a_case_above():
+  fired = set()
+  for make, _, _ in REFUSED:
+    try:
+      make()
+    except ValueError as error:
+      frames = traceback.extract_tb(error.__traceback__)
+      fired.add([f.lineno for f in frames if f.name == "__post_init__"][-1])
+  rules = [
+    range(node.lineno, node.end_lineno + 1)
+    for node in ast.walk(ast.parse(inspect.getsource(config)))
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_require"
+  ]
+  assert len(rules) > 10
+  untested = [r.start for r in rules if not fired & set(r)]
+  assert not untested, f"config.py, lines {untested}: no case makes them fire"
+
+
+@pytest.mark.parametrize("stage", ["fast", "slow", "distill"])
+def test_editing_and_json_lose_nothing(stage):
+  cfg = small.cfg(stage)
+  assert configdict.parse(configdict.edit(cfg)) == cfg
+  assert configdict.from_json(configdict.to_json(cfg)) == cfg
+  hash(configdict.from_json(configdict.to_json(cfg)))  # lists became tuples
+
+
+def test_a_field_can_be_edited_and_arrives():
+  c = configdict.edit(small.cfg("slow"))
+  c.optim.learning_rate = 1.0
+  c.slow.decoder.layers = 3
+  c.mesh.rules = ((".*", ("data",)),)
+  cfg = configdict.parse(c)
+  assert cfg.optim.learning_rate == 1.0
+  assert cfg.slow.groups == (1, 2)
+  assert cfg.mesh.rules == ((".*", ("data",)),)
+
+
+def test_a_new_key_is_refused_where_it_is_set():
+  c = configdict.edit(small.cfg())
+  with pytest.raises(AttributeError, match="lerning_rate"):
+    c.optim.lerning_rate = 1.0
+
+
+def edited(path, value):
+  values = dataclasses.asdict(small.cfg("slow"))
+  *groups, last = path.split(".")
+  inner = values
+  for group in groups:
+    inner = inner[group]
+  inner[last] = value
+  return ml_collections.ConfigDict(values)
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "where", "rule"),
+  [
+    ("optim.lr", 1.0, "config.optim", "learning_rate"),  # lists what there is
+    ("train.steps", 2.5, "config.train.steps", "int"),
+    ("train.steps", True, "config.train.steps", "int"),
+    ("data.dir", 3, "config.data.dir", "str"),
+    ("tokens.lowercase", 1, "config.tokens.lowercase", "bool"),
+    ("optim.learning_rate", "1", "config.optim.learning_rate", "float"),
+    ("data.mean", 0.5, "config.data.mean", "tuple"),
+    ("data.mean", (0.5, 0.5), "config.data.mean", "3 items"),
+    ("data.mean", (0.5, 0.5, "x"), "config.data.mean[2]", "float"),
+    ("init.prefixes", (("a",),), "config.init.prefixes[0]", "2 items"),
+    ("data.dataset", "coco", "config.data.dataset", "'scenes', 'emoji'"),
+    ("slow.vision.pool", "max", "config.slow.vision.pool", "'map', 'mean'"),
+    ("slow.vision", 3, "config.slow.vision", "group"),
+    ("optim.name", "sgd", "config.optim.name", "'adamw', 'muon'"),
+    ("slow.decoder.heads", 3, "config.slow.decoder.heads", "must divide"),
+  ],
+)
+def test_a_wrong_value_is_named_with_its_place(path, value, where, rule):
+  with pytest.raises(ValueError) as error:
+    configdict.parse(edited(path, value))
+  said = str(error.value)
+  assert said.startswith(where + ": ")
+  assert rule in said
+  shown = path.split(".")[-1] if path == "optim.lr" else value
+  assert (
+    f"; got {shown!r}" in said
+    or f"; got {value[-1:]!r}" in said
+    or (isinstance(value, tuple) and f"; got {value[-1]!r}" in said)
+  )
+
+
+def test_an_int_passes_for_a_float():
+  cfg = configdict.parse(edited("optim.learning_rate", 1))
+  assert type(cfg.optim.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+  ("text", "says"),
+  [
+    ("{", "must be JSON"),
+    ("[]", "group of fields"),
+    ("{}", "stage"),
+    ('{"stage": "fast"}', "fast"),
+    ('{"stage": "fast", "fast": {"embed": 8}}', "vision"),
+  ],
+)
+def test_json_of_something_else_is_refused(text, says):
+  with pytest.raises(ValueError, match=says):
+    configdict.from_json(text)
+
+
+def test_differences_name_fields_of_any_depth():
+  a = small.cfg("slow")
+  b = small.cfg("slow", optim={"warmup": 9}, slow={"d_mem": 4}, seed=1)
+  assert configdict.differences(a, a) == []
+  assert configdict.differences(a, b) == [
+    "optim.warmup: 2 != 9",
+    "seed: 0 != 1",
+    "slow.d_mem: 8 != 4",
+  ]
+  assert "slow: None != None" not in configdict.differences(small.cfg(), a)
+  assert any(
+    d.startswith("slow.d_mem: None")
+    for d in configdict.differences(small.cfg(), a)
+  )
+
+
+def test_finer_levels_get_the_layers_left_over():
+  slow = small.slow(
+    levels=3, widths=(8, 8), decoder=small.stack(8), vision=small.vision()
+  )
+  assert slow.groups == (2, 3, 3)
+  assert small.slow(levels=1, decoder=small.stack(5)).groups == (5,)
+
+
+@pytest.mark.parametrize("name", [*config.VISION])
+def test_usual_sizes_hold_together(name):
+  vision = config.VISION[name]
+  if "/" in name:
+    assert vision.patch == int(name.split("/")[1])
+  assert vision.stack.hidden == 4 * vision.stack.width
