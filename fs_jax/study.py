@@ -37,6 +37,7 @@ from fs_jax import (
 from fs_jax.data import pipeline, sources
 
 DEPTH = 100  # Fast's list: what re-ranking and recall look at
+SMALL = 0.3  # share of the steps in a smoke test: enough for Slow to see
 WARM = 64  # queries answered before the clock runs
 LOOKS = 4  # pictures whose words' attention is drawn
 PAGE = "index.html"
@@ -563,7 +564,7 @@ def quickstart(
     evaluate.show(made)
     return made
   cfgs = {
-    stage: of_study(get_config(stage), parts, seed, 0.1 if small else 1.0)
+    stage: of_study(get_config(stage), parts, seed, SMALL if small else 1.0)
     for stage in ("fast", "slow", "distill")
   }
   train_all(parts, cfgs)
