@@ -197,7 +197,7 @@ class Slow:
   def groups(self) -> tuple[int, ...]:
     """Crossed layers of each level, coarse to fine; finer ones get the rest."""
     each, rest = divmod(self.decoder.layers, self.levels)
-    return tuple(each + (l >= self.levels - rest) for l in range(self.levels))
+    return tuple(each + (i >= self.levels - rest) for i in range(self.levels))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
 def optimizer(
   cfg: config.Optim, steps: int, params: types.Params
 ) -> optax.GradientTransformation:
-  """As `cfg.name` says; `params` gives the names that decay and freezing speak of.
+  """As `cfg.name` says; `params` has the names that decay and freeze speak of.
 
   Raises:
     ValueError: a pattern of `decay` or `freeze` that names no parameter.

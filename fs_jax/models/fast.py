@@ -1,4 +1,4 @@
-"""Fast: a dual encoder. One vector per visual, one per text, one dot product."""
+"""Fast: a dual encoder. A vector per visual, one per text, a dot product."""
 
 import math
 
@@ -13,7 +13,9 @@ from fs_jax.models import layers, text, vision
 def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
   """Rows of length one, float32: what the index stores and compares."""
   x = x.astype(jnp.float32)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+  # Not `linalg.norm`: its gradient at 0, where padding rows lie, is NaN.
+  squared = (x * x).sum(axis=-1, keepdims=True)
+  return x / jnp.sqrt(jnp.maximum(squared, 1e-12))
 
 
 class Fast(nn.Module):

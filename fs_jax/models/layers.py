@@ -198,14 +198,16 @@ class CrossBlock(nn.Module):
   def __call__(
     self, x: Array, mask: Array, latent: Array, seen: Array
   ) -> tuple[Array, None]:
-    b, s, l, d = x.shape
+    b, s, words, d = x.shape
     drop = nn.Dropout(self.cfg.dropout, deterministic=not self.train)
-    y = Norm(dtype=self.dtype, name="norm_attention")(x).reshape(b * s, l, d)
+    y = Norm(dtype=self.dtype, name="norm_attention")(x).reshape(
+      b * s, words, d
+    )
     attention = Attention(self.cfg.heads, self.dtype, name="attention")
-    x = x + drop(attention(y, y, mask).reshape(b, s, l, d))
-    y = Norm(dtype=self.dtype, name="norm_cross")(x).reshape(b, s * l, d)
+    x = x + drop(attention(y, y, mask).reshape(b, s, words, d))
+    y = Norm(dtype=self.dtype, name="norm_cross")(x).reshape(b, s * words, d)
     cross = LatentAttention(self.cfg.heads, self.dtype, name="cross")
-    x = x + drop(cross(y, latent, seen).reshape(b, s, l, d))
+    x = x + drop(cross(y, latent, seen).reshape(b, s, words, d))
     y = Norm(dtype=self.dtype, name="norm_mlp")(x)
     return x + drop(Mlp(self.cfg.hidden, self.dtype, name="mlp")(y)), None
 

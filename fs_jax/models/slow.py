@@ -112,16 +112,16 @@ class Encoder(nn.Module):
       grid = grid[:, :, 1:]
     grid = grid.reshape(b, t, h // patch, w // patch, -1)
     levels = []
-    for l in range(cfg.levels):
-      if l > 0:
-        if l == 1:
+    for k in range(cfg.levels):
+      if k > 0:
+        if k == 1:
           grid = grid[:, :: cfg.finer_frames]
           pixels = pixels[:, :: cfg.finer_frames]
-        width = cfg.widths[l - 1]
-        finer = Finer(patch >> l, cfg.stem, width, self.dtype, name=f"up{l}")
+        width = cfg.widths[k - 1]
+        finer = Finer(patch >> k, cfg.stem, width, self.dtype, name=f"up{k}")
         grid = finer(grid, pixels)
       tokens = grid.reshape(b, -1, grid.shape[-1])
-      latent = nn.Dense(cfg.d_mem, dtype=self.dtype, name=f"memory{l}")(tokens)
+      latent = nn.Dense(cfg.d_mem, dtype=self.dtype, name=f"memory{k}")(tokens)
       seen = jnp.ones(latent.shape[:2], bool)
       levels.append(types.Level(latent.astype(jnp.float32), seen))
     return types.Memory(tuple(levels))
@@ -171,12 +171,12 @@ class Reader(nn.Module):
   ) -> Float[Array, "B S I D"]:
     """Text states after looking at a visual, coarse level first."""
     mask = _causal(x.shape[2])
-    for l, (level, count) in enumerate(
+    for k, (level, count) in enumerate(
       zip(memory.levels, self.cfg.groups, strict=True)
     ):
       stack = _layers(self.cfg.decoder, count)
       group = layers.scanned(layers.CrossBlock, stack, inputs=3)
-      group = group(stack, self.dtype, train, name=f"level{l}")
+      group = group(stack, self.dtype, train, name=f"level{k}")
       x, _ = group(x, mask, level.latent, level.mask)
     return self.norm(x)
 
@@ -216,9 +216,9 @@ class Slow(nn.Module):
   def blank(self, memory: types.Memory, rows: Bool[Array, "B"]) -> types.Memory:
     """Replaces rows by "no picture": one learned token a level, same shape."""
     levels = []
-    for l, level in enumerate(memory.levels):
+    for k, level in enumerate(memory.levels):
       first = jnp.arange(level.mask.shape[1])[None] == 0
-      null = jnp.where(first[..., None], self.null[l], 0.0)
+      null = jnp.where(first[..., None], self.null[k], 0.0)
       hide = rows[:, None]
       latent = jnp.where(hide[..., None], null, level.latent)
       levels.append(types.Level(latent, jnp.where(hide, first, level.mask)))
@@ -288,8 +288,8 @@ class Slow(nn.Module):
     train: bool = False,
   ) -> tuple[Float[Array, "B S"], Float[Array, "B S"]]:
     """h(x, y) in nats, both directions, and its number of targets n."""
-    b, s, l = text.shape
-    states = self.read(text.reshape(b * s, l), train)
+    b, s, length = text.shape
+    states = self.read(text.reshape(b * s, length), train)
     states = states.reshape(b, s, *states.shape[1:])
     words = self.word_log_likelihood(memory, states, text, train)
     return words.sum(axis=(2, 3)), targets_of(text)
