@@ -13,6 +13,8 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
   """Learning rate by step: linear warm-up, then the named shape."""
   warmup = min(cfg.warmup, steps)
   if cfg.schedule == "constant":
+    if not warmup:  # optax would stay at the first value, 0
+      return optax.constant_schedule(cfg.learning_rate)
     return optax.warmup_constant_schedule(0.0, cfg.learning_rate, warmup)
   return optax.warmup_cosine_decay_schedule(
     0.0, cfg.learning_rate, warmup, max(steps, warmup + 1)
@@ -25,21 +27,24 @@ def optimizer(
   """As `cfg.name` says; `params` has the names that decay and freeze speak of.
 
   Raises:
-    ValueError: a pattern of `decay` or `freeze` that names no parameter.
+    ValueError: a pattern of `decay` or `freeze` that names no parameter, or is
+      no regular expression.
   """
   decayed = _mask(params, cfg.decay, "optim.decay")
   rate = schedule(cfg, steps)
   if cfg.name == "muon":
-    update = optax.contrib.muon(
+    matrices = optax.contrib.muon(
       rate,
-      weight_decay=cfg.weight_decay,
-      weight_decay_mask=decayed,
       adam_b1=cfg.b1,
       adam_b2=cfg.b2,
-      adam_weight_decay=cfg.weight_decay,
       muon_weight_dimension_numbers=paths.map_named(_as_matrix, params),
       consistent_rms=0.2,  # steps as large as Adam's: one learning rate for all
     )
+    # Its own decay has no mask for what is no matrix: biases would decay too.
+    decay = optax.add_decayed_weights(
+      lambda step: -cfg.weight_decay * rate(step), decayed
+    )
+    update = optax.chain(matrices, decay)
   else:
     update = optax.adamw(
       rate,
@@ -84,6 +89,13 @@ def _mask(
 ) -> types.Params:
   names = paths.names(params)
   for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ValueError(
+        f"{field}: a pattern is a regular expression; got {pattern!r} "
+        f"({error}). mend it"
+      ) from None
     if not any(re.fullmatch(pattern, name) for name in names):
       raise ValueError(
         f"{field}: every pattern must name a parameter; got {pattern!r}. "
