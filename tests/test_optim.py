@@ -8,7 +8,6 @@ import pytest
 
 from fs_jax import config, optim, paths
 
-
 # As the models name them; a stack of two layers, of width 4 in two heads.
 SHAPES = {
   "slow": {
