@@ -149,7 +149,8 @@ def _loop(
       flush()
       log.write(step, "validation", validate(state.params))
     if report.every(train.save_every, step, train.steps):
-      flush()  # never saves what turned out not to be finite
+      flush()
+      log.check(step, window)  # never saves what is no longer finite
       saved.save(state)
   return state
 
@@ -162,7 +163,8 @@ def _layout(cfg: config.Config, task: types.Task, on: Any):
   fresh = functools.partial(_fresh, task, optimizer)
   abstract = jax.eval_shape(fresh, jax.random.key(0))
   of_opt = sharding.of_state(abstract.opt_state, of_params, on)
-  placed = types.TrainState(sharding.replicated(on), of_params, of_opt)
+  everywhere: Any = sharding.replicated(on)  # in the place of an array
+  placed = types.TrainState(everywhere, of_params, of_opt)
   return optimizer, placed
 
 

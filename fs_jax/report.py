@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,29 +83,42 @@ class Report:
     self._bar = Bar(name, steps, start)
 
   def train(
-    self, step: int, window: list[Mapping[str, Any]], examples: int
+    self, step: int, window: Sequence[Mapping[str, Any]], examples: int
   ) -> dict[str, float]:
     """Means of the metrics of the steps since the last call.
 
     Raises:
-      NonFinite: a loss that is not finite; nothing of it is written.
+      NonFinite: as `check`; nothing of it is written.
     """
+    self.check(step, window)
     means = {
       key: float(np.mean([np.asarray(m[key]) for m in window]))
       for key in window[0]
     }
-    if not np.isfinite(means["loss"]):
-      raise NonFinite(
-        f"{self._name}: the loss must stay finite; got {means['loss']} in "
-        f"steps {step - len(window) + 1} to {step}. lower "
-        "optim.learning_rate, or look at the data of those steps"
-      )
     now = time.perf_counter()
     seconds, self._since = now - self._since, now
     means["examples_per_second"] = examples * len(window) / seconds
     self.write(step, "train", means)
     self._bar.advance(step, {"loss": means["loss"]})
     return means
+
+  def check(self, step: int, window: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses steps, the last of them `step`, after which a state is lost.
+
+    A gradient that is not finite spoils the parameters of a finite loss.
+
+    Raises:
+      NonFinite: names the steps.
+    """
+    for key, name in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+      values = [float(m[key]) for m in window if key in m]
+      if not np.isfinite(values).all():
+        raise NonFinite(
+          f"{self._name}: the {name} must stay finite; got "
+          f"{next(v for v in values if not np.isfinite(v))} in steps "
+          f"{step - len(window) + 1} to {step}. lower optim.learning_rate, or "
+          "look at the data of those steps"
+        )
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """One line of metrics.jsonl, and the same to TensorBoard."""

@@ -1,0 +1,158 @@
+"""What comes back is what was saved, wherever it is laid out."""
+
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fs_jax import checkpoint, types
+
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def state_of(step, seed=0):
+  rng = np.random.default_rng(seed)
+  params = {
+    "a": {"kernel": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)},
+    "b": jnp.asarray(rng.normal(size=3), jnp.bfloat16),
+  }
+  opt_state = optax.adam(0.1).init(params)
+  opt_state = jax.tree.map(lambda x: x + rng.integers(1, 9), opt_state)
+  return types.TrainState(jnp.int32(step), params, opt_state)
+
+
+def like(state, sharding=ONE):
+  return checkpoint.abstract(state, jax.tree.map(lambda _: sharding, state))
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  jax.tree.map(lambda x, y: x.dtype == y.dtype or pytest.fail("dtype"), a, b)
+
+
+def saved(folder, *steps, keep=5):
+  with_steps = checkpoint.Checkpoints(str(folder), keep=keep)
+  for step in steps:
+    with_steps.save(state_of(step, step))
+  with_steps.wait()
+  with_steps.close()
+  return checkpoint.Checkpoints(str(folder), keep=keep)
+
+
+def steps_in(folder):
+  return sorted(int(p.name) for p in pathlib.Path(folder).iterdir())
+
+
+def test_what_was_saved_comes_back(tmp_path):
+  found = saved(tmp_path, 2, 4)
+  assert found.latest() == 4
+  for step in (2, 4):
+    state = state_of(step, step)
+    assert_same(found.restore(step, like(state)), state)
+    assert_same(found.params(step, like(state).params), state.params)
+
+
+def test_nothing_saved_is_none(tmp_path):
+  assert checkpoint.Checkpoints(str(tmp_path / "new")).latest() is None
+
+
+def test_the_newest_are_kept(tmp_path):
+  found = saved(tmp_path, 1, 2, 3, 4, keep=2)
+  assert found.latest() == 4
+  assert steps_in(tmp_path) == [3, 4]
+
+
+def test_a_step_is_written_once(tmp_path):
+  found = saved(tmp_path, 3)
+  found.save(state_of(3, seed=99))
+  found.wait()
+  assert_same(found.restore(3, like(state_of(3))), state_of(3, seed=3))
+
+
+def test_arrays_may_be_donated_at_once(tmp_path):
+  """Saving returns before it has written; the step after reuses the memory."""
+  found = checkpoint.Checkpoints(str(tmp_path))
+  first = jnp.arange(1 << 20, dtype=jnp.float32)
+  state = types.TrainState(jnp.int32(1), {"x": first}, {})
+  want = np.array(first)
+  change = jax.jit(
+    lambda s: s._replace(step=s.step + 1, params={"x": s.params["x"] * 0 - 1}),
+    donate_argnums=0,
+  )
+  found.save(state)
+  for _ in range(3):
+    state = change(state)
+  found.wait()
+  assert_same(found.restore(1, like(state)).params["x"], want)
+
+
+@pytest.mark.parametrize(
+  "name", ["9.orbax-checkpoint-tmp", "9.orbax-checkpoint-tmp-1700000000"]
+)
+def test_a_half_written_step_does_not_exist(tmp_path, name):
+  saved(tmp_path, 3).close()
+  half = tmp_path / name
+  shutil.copytree(tmp_path / "3", half)
+  for path in list(half.rglob("*"))[::2]:
+    if path.is_file():
+      path.unlink()
+  found = checkpoint.Checkpoints(str(tmp_path), keep=5)
+  assert found.latest() == 3
+  assert_same(found.restore(3, like(state_of(3))), state_of(3, 3))
+  found.save(state_of(9, 9))
+  found.wait()
+  assert found.latest() == 9
+
+
+def test_a_state_of_another_step_is_refused(tmp_path):
+  saved(tmp_path, 3).close()
+  (tmp_path / "3").rename(tmp_path / "7")
+  found = checkpoint.Checkpoints(str(tmp_path))
+  with pytest.raises(ValueError, match=r"/7: .*got 3\. delete"):
+    found.restore(7, like(state_of(7)))
+
+
+def test_a_damaged_step_is_named(tmp_path):
+  saved(tmp_path, 3).close()
+  for path in (tmp_path / "3").rglob("*"):
+    if path.is_file() and path.stat().st_size > 200:
+      path.write_bytes(path.read_bytes()[:50])
+  found = checkpoint.Checkpoints(str(tmp_path))
+  with pytest.raises(ValueError, match="/3: must be a whole checkpoint"):
+    found.restore(3, like(state_of(3)))
+
+
+def test_another_model_is_refused(tmp_path):
+  found = saved(tmp_path, 3)
+  state = state_of(3)
+  other = state._replace(params={"a": {"kernel": jnp.zeros((8, 4))}})
+  with pytest.raises(ValueError, match="of this model"):
+    found.params(3, like(other._replace(params={"c": jnp.zeros(3)})).params)
+  wide = like(state._replace(params=state.params | {"b": jnp.zeros(5)}))
+  with pytest.raises(ValueError, match="of this model"):
+    found.params(3, wide.params)
+
+
+def test_sharded_states_move_between_meshes(tmp_path):
+  eight = jax.make_mesh((8,), ("d",))
+  spread = NamedSharding(eight, PartitionSpec("d"))
+  x = jnp.arange(16.0).reshape(8, 2)
+  state = types.TrainState(
+    jnp.int32(1), {"x": jax.device_put(x, spread)}, {"m": x + 1}
+  )
+  found = checkpoint.Checkpoints(str(tmp_path))
+  found.save(state)
+  found.wait()
+  assert_same(found.restore(1, like(state)).params["x"], x)
+  two = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
+  halves = NamedSharding(two, PartitionSpec(None, "d"))
+  got = found.params(
+    1, {"x": jax.ShapeDtypeStruct((8, 2), x.dtype, sharding=halves)}
+  )
+  assert got["x"].sharding == halves
+  assert_same(got["x"], x)
