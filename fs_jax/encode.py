@@ -21,7 +21,7 @@ def visual_vectors(
   @jax.jit
   def embed(params, visual):
     seen = tasks.pixels(run.cfg, visual)
-    return model.apply({"params": params}, seen, method="visual")
+    return tasks.apply(model, params, seen, method="visual")
 
   parts = [
     np.asarray(embed(run.params["fast"], batch.visual))[batch.mask]
@@ -45,7 +45,7 @@ def text_encoder(run: runs.Run) -> Callable[[types.Array], np.ndarray]:
 
   @jax.jit
   def embed(params, text):
-    return model.apply({"params": params}, text, method="text")
+    return tasks.apply(model, params, text, method="text")
 
   def encode(text: types.Array) -> np.ndarray:
     text = np.asarray(text, np.int32)
@@ -69,7 +69,7 @@ def memories(
   @jax.jit
   def embed(params, visual):
     seen = tasks.pixels(run.cfg, visual)
-    return model.apply({"params": params}, seen, method="encode_visual")
+    return tasks.apply(model, params, seen, method="encode_visual")
 
   for batch in _batches(run, source, batch_size, "memories"):
     memory = jax.device_get(embed(run.params["slow"], batch.visual))

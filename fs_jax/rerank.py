@@ -74,13 +74,12 @@ def score_pairs(
   text: types.Array,
 ) -> Float[jax.Array, "Q K"]:
   """Scores of Q texts [Q,L], each against its own K memories [Q*K,...]."""
-  variables = {"params": params}
   queries = text.shape[0]
   k = memory.levels[0].mask.shape[0] // queries
-  states = model.apply(variables, text, method="read")
+  states = tasks.apply(model, params, text, method="read")
   each = jnp.repeat(states, k, axis=0)[:, None]
   words = jnp.repeat(text, k, axis=0)[:, None]
-  h = model.apply(variables, memory, each, words, method="score")
+  h = tasks.apply(model, params, memory, each, words, method="score")
   return h.reshape(queries, k)
 
 

@@ -4,8 +4,11 @@ Parameters are {"fast": ...} or {"slow": ...}; a teacher's are a separate,
 frozen argument, never a closure: they are sharded and placed like any others.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from fs_jax import config, losses, types
 from fs_jax.models import fast as fast_models
@@ -20,9 +23,17 @@ def fast_model(cfg: config.Config, vocabulary: int) -> fast_models.Fast:
 
 
 def slow_model(cfg: config.Config, vocabulary: int) -> slow_models.Slow:
+  assert cfg.slow is not None  # a config whose stage needs one has one
   return slow_models.Slow(
     cfg.slow, vocabulary, cfg.tokens.length, jnp.dtype(cfg.compute)
   )
+
+
+def apply(
+  model: nn.Module, params: types.Params, *args: Any, **kwargs: Any
+) -> Any:
+  """What `model` makes of `args`, nothing sown or changed."""
+  return model.apply({"params": params}, *args, **kwargs)
 
 
 def pixels(cfg: config.Config, visual: types.Array) -> types.Array:
@@ -56,30 +67,30 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
   Matching needs hard negatives: frozen["fast"] draws them inside the batch, in
   proportion to the softmax of its own scores.
   """
+  assert cfg.slow is not None
   model = slow_model(cfg, vocabulary)
+  null_rate = cfg.slow.null_rate
 
   def init(key):
     return {"slow": model.init(key, *_sample(cfg))["params"]}
 
   def captioning(trained, frozen, batch, key):
     del frozen
-    variables = {"params": trained["slow"]}
+    params = trained["slow"]
     drop, blank = jax.random.split(key)
     rngs = {"dropout": drop}
-    memory = model.apply(
-      variables,
-      pixels(cfg, batch.visual),
-      True,
-      method="encode_visual",
-      rngs=rngs,
+    visual = pixels(cfg, batch.visual)
+    memory = apply(
+      model, params, visual, True, method="encode_visual", rngs=rngs
     )
     rows = batch.visual.shape[0]
-    unseen = jax.random.uniform(blank, (rows,)) < cfg.slow.null_rate
-    memory = model.apply(variables, memory, unseen, method="blank")
+    unseen = jax.random.uniform(blank, (rows,)) < null_rate
+    memory = apply(model, params, memory, unseen, method="blank")
     text = batch.text.reshape(rows, -1, batch.text.shape[-1])
-    flat = model.apply(variables, batch.text, True, method="read", rngs=rngs)
-    words = model.apply(
-      variables,
+    flat = apply(model, params, batch.text, True, method="read", rngs=rngs)
+    words = apply(
+      model,
+      params,
       memory,
       flat.reshape(*text.shape[:2], *flat.shape[1:]),
       text,
@@ -94,22 +105,20 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
     return total, {"nats_per_word": seen, "nats_per_word_unseen": alone}
 
   def matching(trained, frozen, batch, key):
-    variables = {"params": trained["slow"]}
+    params = trained["slow"]
     negatives = _hard_negatives(cfg, vocabulary, frozen["fast"], batch, key)
     first = batch.text[:: batch.captions_per_visual]
     text = jnp.stack([first, first[negatives]], axis=1)  # [B,2,L]
     rngs = {"dropout": key}
-    memory = model.apply(
-      variables,
-      pixels(cfg, batch.visual),
-      True,
-      method="encode_visual",
-      rngs=rngs,
+    visual = pixels(cfg, batch.visual)
+    memory = apply(
+      model, params, visual, True, method="encode_visual", rngs=rngs
     )
     flat = text.reshape(-1, text.shape[-1])
-    states = model.apply(variables, flat, True, method="read", rngs=rngs)
-    logits = model.apply(
-      variables,
+    states = apply(model, params, flat, True, method="read", rngs=rngs)
+    logits = apply(
+      model,
+      params,
       memory,
       states.reshape(*text.shape[:2], *states.shape[1:]),
       text,
@@ -141,17 +150,15 @@ def distill(cfg: config.Config, vocabulary: int) -> types.Task:
 
   def judge(frozen, batch):
     """u / tau as [clusters, captions, visuals]."""
-    variables = {"params": frozen["slow"]}
-    memory = teacher.apply(
-      variables, pixels(cfg, batch.visual), method="encode_visual"
-    )
+    params, visual = frozen["slow"], pixels(cfg, batch.visual)
+    memory = apply(teacher, params, visual, method="encode_visual")
     text = batch.text.reshape(-1, size, batch.text.shape[-1])
-    states = teacher.apply(variables, batch.text, method="read")
+    states = apply(teacher, params, batch.text, method="read")
     states = states.reshape(-1, size, *states.shape[1:])
     # Each of a cluster's visuals sees all of its captions.
     states = jnp.repeat(states, size, axis=0)
     each = jnp.repeat(text, size, axis=0)
-    h = teacher.apply(variables, memory, states, each, method="score")
+    h = apply(teacher, params, memory, states, each, method="score")
     u = h / slow_models.targets_of(each) ** frozen["gamma"]
     u = u.reshape(-1, size, size).transpose(0, 2, 1)
     return u / frozen["tau"]
@@ -161,8 +168,9 @@ def distill(cfg: config.Config, vocabulary: int) -> types.Task:
       cfg, student, trained["fast"], batch.pairs, key
     )
     clusters = batch.clusters
-    out = student.apply(
-      {"params": trained["fast"]},
+    out = apply(
+      student,
+      trained["fast"],
       pixels(cfg, clusters.visual),
       clusters.text,
       True,
@@ -185,14 +193,15 @@ def distill(cfg: config.Config, vocabulary: int) -> types.Task:
 
 
 def _contrastive(cfg, model, params, batch: types.Batch, key):
-  out = model.apply(
-    {"params": params},
+  out = apply(
+    model,
+    params,
     pixels(cfg, batch.visual),
     batch.text,
     True,
     rngs={"dropout": key},
   )
-  ids = (batch.visual_id, batch.text_id, batch.mask)
+  ids = [jnp.asarray(x) for x in (batch.visual_id, batch.text_id, batch.mask)]
   pair = (out["visual"], out["text"], out["scale"])
   if cfg.fast.loss == "sigmoid":
     total, metrics = losses.sigmoid(*pair, out["bias"], *ids)
@@ -205,10 +214,10 @@ def _hard_negatives(cfg, vocabulary, params, batch: types.Batch, key):
   """For each visual the row of a caption of another one that looks right."""
   model = fast_model(cfg, vocabulary)
   first = batch.text[:: batch.captions_per_visual]
-  out = model.apply({"params": params}, pixels(cfg, batch.visual), first)
+  out = apply(model, params, pixels(cfg, batch.visual), first)
   logits = out["scale"] * out["visual"] @ out["text"].T
-  text_id = batch.text_id[:: batch.captions_per_visual]
-  other = losses.comparable(batch.visual_id, text_id)
+  text_id = jnp.asarray(batch.text_id[:: batch.captions_per_visual])
+  other = losses.comparable(jnp.asarray(batch.visual_id), text_id)
   other &= ~jnp.eye(first.shape[0], dtype=bool) & batch.mask[None]
   logits = jnp.where(other, logits, losses.EXCLUDED)
   return jax.random.categorical(key, logits, axis=1)

@@ -4,12 +4,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from fs_jax import config
+from fs_jax import config, types
 from fs_jax.models import layers
 
 
 def normalise(
-  visual: UInt8[Array, "B T H W C"],
+  visual: UInt8[types.Array, "B T H W C"],
   mean: tuple[float, float, float],
   std: tuple[float, float, float],
 ) -> Float[Array, "B T H W C"]:
@@ -17,7 +17,7 @@ def normalise(
   scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32)
   shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)])
   spread = (1,) * 4 + (3,)
-  pixels = visual.astype(jnp.float32) * scale.reshape(spread)
+  pixels = jnp.asarray(visual, jnp.float32) * scale.reshape(spread)
   return pixels - shift.astype(jnp.float32).reshape(spread)
 
 
