@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fs_jax import types
+
 SCORE_BYTES = 1 << 28  # of scores held at once, for a corpus of any size
 _BUCKETS = (1, 8, 64, 256)  # queries are padded to one of these
 _DEPTH = 16  # the least number of neighbours compiled for
 
 
 def nearest(
-  vectors: jax.Array,
+  vectors: types.Array,
   queries: np.ndarray,
   k: int,
   *,

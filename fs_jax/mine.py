@@ -13,7 +13,7 @@ from fs_jax.data import pipeline, sources
 
 
 def clusters(
-  run: runs.Run,
+  run: runs.Run | None,
   captioned: sources.Source,
   uncaptioned: sources.Source | None,
   cfg: config.Config,
@@ -22,7 +22,7 @@ def clusters(
   """Mines `distill.lists` clusters, or reads those that are there.
 
   Args:
-    run: a trained Fast.
+    run: a trained Fast; candidates "batch" need none.
     captioned: the training split.
     uncaptioned: more visuals, or None.
     cfg: of the stage that distils.
@@ -41,6 +41,7 @@ def clusters(
     return pipeline.Clusters(both, visual.astype(np.int32), text.astype("i4"))
   path = folder / "clusters"
   if not (path / files.MANIFEST).exists():
+    assert run is not None  # the config names it for "top_k"
     vectors = encode.visual_vectors(run, both)
     seeds = rng.permutation(np.resize(np.arange(len(captioned)), lists))
     visual, _ = exact.nearest(vectors, vectors[seeds], size)

@@ -42,23 +42,14 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
   """
   where = runs.folder(workdir, cfg.folder)
   source = sources.open_split(cfg.data, cfg.data.train, train=True)
-  donor = (
-    runs.load(runs.folder(workdir, cfg.init.stage)) if _starts(cfg) else None
-  )
-  teacher, clusters, frozen = None, None, None
-  if cfg.init.teacher:
-    teacher = runs.load(runs.folder(workdir, cfg.init.teacher))
-    frozen = runs.placed(teacher, sharding.mesh(cfg.mesh))
+  donor = _earlier(workdir, cfg.init.stage)
+  teacher = _earlier(workdir, cfg.init.teacher)
   tokenizer = _tokenizer(cfg, source, donor or teacher)
+  frozen = None if teacher is None else _frozen(cfg, teacher)
+  clusters = None
   if cfg.stage == "distill":
-    fit = runs.load_fit(teacher.folder)
-    tau = cfg.distill.temperature or fit.tau
-    frozen |= {"gamma": np.float32(fit.gamma), "tau": np.float32(tau)}
     runs.begin(where, cfg, tokenizer)
-    more = None
-    if cfg.data.uncaptioned:
-      more = sources.open_split(cfg.data, cfg.data.uncaptioned, train=True)
-    clusters = mine.clusters(donor, source, more, cfg, where)
+    clusters = _clusters(cfg, donor, source, where)
 
   def batches(start: int, rows: slice):
     return pipeline.train_batches(
@@ -91,26 +82,22 @@ def quick_recall(
     size = max(size // 4, 1)
   texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
   visual = source.visuals(np.arange(size))
-  if cfg.stage == "slow":
-    model = tasks.slow_model(cfg, tokenizer.vocab_size)
-  else:
-    model = tasks.fast_model(cfg, tokenizer.vocab_size)
 
   @jax.jit
   def fast(params: types.Params) -> jax.Array:
+    model = tasks.fast_model(cfg, tokenizer.vocab_size)
     seen = tasks.pixels(cfg, visual)
-    out = model.apply({"params": params["fast"]}, seen, texts)
+    out = tasks.apply(model, params["fast"], seen, texts)
     return out["text"] @ out["visual"].T
 
   @jax.jit
   def slow(params: types.Params) -> jax.Array:
-    variables = {"params": params["slow"]}
-    memory = model.apply(
-      variables, tasks.pixels(cfg, visual), method="encode_visual"
-    )
-    states = model.apply(variables, texts, method="read")[None]
+    model = tasks.slow_model(cfg, tokenizer.vocab_size)
+    call = functools.partial(tasks.apply, model, params["slow"])
+    memory = call(tasks.pixels(cfg, visual), method="encode_visual")
+    states = call(texts, method="read")[None]
     each = states.repeat(size, axis=0)
-    return model.apply(variables, memory, each, texts[None], method="score").T
+    return call(memory, each, texts[None], method="score").T
 
   def recall(params: types.Params) -> dict[str, float]:
     scores = (slow if cfg.stage == "slow" else fast)(params)
@@ -166,8 +153,32 @@ def _fit(
   )
 
 
-def _starts(cfg: config.Config) -> bool:
-  return bool(cfg.init.stage)
+def _earlier(workdir: epath.PathLike, stage: str) -> runs.Run | None:
+  """A stage of this workdir, if one is named."""
+  return runs.load(runs.folder(workdir, stage)) if stage else None
+
+
+def _frozen(cfg: config.Config, teacher: runs.Run) -> types.Params:
+  """The teacher's parameters, and how far to trust its scores."""
+  frozen = runs.placed(teacher, sharding.mesh(cfg.mesh))
+  if cfg.stage != "distill":
+    return frozen
+  fit = runs.load_fit(teacher.folder)
+  tau = cfg.distill.temperature or fit.tau
+  return frozen | {"gamma": np.float32(fit.gamma), "tau": np.float32(tau)}
+
+
+def _clusters(
+  cfg: config.Config,
+  fast: runs.Run | None,
+  captioned: sources.Source,
+  where: epath.Path,
+) -> pipeline.Clusters:
+  """What the teacher looks at: visuals that `fast` confuses."""
+  more = None
+  if cfg.data.uncaptioned:
+    more = sources.open_split(cfg.data, cfg.data.uncaptioned, train=True)
+  return mine.clusters(fast, captioned, more, cfg, where)
 
 
 def _tokenizer(
@@ -207,6 +218,5 @@ def _first_params(
 
 
 def _nested(name: str, leaf: jax.Array) -> dict:
-  for key in reversed(name.split("/")):
-    leaf = {key: leaf}
-  return leaf
+  head, _, rest = name.partition("/")
+  return {head: _nested(rest, leaf) if rest else leaf}
