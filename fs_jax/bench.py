@@ -4,6 +4,7 @@ Absolute times on a shared machine mean little; a share of what the same
 machine does in a plain matrix product, a moment before, can be compared.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -102,20 +103,22 @@ def search_speed(
   vectors = _unit(centres[owner] + 0.7 * rng.normal(size=(rows, width)))
   asked = _unit(centres[rng.integers(len(centres), size=queries)])
   exact = index.exact(vectors)
-  found = exact.search(asked, k).rows
+  found = np.asarray(exact.search(asked, k).rows)
   result: dict[str, Any] = {"rows": rows}
   for name, searcher in (("exact", exact), ("scann", _scann(vectors))):
     if searcher is None:
       continue
     for count in (1, queries):
-      seconds = median_seconds(
-        lambda s=searcher, c=count: s.search(asked[:c], k).rows
-      )
+      run = functools.partial(_found, searcher, asked[:count], k)
+      seconds = median_seconds(run)
       result[f"{name}_qps_{count}"] = count / seconds
-    result[f"{name}_recall"] = index.recall(
-      searcher.search(asked, k).rows, found
-    )
+    listed = np.asarray(searcher.search(asked, k).rows)
+    result[f"{name}_recall"] = index.recall(listed, found)
   return result
+
+
+def _found(searcher: index.Index, asked: np.ndarray, k: int) -> types.Array:
+  return searcher.search(asked, k).rows
 
 
 def _scann(vectors: np.ndarray) -> index.Index | None:

@@ -69,7 +69,7 @@ def differences(a: config.Config, b: config.Config) -> list[str]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in values.items():
     if isinstance(value, dict):
       flat |= _flat(value, f"{prefix}{key}.")

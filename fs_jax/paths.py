@@ -76,6 +76,7 @@ def merge(into: Mapping, part: Mapping) -> dict:
   merged = dict(into)
   for key, value in part.items():
     old = merged.get(key)
-    both = isinstance(old, Mapping) and isinstance(value, Mapping)
-    merged[key] = merge(old, value) if both else value
+    if isinstance(old, Mapping) and isinstance(value, Mapping):
+      value = merge(old, value)
+    merged[key] = value
   return merged

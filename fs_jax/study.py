@@ -5,6 +5,7 @@ killed study goes on where it stopped and ends with the same numbers.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -255,6 +256,8 @@ def answers(
     Fast), "slow", and any other Fast under its own name.
   """
   tokens, truth = asked.tokens, asked.truth
+  groups = truth.groups
+  assert groups is not None  # `questions` says which look alike
   results: dict[str, evaluate.Result] = {}
 
   def add(name: str, make: Callable[[], Any], inside: Callable[[], Any]):
@@ -273,7 +276,7 @@ def answers(
 
   def fast_inside(name: str) -> types.Candidates:
     return rankers.fast_in_group(
-      gallery.fasts[name], gallery.vectors[name], tokens, truth.groups
+      gallery.fasts[name], gallery.vectors[name], tokens, groups
     )
 
   def reranked(name: str, k: int) -> rankers.Reranked:
@@ -286,22 +289,23 @@ def answers(
 
   for name in gallery.fasts:
     shown = "fast_distilled" if name == "distill" else name
-    add(shown, lambda n=name: fast(n), lambda n=name: fast_inside(n))
+    inside = functools.partial(fast_inside, name)
+    add(shown, functools.partial(fast, name), inside)
   add(
     "slow",
     lambda: rankers.Slow(gallery.scorer, DEPTH),
-    lambda: rankers.slow_in_group(gallery.scorer, tokens, truth.groups),
+    lambda: rankers.slow_in_group(gallery.scorer, tokens, groups),
   )
   add(
     "fast_rerank@20",
-    lambda: reranked("fast", 20),
-    lambda: both_inside("fast"),
+    functools.partial(reranked, "fast", 20),
+    functools.partial(both_inside, "fast"),
   )
   for k in ks:
     add(
       f"rerank@{k}",
-      lambda k=k: reranked("distill", k),
-      lambda: both_inside("distill"),
+      functools.partial(reranked, "distill", k),
+      functools.partial(both_inside, "distill"),
     )
   return results
 
@@ -336,7 +340,11 @@ def write_report(
 ) -> dict[str, Any]:
   """report.json of a study; returns what it wrote."""
   rows = [result.to_row() for result in results.values()]
-  exhaustive = results["slow"].ms_per_query
+  ms = {
+    name: result.ms_per_query
+    for name, result in results.items()
+    if result.ms_per_query is not None
+  }
   chance = next(iter(results.values())).chance
   evaluate.write_report(
     path,
@@ -348,8 +356,7 @@ def write_report(
     device=device(),
     chance=None if chance is None else round(100 * chance, 2),
     times_faster_than_slow={
-      name: round(exhaustive / result.ms_per_query, 1)
-      for name, result in results.items()
+      name: round(ms["slow"] / each, 1) for name, each in ms.items()
     },
     **extras,
   )
@@ -601,19 +608,20 @@ def draw(
 ) -> None:
   """index.html: the report, a dozen queries, curves, where words look."""
   source = sources.open_split(gallery.slow.cfg.data, gallery.split)
+  lists = ("fast_distilled", "rerank@20")
   shown = {
-    name: read_answers(parts.folder / "answers" / name)
-    for name in ("fast_distilled", "rerank@20")
+    name: read_answers(parts.folder / "answers" / name) for name in lists
   }
-  lists = [shown["fast_distilled"].found, shown["rerank@20"].found]
-  choices = page.choose_cases(*lists, asked.truth.positives)
+  fast, final = (shown[name].found for name in lists)
+  positives = asked.truth.positives
+  choices = page.choose_cases(fast, final, positives)
   cases = page.show_cases(
-    choices, asked.texts, *lists, asked.truth.positives, source.visuals
+    choices, asked.texts, fast, final, positives, source.visuals
   )
   looks = []
   for choice in choices[:LOOKS]:
     text = asked.texts[choice.query]
-    picture = source.visuals([int(asked.truth.positives[choice.query, 0])])[0]
+    picture = source.visuals([int(positives[choice.query, 0])])[0]
     words = attention.word_attention(gallery.slow, picture, text)
     looks.append(page.Look(text, picture, words))
   stages = ("fast", "slow", "distill")
@@ -625,7 +633,7 @@ def draw(
     cases,
     looks,
     source.attribution,
-    lists=tuple(shown),
+    lists=lists,
   )
 
 
@@ -650,7 +658,7 @@ def train_all(parts: Parts, cfgs: Mapping[str, config.Config]) -> None:
   data = cfgs["fast"].data
   parts.do("data", lambda: sources.open_split(data, data.train))
   for name, cfg in cfgs.items():
-    parts.do(name, lambda cfg=cfg: train.train(cfg, parts.folder))
+    parts.do(name, functools.partial(train.train, cfg, parts.folder))
     if cfg.stage == "slow":
       parts.do("weigh-fast", lambda: train.weigh(parts.folder, "fast", "slow"))
     if cfg.stage == "distill":

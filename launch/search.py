@@ -123,7 +123,7 @@ def _draw(query, answer, source) -> None:
     [list(source.visuals(rows)) for rows in listed],
     [label for label, _ in lists],
     source.attribution,
-    scores=[np.asarray(found.scores[0])[:shown] for _, found in lists],
+    scores=[np.asarray(found.scores[0])[:shown].tolist() for _, found in lists],
   )
   print(f"drawn: {_SHEET.value}")
 
