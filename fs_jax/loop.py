@@ -83,6 +83,9 @@ def fit(
   where = runs.folder(workdir, cfg.folder)
   on = sharding.mesh(cfg.mesh, devices)
   sharding.check_batch(cfg.train.batch_size, on)
+  if cfg.stage == "distill":
+    judged = cfg.distill.clusters * cfg.distill.cluster_size
+    sharding.check_batch(judged, on, "distill.clusters * cluster_size")
   runs.begin(where, cfg, tokenizer)
   task = tasks.make(cfg, tokenizer.vocab_size)
   optimizer, placed = _layout(cfg, task, on)

@@ -38,14 +38,16 @@ def mesh(cfg: config.Mesh, devices: list | None = None) -> Mesh:
   return Mesh(grid, AXES, axis_types=axis_types)
 
 
-def check_batch(batch_size: int, on: Mesh) -> None:
+def check_batch(
+  batch_size: int, on: Mesh, field: str = "train.batch_size"
+) -> None:
   """Refuses a batch that the mesh cannot split evenly."""
   ways = on.shape["data"] * on.shape["fsdp"]
   if batch_size % ways:
     raise ValueError(
-      f"train.batch_size: must be divisible by the {ways} batch shards of mesh "
-      f"(data={on.shape['data']}, fsdp={on.shape['fsdp']}); got {batch_size}. "
-      f"set it to a multiple of {ways}"
+      f"{field}: must be divisible by the {ways} batch shards of mesh (data="
+      f"{on.shape['data']}, fsdp={on.shape['fsdp']}); got {batch_size}. set it "
+      f"to a multiple of {ways}"
     )
 
 
@@ -118,10 +120,11 @@ def _place(rules: config.Rules, name: str, shape: tuple, on: Mesh):
       f"mesh.rules: {name!r} has {len(shape)} dimensions; got {axes}. give at "
       "most one axis a dimension"
     )
-  for size, axis in zip(shape, axes, strict=False):
-    if axis is not None and size % on.shape[axis]:
+  for size, along in zip(shape, axes, strict=False):
+    if along is not None and size % on.shape[along]:
       raise ValueError(
-        f"mesh.rules: mesh axis {axis}={on.shape[axis]} must divide dimension "
-        f"{size} of {name!r} {tuple(shape)}. change the mesh or the rule"
+        f"mesh.rules: mesh axis {along}={on.shape[along]} must divide "
+        f"dimension {size} of {name!r} {tuple(shape)}. change the mesh or the "
+        "rule"
       )
   return NamedSharding(on, PartitionSpec(*axes))

@@ -1,0 +1,309 @@
+"""The loop: a run that was killed ends as one that was not.
+
+python -m tests.test_loop WORKDIR STEP trains and kills itself at a step.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fs_jax import checkpoint, config, loop, report, runs, tasks, types
+from fs_jax.data import tokenizer as tokenizers
+from tests import small
+
+STEPS, BATCH = 8, 4
+ONE = jax.devices()[:1]
+
+
+def toy(cfg, vocabulary):
+  """Regression with noise of its own: compiles in no time."""
+  del cfg, vocabulary
+
+  def init(key):
+    kernel = jax.random.normal(key, (3, 2))
+    return {"fast": {"a": {"kernel": kernel, "embedding": jnp.zeros(2)}}}
+
+  def loss(trained, frozen, batch, key):
+    a = trained["fast"]["a"]
+    noise = jax.random.normal(key, batch["y"].shape)
+    y = batch["x"] @ a["kernel"] + a["embedding"][None]
+    error = (y - batch["y"] + 0.1 * noise) ** 2
+    # Fails on demand: a loss, or a gradient of a finite loss.
+    zero = a["embedding"] - jax.lax.stop_gradient(a["embedding"])
+    spoilt = jnp.sqrt(batch["spoil"] * zero**2 + 1 - batch["spoil"]).sum()
+    return error.mean() + batch["nan"] + spoilt, {"extra": error.max()}
+
+  return types.Task(init, loss)
+
+
+def batches(start, rows, *, nan_at=-1, spoil_at=-1, die_at=-1, die=None):
+  assert rows == slice(0, BATCH)
+  step = start
+  while True:
+    if step == die_at:
+      die()
+    rng = np.random.default_rng(step)
+    yield {
+      "x": rng.normal(size=(BATCH, 3)).astype(np.float32),
+      "y": rng.normal(size=(BATCH, 2)).astype(np.float32),
+      "nan": np.float32(np.nan if step == nan_at else 0),
+      "spoil": np.float32(step == spoil_at),
+    }
+    step += 1
+
+
+def cfg_of(**train):
+  values = {"steps": STEPS, "batch_size": BATCH, "log_every": 2}
+  values |= {"save_every": 2, "keep": 3}
+  cfg = small.cfg(train=config.Train(**values | train))
+  optim = config.Optim(learning_rate=0.1, warmup=2)
+  mesh = config.Mesh(rules=((".*", ()),))
+  return dataclasses.replace(cfg, optim=optim, mesh=mesh)
+
+
+def fit(
+  workdir, cfg=None, *, validate=None, text="a b", start_from=None, **how
+):
+  cfg = cfg or cfg_of()
+  tokenizer = tokenizers.train([text], cfg.tokens)
+  put = lambda tree, where: jax.tree.map(jnp.asarray, tree)
+  with (
+    mock.patch.object(tasks, "make", toy),
+    # Scalars of the toy have no rows to lay out.
+    mock.patch.object(loop.sharding, "put", put),
+    mock.patch.object(loop.sharding, "batch", loop.sharding.replicated),
+  ):
+    return loop.fit(
+      cfg,
+      workdir,
+      tokenizer,
+      lambda start, rows: batches(start, rows, **how),
+      validate=validate,
+      start_from=start_from,
+      devices=ONE,
+    )
+
+
+def lines(workdir):
+  """metrics.jsonl without what a clock put there."""
+  apart = ("time", "examples_per_second")
+  return [
+    {k: v for k, v in line.items() if k not in apart}
+    for line in report.read(workdir / "fast")
+  ]
+
+
+def saved_steps(workdir):
+  folder = workdir / "fast" / "checkpoints"
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+class Killed(Exception):
+  pass
+
+
+def killed():
+  raise Killed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run that nobody disturbed, and its last state."""
+  workdir = tmp_path_factory.mktemp("whole")
+  return workdir, fit(workdir)
+
+
+def test_a_run_leaves_its_folder(whole):
+  workdir, state = whole
+  folder = workdir / "fast"
+  assert int(state.step) == STEPS
+  assert saved_steps(workdir) == [4, 6, 8]  # the newest three
+  assert [line["step"] for line in lines(workdir)] == [2, 4, 6, 8]
+  assert json.loads((folder / "DONE").read_text())["step"] == STEPS
+  assert runs.read_config(folder) == cfg_of()
+  losses = [line["loss"] for line in lines(workdir)]
+  assert losses[-1] != losses[0]
+  assert {"loss", "grad_norm", "extra"} <= lines(workdir)[0].keys()
+
+
+def test_metrics_are_means_of_the_steps_since_the_last_line(whole, tmp_path):
+  workdir, _ = whole
+  fit(tmp_path, cfg_of(log_every=1))
+  each = [line["loss"] for line in lines(tmp_path)]
+  pairs = [np.mean(each[i : i + 2]) for i in range(0, STEPS, 2)]
+  got = [line["loss"] for line in lines(workdir)]
+  np.testing.assert_allclose(got, pairs, rtol=1e-5)
+
+
+def test_a_finished_run_is_left_alone(whole):
+  workdir, state = whole
+  before = (workdir / "fast" / "metrics.jsonl").read_bytes()
+  again = fit(workdir, die_at=STEPS, die=killed)  # asks for no batch
+  assert_same(state, again)
+  assert (workdir / "fast" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_a_killed_run_ends_as_an_undisturbed_one(whole, tmp_path, at):
+  undisturbed, want = whole
+  with pytest.raises(Killed):
+    fit(tmp_path, die_at=at, die=killed)
+  assert not runs.finished(tmp_path / "fast")
+  got = fit(tmp_path)
+  assert_same(want, got)  # with the optimiser, bit for bit
+  assert lines(tmp_path) == lines(undisturbed)
+  assert saved_steps(tmp_path) == saved_steps(undisturbed)
+
+
+def test_resuming_continues_the_optimiser(whole, tmp_path):
+  """What the test above would miss if moments and noise did not matter."""
+  _, want = whole
+  with pytest.raises(Killed):
+    fit(tmp_path, die_at=5, die=killed)
+  zeros = lambda self, step, like: RESTORE(self, step, like)._replace(
+    opt_state=jax.tree.map(jnp.zeros_like, like.opt_state)
+  )
+  with mock.patch.object(checkpoint.Checkpoints, "restore", zeros):
+    got = fit(tmp_path)
+  kernels = [s.params["fast"]["a"]["kernel"] for s in (want, got)]
+  assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+RESTORE = checkpoint.Checkpoints.restore
+
+
+def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
+  undisturbed, want = whole
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.test_loop", str(tmp_path), "7"],
+    cwd=pathlib.Path(__file__).parent.parent,
+    capture_output=True,
+    timeout=120,
+  )
+  assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+  steps = saved_steps(tmp_path)
+  assert steps and max(steps) < STEPS
+  # Besides a last line cut short, as if the kill came while it was written.
+  with open(tmp_path / "fast" / "metrics.jsonl", "a") as file:
+    file.write('{"step": 6, "ti')
+  assert_same(want, fit(tmp_path))
+  assert lines(tmp_path) == lines(undisturbed)
+
+
+def test_lines_past_the_checkpoint_are_written_again(tmp_path):
+  cfg = cfg_of(log_every=1, save_every=4)
+  with pytest.raises(Killed):
+    fit(tmp_path, cfg, die_at=7, die=killed)
+  assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+  assert saved_steps(tmp_path) == [4]
+  fit(tmp_path, cfg)
+  steps = [line["step"] for line in lines(tmp_path)]
+  assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("save_every", [1, 3])
+@pytest.mark.parametrize("how", ["nan_at", "spoil_at"])
+def test_what_is_not_finite_stops_the_run(tmp_path, how, save_every):
+  """Before it is saved, whether or not its window was due to be written."""
+  cfg = cfg_of(log_every=4, save_every=save_every)
+  bad = 5 if how == "nan_at" else 4  # batch of that number, from 0
+  with pytest.raises(report.NonFinite, match="must stay finite; got nan") as e:
+    fit(tmp_path, cfg, **{how: bad})
+  first, last = map(
+    int, str(e.value).split(" in steps ")[1].split(".")[0].split(" to ")
+  )
+  assert first <= bad + 1 <= last <= first + 3
+  good = max(saved_steps(tmp_path))
+  assert good == bad // save_every * save_every
+  assert not runs.finished(tmp_path / "fast")
+  assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
+  state = fit(tmp_path, cfg)  # from there, on better data
+  assert int(state.step) == STEPS
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_a_changed_config_is_refused_with_its_fields(whole):
+  workdir, _ = whole
+  cfg = dataclasses.replace(cfg_of(), seed=3)
+  cfg = dataclasses.replace(cfg, train=config.Train(batch_size=8))
+  with pytest.raises(ValueError) as error:
+    fit(workdir, cfg)
+  said = str(error.value)
+  assert "seed: 0 != 3" in said
+  assert "train.batch_size: 4 != 8" in said
+  assert "choose another --workdir" in said
+
+
+def test_another_vocabulary_is_refused(whole):
+  workdir, _ = whole
+  with pytest.raises(ValueError, match="vocabulary it began with"):
+    fit(workdir, text="other words")
+
+
+def test_a_batch_that_does_not_split_is_refused_before_anything(tmp_path):
+  cfg = cfg_of(batch_size=6)
+  tokenizer = tokenizers.train(["a"], cfg.tokens)
+  with pytest.raises(ValueError, match="multiple of 8"):
+    loop.fit(cfg, tmp_path, tokenizer, batches)
+  cfg = small.cfg("distill", distill={"cluster_size": 3})
+  with pytest.raises(ValueError, match="cluster_size"):
+    loop.fit(cfg, tmp_path, tokenizer, batches)
+  assert not list(tmp_path.iterdir())
+
+
+def test_validation_is_heard_when_due(tmp_path):
+  seen = []
+
+  def validate(params):
+    seen.append(np.asarray(params["fast"]["a"]["kernel"]))
+    return {"R@1": 0.5}
+
+  state = fit(tmp_path, cfg_of(eval_every=3), validate=validate)
+  found = [x for x in lines(tmp_path) if x["split"] == "validation"]
+  assert found == [
+    {"step": s, "split": "validation", "R@1": 0.5} for s in (3, 6, 8)
+  ]
+  np.testing.assert_array_equal(seen[-1], state.params["fast"]["a"]["kernel"])
+  steps = [line["step"] for line in lines(tmp_path)]
+  assert steps == sorted(steps)
+
+
+def test_first_parameters_come_from_a_donor(tmp_path):
+  donor = {"fast": {"a": {"kernel": np.full((3, 2), 7.0, np.float32)}}}
+  with pytest.raises(Killed):
+    fit(tmp_path, start_from=donor, die_at=0, die=killed)
+  params = {"fast": {"a": {"kernel": jnp.zeros((3, 2)), "b": jnp.ones(2)}}}
+  got = loop.inherit(params, donor)["fast"]["a"]
+  assert (got["kernel"] == 7).all()
+  assert (got["b"] == 1).all()
+  for bad in ({"kernel": np.zeros((3, 3))}, {"c": np.zeros(1)}):
+    with pytest.raises(ValueError, match=r"init\.prefixes: 'fast/a/"):
+      loop.inherit(params, {"fast": {"a": bad}})
+
+
+def test_every_is_due_at_multiples_and_at_the_end():
+  due = [s for s in range(1, 11) if report.every(3, s, 10)]
+  assert due == [3, 6, 9, 10]
+  assert not any(report.every(0, s, 10) for s in range(1, 11))
+
+
+if __name__ == "__main__":
+  fit(
+    pathlib.Path(sys.argv[1]),
+    die_at=int(sys.argv[2]),
+    die=lambda: os.kill(os.getpid(), signal.SIGKILL),
+  )
