@@ -45,7 +45,7 @@ def fast():
   return config.Config(
     "fast",
     **COMMON,
-    train=config.Train(steps=700, save_every=100, eval_every=100),
+    train=config.Train(steps=900, save_every=100, eval_every=100),
   )
 
 
@@ -55,7 +55,7 @@ def fast_longer():
     name="fast_longer",
     **COMMON,
     init=config.Init("fast"),
-    train=config.Train(steps=700, save_every=100, eval_every=100),
+    train=config.Train(steps=900, save_every=100, eval_every=100),
   )
 
 
@@ -70,7 +70,7 @@ def slow():
     **(COMMON | changed),
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
     train=config.Train(
-      steps=600, batch_size=64, save_every=100, eval_every=100
+      steps=350, batch_size=64, save_every=100, eval_every=100
     ),
   )
 
@@ -83,5 +83,5 @@ def distill():
     **(COMMON | {"data": data}),
     distill=config.Distill(clusters=4, cluster_size=16),
     init=config.Init("fast", teacher="slow"),
-    train=config.Train(steps=250, batch_size=128, save_every=50, eval_every=50),
+    train=config.Train(steps=350, batch_size=128, save_every=50, eval_every=50),
   )
