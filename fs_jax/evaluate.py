@@ -200,7 +200,7 @@ def table(
   """Rows of `Result.to_row` for the terminal, percent with intervals."""
   names = [*(f"R@{k}" for k in KS), HARD]
   shown = rich_table.Table(title=title)
-  shown.add_column("ranker")
+  shown.add_column("ranker", no_wrap=True)
   for name in (*names, "median", "ms/query"):
     shown.add_column(name, justify="right")
   for row in rows:
