@@ -113,25 +113,29 @@ def begin(workdir: epath.PathLike, values: Mapping[str, Any]) -> Parts:
 
 
 def questions(
-  cfg: config.Data, split: str, tokenizer: Any, count: int
+  cfg: config.Data, split: str, tokenizer: Any, count: int, captions: int = 1
 ) -> Queries:
-  """The first caption of `count` visuals, spread over the split's groups.
+  """The first captions of `count` visuals, spread over the split's groups.
 
-  Every n-th visual, so that all groups have their say; one caption each, so
-  that queries are independent given their pictures.
+  Every n-th visual, so that all groups have their say. A visual of no group is
+  alone in its own.
   """
   source = sources.open_split(cfg, split)
   rows = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))
-  texts = tuple(source.captions(int(i))[0] for i in rows)
+  said = [source.captions(int(i))[:captions] for i in rows]
+  texts = tuple(text for some in said for text in some)
+  owner = np.repeat(rows, [len(some) for some in said]).astype(np.int32)
   groups = np.asarray(source.groups)
-  members = [np.flatnonzero(groups == groups[i]) for i in rows]
-  width = max(len(m) for m in members)
-  padded = np.full((len(rows), width), -1, np.int32)
+  members = [
+    np.flatnonzero(groups == groups[i]) if groups[i] >= 0 else np.array([i])
+    for i in owner
+  ]
+  padded = np.full((len(owner), max(map(len, members))), -1, np.int32)
   for row, found in zip(padded, members, strict=True):
     row[: len(found)] = found
   truth = evaluate.Truth(
-    positives=rows[:, None].astype(np.int32),
-    clusters=rows.astype(np.int32),
+    positives=owner[:, None],
+    clusters=owner,
     gallery=len(source),
     groups=padded,
   )
@@ -246,68 +250,109 @@ def open_gallery(
   return Gallery(split, loaded, judge, indices, vectors, scorer, fits)
 
 
+def fast_answers(
+  parts: Parts, gallery: Gallery, asked: Queries, prefix: str = ""
+) -> dict[str, evaluate.Result]:
+  """Every Fast on the same queries; the distilled one as "fast_distilled".
+
+  Args:
+    parts: of the study.
+    gallery: searched.
+    asked: the queries.
+    prefix: of the names on disk, apart for other queries.
+  """
+  results = {}
+  for name in gallery.fasts:
+    shown = "fast_distilled" if name == "distill" else name
+    said = rank(
+      parts,
+      prefix + shown,
+      functools.partial(_fast, gallery, name),
+      functools.partial(_fast_inside, gallery, asked, name),
+      asked.tokens,
+    )
+    results[shown] = _score(shown, said, asked.truth)
+  return results
+
+
 def answers(
   parts: Parts, gallery: Gallery, asked: Queries, ks: tuple[int, ...]
 ) -> dict[str, evaluate.Result]:
   """Every ranker on the same queries: Fasts, re-ranked, Slow alone.
 
   Returns:
-    "fast", "fast_distilled", "fast_rerank@20", "rerank@K" (over the distilled
-    Fast), "slow", and any other Fast under its own name.
+    "fast", "fast_distilled", any other Fast under its own name, "slow",
+    "fast_rerank@20" and "rerank@K", which is over the distilled Fast.
   """
-  tokens, truth = asked.tokens, asked.truth
-  groups = truth.groups
-  assert groups is not None  # `questions` says which look alike
-  results: dict[str, evaluate.Result] = {}
-
-  def add(name: str, make: Callable[[], Any], inside: Callable[[], Any]):
-    said = rank(parts, name, make, inside, tokens)
-    results[name] = evaluate.score(
-      name,
-      said.found,
-      truth,
-      ms_per_query=sum(said.stages_ms.values()),
-      stages_ms=said.stages_ms,
-      in_group=said.in_group,
-    )
-
-  def fast(name: str) -> rankers.Fast:
-    return rankers.Fast(gallery.fasts[name], gallery.indices[name], DEPTH)
-
-  def fast_inside(name: str) -> types.Candidates:
-    return rankers.fast_in_group(
-      gallery.fasts[name], gallery.vectors[name], tokens, groups
-    )
-
-  def reranked(name: str, k: int) -> rankers.Reranked:
-    return rankers.Reranked(fast(name), gallery.scorer, gallery.fits[name], k)
-
-  def both_inside(name: str) -> types.Candidates:
-    return rankers.reranked_in_group(
-      fast_inside(name), gallery.scorer, gallery.fits[name], tokens
-    )
-
-  for name in gallery.fasts:
-    shown = "fast_distilled" if name == "distill" else name
-    inside = functools.partial(fast_inside, name)
-    add(shown, functools.partial(fast, name), inside)
-  add(
+  results = fast_answers(parts, gallery, asked)
+  said = rank(
+    parts,
     "slow",
     lambda: rankers.Slow(gallery.scorer, DEPTH),
-    lambda: rankers.slow_in_group(gallery.scorer, tokens, groups),
+    lambda: rankers.slow_in_group(
+      gallery.scorer, asked.tokens, _groups(asked.truth)
+    ),
+    asked.tokens,
   )
-  add(
-    "fast_rerank@20",
-    functools.partial(reranked, "fast", 20),
-    functools.partial(both_inside, "fast"),
-  )
-  for k in ks:
-    add(
-      f"rerank@{k}",
-      functools.partial(reranked, "distill", k),
-      functools.partial(both_inside, "distill"),
+  results["slow"] = _score("slow", said, asked.truth)
+  over = [("fast_rerank@20", "fast", 20)]
+  over += [(f"rerank@{k}", "distill", k) for k in ks]
+  for shown, name, k in over:
+    said = rank(
+      parts,
+      shown,
+      functools.partial(_reranked, gallery, name, k),
+      functools.partial(_reranked_inside, gallery, asked, name),
+      asked.tokens,
     )
+    results[shown] = _score(shown, said, asked.truth)
   return results
+
+
+def _score(name: str, said: Answers, truth: evaluate.Truth) -> evaluate.Result:
+  return evaluate.score(
+    name,
+    said.found,
+    truth,
+    ms_per_query=sum(said.stages_ms.values()),
+    stages_ms=said.stages_ms,
+    # Groups of one are no test of anything.
+    in_group=said.in_group if _groups(truth).shape[1] > 1 else None,
+  )
+
+
+def _fast(gallery: Gallery, name: str) -> rankers.Fast:
+  return rankers.Fast(gallery.fasts[name], gallery.indices[name], DEPTH)
+
+
+def _reranked(gallery: Gallery, name: str, k: int) -> rankers.Reranked:
+  base = _fast(gallery, name)
+  return rankers.Reranked(base, gallery.scorer, gallery.fits[name], k)
+
+
+def _fast_inside(
+  gallery: Gallery, asked: Queries, name: str
+) -> types.Candidates:
+  return rankers.fast_in_group(
+    gallery.fasts[name],
+    gallery.vectors[name],
+    asked.tokens,
+    _groups(asked.truth),
+  )
+
+
+def _reranked_inside(
+  gallery: Gallery, asked: Queries, name: str
+) -> types.Candidates:
+  inside = _fast_inside(gallery, asked, name)
+  return rankers.reranked_in_group(
+    inside, gallery.scorer, gallery.fits[name], asked.tokens
+  )
+
+
+def _groups(truth: evaluate.Truth) -> np.ndarray:
+  """int32 [Q,G] of who looks alike; alone where nobody said."""
+  return truth.positives if truth.groups is None else truth.groups
 
 
 def comparisons(
@@ -427,132 +472,6 @@ def evaluate_split(
     cfg.seed,
     paired=comparisons(results, PAIRS),
   )
-
-
-def evidence(
-  get_config: Callable[[str], Any], workdir: epath.PathLike, seeds: list[int]
-) -> dict[str, Any]:
-  """Three seeds with controls; see `launch/evidence.py`."""
-  began = time.perf_counter()
-  per_seed = []
-  for seed in seeds:
-    report.say(f"== seed {seed}")
-    where = epath.Path(workdir) / f"seed-{seed}"
-    per_seed.append(_evidence_of(get_config, where, seed))
-  made = {
-    "seeds": seeds,
-    "verdicts": _verdicts(per_seed),
-    "minutes": round((time.perf_counter() - began) / 60, 1),
-    "device": device(),
-    "reports": per_seed,
-  }
-  files.write_json(epath.Path(workdir) / "evidence.json", made)
-  text = _markdown(made)
-  files.write_text(epath.Path(workdir) / "evidence.md", text)
-  print(text)
-  return made
-
-
-def _evidence_of(
-  get_config: Callable[[str], Any], where: epath.Path, seed: int
-) -> dict[str, Any]:
-  parts = begin(where, {"study": "evidence", "seed": seed})
-  stages = ("fast", "slow", "distill", "fast_longer")
-  cfgs = {n: of_study(get_config(n), parts, seed) for n in stages}
-  train_all(parts, cfgs)
-  gallery = open_gallery(parts, "test", ("fast", "fast_longer", "distill"))
-  tokenizer = gallery.slow.tokenizer
-  asked = questions(cfgs["fast"].data, "test", tokenizer, QUERIES)
-  results = answers(parts, gallery, asked, (20,))
-  return write_report(
-    where / "report.json",
-    parts,
-    results,
-    asked,
-    seed,
-    paired=comparisons(results, PAIRS),
-  )
-
-
-def _verdicts(reports: list[dict[str, Any]]) -> dict[str, list[bool]]:
-  """Each claim, seed by seed."""
-  verdicts: dict[str, list[bool]] = {}
-  for made in reports:
-    rows = {row["name"]: row for row in made["rows"]}
-    pairs = {pair["name"]: pair["R@1"] for pair in made["paired"]}
-    faster = made["times_faster_than_slow"]
-    saved = 0.8 * made["gallery"] / 20
-    claims = {
-      "a: fast_rerank@20 above fast, disjoint intervals": (
-        rows["fast_rerank@20"]["R@1"][1] > rows["fast"]["R@1"][2]
-      ),
-      "a: and above fast_longer, disjoint intervals": (
-        rows["fast_rerank@20"]["R@1"][1] > rows["fast_longer"]["R@1"][2]
-      ),
-      "a: hard R@1 of fast_rerank@20 above chance and fast": (
-        rows["fast_rerank@20"]["hard_R@1"][1]
-        > max(made["chance"], rows["fast"]["hard_R@1"][0])
-      ),
-      "b: rerank@20 within a point of slow, or above": (
-        pairs["rerank@20 - slow"][0] >= -1
-      ),
-      "b: at 0.8 N/K of its speed or more": faster["rerank@20"] >= saved,
-      "c: fast_distilled above fast_longer, interval without 0": (
-        pairs["fast_distilled - fast_longer"][1] > 0
-      ),
-      "c: rerank@20 at least fast_rerank@20": (
-        pairs["rerank@20 - fast_rerank@20"][0] >= 0
-      ),
-    }
-    for name, holds in claims.items():
-      verdicts.setdefault(name, []).append(bool(holds))
-  return verdicts
-
-
-def _markdown(made: Mapping[str, Any]) -> str:
-  """Tables for the README: rows and claims by seed."""
-  names = [row["name"] for row in made["reports"][0]["rows"]]
-  seeds = made["seeds"]
-  lines = [
-    "| R@1, hard R@1 (percent) | "
-    + " | ".join(f"seed {seed}" for seed in seeds)
-    + " |",
-    "|---|" + "---|" * len(seeds),
-  ]
-  for name in names:
-    cells = []
-    for single in made["reports"]:
-      row = next(r for r in single["rows"] if r["name"] == name)
-      value, low, high = row["R@1"]
-      cells.append(
-        f"{value:.1f} [{low:.1f}, {high:.1f}], {row['hard_R@1'][0]:.1f}"
-      )
-    lines.append(f"| {name} | " + " | ".join(cells) + " |")
-  for name in [pair["name"] for pair in made["reports"][0]["paired"]]:
-    cells = []
-    for single in made["reports"]:
-      pair = next(p for p in single["paired"] if p["name"] == name)
-      value, low, high = pair["R@1"]
-      cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
-    lines.append(f"| {name} | " + " | ".join(cells) + " |")
-  for stage in ("fast", "fast_longer", "slow", "distill"):
-    cells = [f"{r['seconds'][stage]:.0f} s" for r in made["reports"]]
-    lines.append(f"| training {stage} | " + " | ".join(cells) + " |")
-  cells = [
-    f"{r['times_faster_than_slow']['rerank@20']:.0f}x" for r in made["reports"]
-  ]
-  lines.append("| rerank@20 faster than slow | " + " | ".join(cells) + " |")
-  for name, holds in made["verdicts"].items():
-    cells = ["yes" if h else "no" for h in holds]
-    lines.append(f"| {name} | " + " | ".join(cells) + " |")
-  first = made["reports"][0]
-  lines += [
-    "",
-    f"{first['queries']} queries, {first['gallery']} visuals, hard "
-    f"R@1 by chance {first['chance']:.0f}; {made['minutes']} minutes on "
-    f"{made['device']}.",
-  ]
-  return "\n".join(lines) + "\n"
 
 
 def quickstart(

@@ -10,7 +10,7 @@ evidence.json and evidence.md, verdicts included. Killed, it goes on.
 from absl import flags
 
 from configs import scenes
-from fs_jax import study
+from fs_jax import evidence
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/evidence", "where all goes")
@@ -23,7 +23,7 @@ def main(_) -> None:
     if not seed.isdigit():
       raise ValueError(f"--seeds: must be numbers; got {seed!r}. try 0,1,2")
     seeds.append(int(seed))
-  study.evidence(scenes.get_config, _WORKDIR.value, seeds)
+  evidence.evidence(scenes.get_config, _WORKDIR.value, seeds)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ FLOORS = (
     *("attention", "plots"),
   ),
   ("train", "retrieve", "evaluate", "page", "bench", "serve", "plan"),
-  ("study",),
+  ("study", "evidence"),
 )
 
 # Heavy packages, and the modules (with all under them) that may import them.
