@@ -1,0 +1,151 @@
+"""What a run says: no step twice, no half line, no number that is none."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from fs_jax import report
+
+WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / report.METRICS).write_text(
+    "".join(json.dumps({"step": s, "loss": s / 8}) + "\n" for s in (2, 4, 6))
+  )
+  return tmp_path
+
+
+@pytest.fixture
+def log(tmp_path):
+  made = report.Report(tmp_path, "fast", 0, 10)
+  yield made
+  made.close()
+
+
+def steps(folder):
+  return [line["step"] for line in report.read(folder)]
+
+
+@pytest.mark.parametrize(
+  ("n", "last", "due"),
+  [
+    (3, 10, [3, 6, 9, 10]),
+    (5, 10, [5, 10]),
+    (1, 3, [1, 2, 3]),
+    (20, 10, [10]),
+    (0, 10, []),
+  ],
+)
+def test_every_is_due_at_multiples_and_at_the_end(n, last, due):
+  at = [step for step in range(1, last + 1) if report.every(n, step, last)]
+  assert at == due
+
+
+def test_nothing_written_is_nothing_read(tmp_path):
+  assert report.read(tmp_path) == []
+
+
+def test_a_last_line_cut_short_is_left_out(folder):
+  with open(folder / report.METRICS, "a") as file:
+    file.write('{"step": 8, "lo')
+  assert steps(folder) == [2, 4, 6]
+
+
+def test_a_broken_line_in_the_middle_is_named(folder):
+  path = folder / report.METRICS
+  path.write_text(path.read_text().replace('{"step": 4', '{"step" 4'))
+  with pytest.raises(ValueError, match=r'line 2 must be JSON; got .*"step" 4'):
+    report.read(folder)
+
+
+@pytest.mark.parametrize(
+  ("start", "kept"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6])]
+)
+def test_lines_past_the_checkpoint_are_dropped(folder, start, kept):
+  before = (folder / report.METRICS).read_text().splitlines()
+  with open(folder / report.METRICS, "a") as file:
+    file.write('{"step": 8, "lo')
+  log = report.Report(folder, "fast", start, 10)
+  assert (folder / report.METRICS).read_text().splitlines() == before[
+    : len(kept)
+  ]
+  log.write(start + 1, "train", {"loss": 1.0})  # starts a line of its own
+  log.close()
+  assert steps(folder) == [*kept, start + 1]
+
+
+def test_train_writes_means_of_the_window(log, tmp_path):
+  means = log.train(2, WINDOW, 16)
+  (line,) = report.read(tmp_path)
+  assert line["step"] == 2 and line["split"] == "train"
+  assert line["loss"] == means["loss"] == 3.0
+  assert line["grad_norm"] == 2.0
+  assert line["examples_per_second"] > 0
+  assert line["time"] > 1e9
+
+
+def test_rates_count_the_examples_of_the_window_only(log, monkeypatch):
+  now = log._since
+  monkeypatch.setattr(report.time, "perf_counter", lambda: now + 4)
+  assert log.train(2, WINDOW, 16)["examples_per_second"] == 2 * 16 / 4
+  monkeypatch.setattr(report.time, "perf_counter", lambda: now + 5)
+  assert log.train(3, WINDOW[:1], 16)["examples_per_second"] == 16
+
+
+def test_numbers_keep_six_digits(log, tmp_path):
+  log.write(1, "validation", {"R@1": 1 / 3, "small": np.float32(1.23456789e-9)})
+  (line,) = report.read(tmp_path)
+  assert line["R@1"] == 0.333333
+  assert line["small"] == 1.23457e-9
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+  ("key", "name"), [("loss", "the loss"), ("grad_norm", "the gradient's norm")]
+)
+def test_what_is_not_finite_is_named_and_not_written(
+  log, tmp_path, key, name, bad
+):
+  window = [WINDOW[0], WINDOW[0] | {key: np.float32(bad)}, WINDOW[1]]
+  with pytest.raises(report.NonFinite) as error:
+    log.train(7, window, 16)
+  said = str(error.value)
+  assert said.startswith(f"fast: {name} must stay finite; got {bad} in steps ")
+  assert "in steps 5 to 7." in said
+  assert "optim.learning_rate" in said
+  assert report.read(tmp_path) == []
+  log.check(7, WINDOW)  # and what is finite passes
+  log.check(7, [])
+
+
+def test_what_is_not_the_training_is_said(log, capsys):
+  log.write(4, "validation", {"R@1": 0.25})
+  assert "fast step 4: validation R@1 0.25" in capsys.readouterr().err
+  log.write(4, "train", {"loss": 0.25})
+  assert capsys.readouterr().err == ""
+
+
+def test_results_are_not_mixed_with_progress(capsys):
+  report.say("hello")
+  seen = capsys.readouterr()
+  assert (seen.out, seen.err) == ("", "hello\n")
+
+
+def test_a_bar_off_a_terminal_speaks_now_and_then(capsys, monkeypatch):
+  assert not sys.stderr.isatty()
+  now = [0.0]
+  monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+  with report.Bar("encode", 100, start=20) as bar:
+    for at, done in ((5, 30), (12, 40), (15, 50), (16, 100)):
+      now[0] = float(at)
+      bar.advance(done, {"loss": 0.5})
+  said = capsys.readouterr().err.splitlines()
+  # 20 of them took 12 s, so 60 take 36; the last is always said.
+  assert said == [
+    "encode 40/100  loss 0.5  36 s left",
+    "encode 100/100  loss 0.5  0 s left",
+  ]
