@@ -112,8 +112,11 @@ def rerank(
   if rows.shape[1] == k:
     return types.Candidates(first, head)
   lowest = np.where(here, score, np.inf).min(axis=1, keepdims=True)
-  behind = dots[:, k:] - dots[:, k : k + 1]  # 0, then falling
-  tail = np.where(rows[:, k:] >= 0, lowest - 1 + behind, -np.inf)
+  # Whole steps: Fast's small differences would round to ties beside `lowest`.
+  falls = (dots[:, k:] < dots[:, k - 1 : -1]).astype(np.float32)
+  falls[:, 0] = 1
+  tail = lowest - falls.cumsum(axis=1)
+  tail = np.where(rows[:, k:] >= 0, tail, -np.inf)
   return types.Candidates(
     np.concatenate([first, rows[:, k:]], axis=1),
     np.concatenate([head, tail.astype(np.float32)], axis=1),

@@ -1,0 +1,197 @@
+"""Slow over stored memories: any shape of lists, and the order it makes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from fs_jax import calibrate, rerank, runs, store, tasks, types
+from fs_jax.data import tokenizer as tokenizers
+from tests import small
+
+C = 11
+
+
+def fit_of(gamma=0.5, beta=3.0):
+  return calibrate.Fit(gamma, beta, 1.0, 0.0, (), 5, 1, 0)
+
+
+@functools.cache
+def judge():
+  """A Slow with parameters that are all at work; memories with and without
+  masked tokens."""
+  cfg = small.cfg("slow")
+  words = " ".join(map(str, range(small.VOCABULARY - 4)))
+  tokenizer = tokenizers.train([words], cfg.tokens)
+  assert tokenizer.vocab_size == small.VOCABULARY
+  params = tasks.make(cfg, small.VOCABULARY).init(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: x + 0.2 * jnp.asarray(rng.normal(size=x.shape), jnp.float32),
+    params,
+  )
+  run = runs.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
+  levels = []
+  for tokens in (4, 16):
+    latent = rng.normal(size=(C, tokens, 8)).astype(np.float32)
+    mask = rng.random((C, tokens)) < 0.7
+    mask[:, 0] = True
+    levels.append(types.Level(latent, mask))
+  return run, types.Memory(tuple(levels))
+
+
+@pytest.fixture
+def memories(tmp_path):
+  run, memory = judge()
+  with store.Writer(tmp_path / "s", {"slow": run.slow_contract()}) as writer:
+    writer.append(memory, [f"v{i}" for i in range(C)])
+  return store.Store(tmp_path / "s", {"slow": run.slow_contract()})
+
+
+@functools.cache
+def table():
+  """Texts, and h of each with every row of the gallery, one pair a call."""
+  run, memory = judge()
+  text = small.text(np.random.default_rng(3), 5)
+  model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
+
+  @jax.jit
+  def one(memory, words):
+    apply = functools.partial(tasks.apply, model, run.params["slow"])
+    return apply(memory, words[None, None], method="log_likelihood")[0][0, 0]
+
+  row = lambda i: jax.tree.map(lambda x: x[i : i + 1], memory)
+  h = [[one(row(i), jnp.asarray(words)) for i in range(C)] for words in text]
+  return text, np.array(h, np.float32)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 5])
+@pytest.mark.parametrize("k", [1, 4, 7])
+def test_lists_are_scored_as_pairs_alone(memories, queries, k):
+  text, h = table()
+  rng = np.random.default_rng(queries * 10 + k)
+  rows = rng.integers(C, size=(queries, k))
+  want = np.take_along_axis(h[:queries], rows, axis=1)
+  assert np.ptp(h, axis=1).min() > 1e-2  # pictures matter
+  for pairs in (1, 4, 256):  # lists split, one at a time, all at once
+    scorer = rerank.Scorer(judge()[0], memories, pairs=pairs)
+    got = scorer(text[:queries], rows)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    if (queries, k) != (3, 4):
+      break  # one shape says it of all
+
+
+def test_no_row_has_no_score(memories):
+  text, h = table()
+  scorer = rerank.Scorer(judge()[0], memories)
+  assert len(scorer) == C
+  rows = np.array([[3, -1, 5], [-1, -1, -1]])
+  got = scorer(text[:2], rows)
+  np.testing.assert_allclose(got[0, [0, 2]], h[0, [3, 5]], rtol=1e-4)
+  assert (got[rows < 0] == -np.inf).all()
+  assert np.isfinite(got[rows >= 0]).all()
+
+
+def test_any_number_of_queries_compiles_a_few_programs(memories):
+  text, _ = table()
+  scorer = rerank.Scorer(judge()[0], memories, pairs=8)
+  for queries in (1, 2, 3, 4, 5):
+    scorer(text[:queries], np.zeros((queries, 2), int))
+  assert scorer._score._cache_size() <= 3  # 1, 2 and 4 queries of 2
+
+
+def test_targets_are_words_and_an_end_twice():
+  text = np.array([[2, 5, 6, 3, 0], [2, 5, 3, 0, 0]], np.int32)
+  np.testing.assert_array_equal(rerank.targets(text), [6, 4])
+
+
+# Order.
+
+
+def candidates(queries=4, depth=9, seed=0):
+  rng = np.random.default_rng(seed)
+  scores = -np.sort(-rng.uniform(-1, 1, (queries, depth)), axis=1)
+  rows = np.stack([rng.permutation(50)[:depth] for _ in range(queries)])
+  return types.Candidates(rows.astype(np.int32), scores.astype(np.float32))
+
+
+def h_of(queries, k, seed=1):
+  h = -20 * np.random.default_rng(seed).random((queries, k))
+  return h.astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 5, 9])
+@pytest.mark.parametrize(("gamma", "beta"), [(0.0, 0.0), (0.5, 3.0), (1, 0.1)])
+def test_the_first_k_are_sorted_by_what_both_say(k, gamma, beta):
+  found, h, n = candidates(), h_of(4, k), np.array([2.0, 4.0, 6.0, 8.0])
+  got = rerank.rerank(found, h, n, fit_of(gamma, beta))
+  for q in range(4):
+    both = h[q] / n[q] ** gamma + beta * found.scores[q, :k].astype(float)
+    order = sorted(range(k), key=lambda i: (-both[i], i))
+    assert list(got.rows[q, :k]) == [found.rows[q, i] for i in order]
+    np.testing.assert_allclose(got.scores[q, :k], both[order], rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_others_stay_behind_in_their_order(k):
+  found, h = candidates(), h_of(4, k)
+  got = rerank.rerank(found, h, np.full(4, 6.0), fit_of())
+  np.testing.assert_array_equal(got.rows[:, k:], found.rows[:, k:])
+  assert (np.diff(got.scores, axis=1) <= 0).all()
+  assert (got.scores[:, k] < got.scores[:, k - 1]).all()
+  assert got.rows.shape == found.rows.shape
+  assert np.isfinite(got.scores).all()
+  assert got.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_small_differences_of_fast_survive_behind_large_scores(k):
+  """As float32, 1e-6 beside -1e4 is nothing: ties would be ranked anew."""
+  found = candidates(1, 9)
+  dots = 0.5 - 1e-6 * np.array([[0, 1, 2, 3, 4, 4, 5, 6, 7]], np.float32)
+  found = found._replace(scores=dots)
+  h = np.full((1, k), -1e4, np.float32)
+  got = rerank.rerank(found, h, np.array([6.0]), fit_of(gamma=0.0))
+  fell = np.diff(dots[0, k:]) < 0
+  np.testing.assert_array_equal(np.diff(got.scores[0, k:]) < 0, fell)
+  assert (got.scores[0, k:] < got.scores[0, k - 1]).all()
+
+
+def test_a_slow_without_opinion_keeps_fasts_order():
+  found = candidates()
+  flat = np.full((4, 6), -7.0, np.float32)
+  for beta in (0.0, 2.0):
+    got = rerank.rerank(found, flat, np.full(4, 6.0), fit_of(beta=beta))
+    np.testing.assert_array_equal(got.rows, found.rows)
+  tied = found._replace(scores=np.zeros_like(found.scores))
+  got = rerank.rerank(tied, flat, np.full(4, 6.0), fit_of())
+  np.testing.assert_array_equal(got.rows, found.rows)
+
+
+def test_a_huge_beta_is_fasts_order():
+  found, h = candidates(), h_of(4, 6)
+  got = rerank.rerank(found, h, np.full(4, 6.0), fit_of(beta=1e9))
+  np.testing.assert_array_equal(got.rows, found.rows)
+  other = rerank.rerank(found, h, np.full(4, 6.0), fit_of(beta=0.0))
+  assert (other.rows != found.rows).any()
+
+
+@pytest.mark.parametrize("k", [3, 6, 9])
+def test_short_rows_end_in_nothing(k):
+  found, h = candidates(), h_of(4, k)
+  counts = np.array([9, 5, 1, 0])
+  gone = np.arange(9)[None] >= counts[:, None]
+  found = types.Candidates(
+    np.where(gone, -1, found.rows), np.where(gone, -np.inf, found.scores)
+  )
+  h = np.where(gone[:, :k], -np.inf, h)
+  got = rerank.rerank(found, h, np.full(4, 6.0), fit_of())
+  np.testing.assert_array_equal(got.rows < 0, gone)
+  assert not np.isnan(got.scores).any()
+  np.testing.assert_array_equal(got.scores == -np.inf, gone)
+  for q, count in enumerate(counts):
+    assert sorted(got.rows[q, :count]) == sorted(found.rows[q, :count])
+    assert (np.diff(got.scores[q, :count]) <= 0).all()
