@@ -1,0 +1,587 @@
+"""Both models: what a score may depend on, and layers against slow ones."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fs_jax import config, tasks, types
+from fs_jax.models import fast, layers, slow, vision
+from tests import small
+
+LONG = 10  # rows of the position tables; texts have small.LENGTH
+TEXTS = 4  # of each visual
+SINGLE = jnp.dtype("float32")
+# Half the time to compile; what runs is small.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def filled(shapes, seed=0):
+  """Parameters of no special value: a bias that starts at 0 hides mistakes."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
+  )
+
+
+def pixels(frames=1, seed=0, rows=2):
+  shape = (rows, frames, small.IMAGE, small.IMAGE, 3)
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def texts(seed=0, visuals=2, each=TEXTS):
+  made = small.text(np.random.default_rng(seed), visuals * each)
+  return made.reshape(visuals, each, -1)
+
+
+def longer(text):
+  """The same captions with more padding behind."""
+  more = LONG - text.shape[-1]
+  return np.pad(text, [(0, 0)] * (text.ndim - 1) + [(0, more)])
+
+
+@functools.cache
+def slow_of(cfg=None, dtype="float32", frames=1):
+  cfg = small.slow() if cfg is None else cfg
+  model = slow.Slow(cfg, small.VOCABULARY, LONG, jnp.dtype(dtype))
+  image = jnp.asarray(pixels(frames, rows=1))
+  text = jnp.asarray(texts()[0, :1])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image, text)
+  return model, filled(shapes["params"])
+
+
+@functools.cache
+def fast_of(cfg, dtype="float32", frames=1):
+  model = fast.Fast(cfg, small.VOCABULARY, LONG, jnp.dtype(dtype))
+  image = jnp.asarray(pixels(frames, rows=1))
+  text = jnp.asarray(texts()[0, :1])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image, text)
+  return model, filled(shapes["params"])
+
+
+@functools.cache
+def compiled(model, method, train=False):
+  """f(params, *args), a key last where there is dropout."""
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def run(params, *args):
+    if not train:
+      return tasks.apply(model, params, *args, method=method)
+    *args, key = args
+    rngs = {"dropout": key}
+    return tasks.apply(model, params, *args, True, method=method, rngs=rngs)
+
+  return run
+
+
+def _states(model, text, train=False):
+  b, s, length = text.shape
+  states = model.read(text.reshape(b * s, length), train)
+  return states.reshape(b, s, *states.shape[1:])
+
+
+def _words(model, memory, text, train=False):
+  states = _states(model, text, train)
+  return model.word_log_likelihood(memory, states, text, train)
+
+
+def _logits(model, memory, text):
+  """Scores of every next word: [B,S,2,I,V]."""
+  seen = model.look(memory, _states(model, text))
+  readers = [model.readers[k % len(model.readers)] for k in range(2)]
+  parts = [r.logits(seen[:, :, k]) for k, r in enumerate(readers)]
+  return jnp.stack(parts, axis=2)
+
+
+def encode(model, params, image):
+  return compiled(model, "encode_visual")(params, image)
+
+
+def words(model, params, memory, text):
+  """log p of every target: [B,S,2,I]."""
+  return np.asarray(compiled(model, _words)(params, memory, text))
+
+
+@pytest.fixture(scope="module")
+def scene():
+  """Model, parameters, memory of two pictures, four captions of each."""
+  model, params = slow_of()
+  return model, params, encode(model, params, pixels()), texts()
+
+
+def close(a, b, atol=2e-5):
+  np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
+
+
+def differs(a, b):
+  return float(np.abs(np.asarray(a) - np.asarray(b)).max()) > 1e-3
+
+
+# Slow: what a score depends on.
+
+
+def test_log_likelihood_is_a_distribution_over_words(scene):
+  """log p of a target is its logit's log-softmax, 0 at padding; h sums it."""
+  model, params, memory, text = scene
+  got = words(model, params, memory, text)
+  logits = np.asarray(compiled(model, _logits)(params, memory, text), float)
+  log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  for b, s in np.ndindex(text.shape[:2]):
+    valid = int((text[b, s] != 0).sum())
+    forward = list(text[b, s, :valid])
+    backward = [2, *forward[-2:0:-1], 3]
+    for d, read in enumerate([forward, backward]):
+      want = np.zeros(text.shape[-1] - 1)
+      for i in range(valid - 1):
+        want[i] = log_p[b, s, d, i, read[i + 1]]
+      close(got[b, s, d], want)
+  h, n = compiled(model, "log_likelihood")(params, memory, text)
+  close(h, got.sum(axis=(2, 3)), atol=1e-4)
+  np.testing.assert_array_equal(n, 2 * ((text != 0).sum(axis=-1) - 1))
+
+
+def test_padding_changes_no_score(scene):
+  model, params, memory, text = scene
+  short = words(model, params, memory, text)
+  long = words(model, params, memory, longer(text))
+  close(long[..., : short.shape[-1]], short)
+  assert not long[..., short.shape[-1] :].any()
+
+
+def test_a_token_changes_only_what_is_read_after_it(scene):
+  model, params, memory, _ = scene
+  count = small.LENGTH - 2  # words
+  rows = np.array([[2, *range(4, 4 + count), 3]] * (count + 1), np.int32)
+  for t in range(1, count + 1):  # row t has another word at t
+    rows[t, t] = small.VOCABULARY - 1
+  rows = np.stack([rows, rows])  # for both pictures
+  logits = np.asarray(compiled(model, _logits)(params, memory, rows))
+  for t in range(1, count + 1):
+    for d, at in enumerate([t, count + 1 - t]):
+      a, b = logits[:, 0, d], logits[:, t, d]
+      close(a[:, :at], b[:, :at])
+      for i in range(at, a.shape[1]):
+        assert differs(a[:, i], b[:, i])
+
+
+def test_backward_is_forward_of_the_reversed_caption(scene):
+  """Up to the direction's embedding, here exchanged."""
+  model, params, memory, text = scene
+  turned = text.copy()
+  for row in turned.reshape(-1, turned.shape[-1]):
+    last = int((row != 0).sum()) - 1
+    row[1:last] = row[1:last][::-1].copy()
+  reader = params["readers_0"]
+  other = {"readers_0": reader | {"direction": reader["direction"][::-1]}}
+  got = words(model, params, memory, text)
+  want = words(model, params | other, memory, turned)
+  close(got[:, :, ::-1], want)
+  assert differs(got[:, :, 1], words(model, params, memory, turned)[:, :, 0])
+
+
+def test_blank_hides_the_picture(scene):
+  model, params, memory, text = scene
+  text = np.stack([text[0], text[0]])
+  seen = words(model, params, memory, text)
+  assert differs(seen[0], seen[1])
+  blank = compiled(model, "blank")
+  half = blank(params, memory, np.array([False, True]))
+  got = words(model, params, half, text)
+  close(got[0], seen[0])
+  assert differs(got[1], seen[1])
+  both = words(
+    model, params, blank(params, memory, np.array([True, True])), text
+  )
+  close(both[0], both[1])
+  close(both[1], got[1])
+  # What is seen instead is learned.
+  other = params | {"null": params["null"] + 1}
+  hidden = blank(other, memory, np.array([True, True]))
+  assert differs(words(model, params, hidden, text), both)
+
+
+def test_tokens_have_no_order_and_masked_ones_no_say(scene):
+  model, params, memory, text = scene
+  rng = np.random.default_rng(0)
+
+  def masked(filler):
+    levels = []
+    for latent, mask in memory.levels:
+      keep = np.asarray(mask) & (np.arange(mask.shape[1]) % 3 > 0)[None]
+      latent = np.where(keep[..., None], latent, np.float32(filler))
+      levels.append(types.Level(latent, keep))
+    return types.Memory(tuple(levels))
+
+  part = masked(0.0)
+  want = words(model, params, part, text)
+  assert differs(want, words(model, params, memory, text))
+  close(words(model, params, masked(7.0), text), want)
+  levels = []
+  for latent, mask in part.levels:
+    order = rng.permutation(mask.shape[1])
+    levels.append(types.Level(latent[:, order], mask[:, order]))
+  moved = types.Memory(tuple(levels))
+  close(words(model, params, moved, text), want)
+
+
+def test_every_level_is_looked_at(scene):
+  model, params, memory, text = scene
+  want = words(model, params, memory, text)
+  assert len(memory.levels) == 2
+  for k, level in enumerate(memory.levels):
+    levels = list(memory.levels)
+    levels[k] = level._replace(latent=level.latent + 1)
+    other = words(model, params, types.Memory(tuple(levels)), text)
+    assert differs(other, want)
+
+
+def test_many_texts_at_once_are_each_alone(scene):
+  model, params, memory, text = scene
+  together = words(model, params, memory, text)
+  for s in range(text.shape[1]):
+    one = words(model, params, memory, text[:, s : s + 1])
+    close(one, together[:, s : s + 1])
+
+
+def test_matching_averages_over_words_only():
+  cfg = small.slow(loss="matching", levels=1)
+  model, params = slow_of(cfg)
+  memory, text = encode(model, params, pixels()), texts()
+
+  def logit(model, memory, text):
+    return model.score(memory, _states(model, text), text)
+
+  run = compiled(model, logit)
+  got = run(params, memory, text)
+  assert got.shape == text.shape[:2]
+  close(run(params, memory, longer(text)), got)
+  other = encode(model, params, pixels(seed=1))
+  assert differs(run(params, other, text), got)
+
+
+# Slow: options.
+
+
+def test_separate_directions_are_two_decoders():
+  """Of the same parameters they are one; each reads its own direction."""
+  one, params = slow_of(small.slow(levels=1))
+  two, _ = slow_of(small.slow(levels=1, separate_directions=True))
+  memory, text = encode(one, params, pixels()), texts()
+  assert [x.mask.shape for x in memory.levels] == [(2, 4)]
+  want = words(one, params, memory, text)
+  twin = params | {"readers_1": params["readers_0"]}
+  close(words(two, twin, memory, text), want)
+  other = params | {"readers_1": filled(params["readers_0"], seed=1)}
+  got = words(two, other, memory, text)
+  close(got[:, :, 0], want[:, :, 0])
+  assert differs(got[:, :, 1], want[:, :, 1])
+  # The only level is seen.
+  assert differs(
+    words(one, params, encode(one, params, pixels(seed=1)), text), want
+  )
+
+
+def test_without_text_layers_words_still_see_words_before():
+  model, params = slow_of(small.slow(levels=1, text_layers=0))
+  assert "text" not in params["readers_0"]
+  memory, text = encode(model, params, pixels()), texts()
+  short = words(model, params, memory, text)
+  close(
+    words(model, params, memory, longer(text))[..., : short.shape[-1]], short
+  )
+
+
+@pytest.mark.parametrize("pool", ["map", "class"])
+def test_finer_levels_keep_every_other_frame(pool):
+  cfg = small.slow(vision=small.vision(pool), finer_frames=2)
+  model, params = slow_of(cfg, frames=3)
+  image = pixels(frames=3)
+  coarse, fine = encode(model, params, image).levels
+  assert coarse.latent.shape == (2, 3 * 4, 8)
+  assert fine.latent.shape == (2, 2 * 16, 8)
+  assert coarse.mask.all() and fine.mask.all()
+  for frame, at in [(0, 0), (1, None), (2, 1)]:
+    changed = image.copy()
+    changed[:, frame] += 1
+    other, finer = encode(model, params, changed).levels
+    moved = np.abs(other.latent - coarse.latent).reshape(2, 3, -1).max((0, 2))
+    assert [bool(x > 1e-3) for x in moved] == [i == frame for i in range(3)]
+    moved = np.abs(finer.latent - fine.latent).reshape(2, 2, -1).max((0, 2))
+    assert [bool(x > 1e-3) for x in moved] == [i == at for i in range(2)]
+
+
+def test_bfloat16_scores_are_float32():
+  model, params = slow_of(small.slow(levels=1), "bfloat16")
+  exact, _ = slow_of(small.slow(levels=1))
+  memory, text = encode(model, params, pixels()), texts()
+  assert memory.levels[0].latent.dtype == jnp.float32
+  got = words(model, params, memory, text)
+  assert got.dtype == np.float32
+  want = words(exact, params, encode(exact, params, pixels()), text)
+  error = np.abs(got - want).max()
+  assert 1e-4 < error < 0.5  # computed otherwise, to much the same
+
+
+def test_slow_drops_out_in_training_only():
+  stack = small.stack(2)
+  cfg = small.slow(levels=1, decoder=dataclasses.replace(stack, dropout=0.5))
+  model, params = slow_of(cfg)
+  plain, _ = slow_of(small.slow(levels=1))
+  memory, text = encode(model, params, pixels()), texts()
+  want = words(plain, params, memory, text)
+  close(words(model, params, memory, text), want)
+  run = compiled(model, _words, train=True)
+  a, b = (run(params, memory, text, jax.random.key(i)) for i in (0, 1))
+  assert differs(a, b) and differs(a, want)
+
+
+# Fast.
+
+
+def fast_cfg(pool="map", dropout=0.0, **fields):
+  stack = small.stack(dropout=dropout)
+  return config.Fast(
+    config.Vision(stack, 8, pool), config.Text(stack, pool), embed=8, **fields
+  )
+
+
+@pytest.mark.parametrize("pool", ["map", "mean", "class"])
+def test_fast_vectors_are_unit_and_blind_to_padding(pool):
+  model, params = fast_of(fast_cfg(pool), frames=2)
+  text = texts()[0]
+  g = compiled(model, "text")(params, text)
+  f = compiled(model, "visual")(params, pixels(frames=2))
+  for x in (f, g):
+    assert x.dtype == jnp.float32
+    close(np.linalg.norm(x, axis=1), 1)
+    assert differs(x[0], x[1])
+  close(compiled(model, "text")(params, longer(text)), g)
+  for frame in range(2):
+    image = pixels(frames=2)
+    image[:, frame] = np.flip(image[:, frame], axis=1)
+    assert differs(compiled(model, "visual")(params, image), f)
+
+
+def test_fast_in_bfloat16_gives_float32_unit_vectors():
+  cfg = fast_cfg(loss="sigmoid")
+  model, params = fast_of(cfg, "bfloat16")
+  exact, _ = fast_of(cfg)
+  args = params, pixels(), texts()[0]
+  out, want = (compiled(m, None)(*args) for m in (model, exact))
+  assert set(out) == {"visual", "text", "scale", "bias"}
+  assert all(x.dtype == jnp.float32 for x in out.values())
+  for side in ("visual", "text"):
+    close(np.linalg.norm(out[side], axis=1), 1)
+    assert 1e-5 < np.abs(out[side] - want[side]).max() < 0.2
+
+
+def test_fast_drops_out_in_training_only():
+  model, params = fast_of(fast_cfg(dropout=0.5))
+  plain, _ = fast_of(fast_cfg())
+  args = params, pixels(), texts()[0]
+  got, want = (compiled(m, None)(*args) for m in (model, plain))
+  run = compiled(model, None, train=True)
+  a, b = (run(*args, jax.random.key(i)) for i in (0, 1))
+  for side in ("visual", "text"):
+    close(got[side], want[side])
+    assert differs(a[side], b[side])
+
+
+def test_scale_starts_as_configured_and_stays_below_100():
+  model, params = fast_of(fast_cfg())
+  run = compiled(model, "scale")
+  for log_scale, want in [(np.log(14), 14), (5.0, 100)]:
+    value = np.float32(log_scale)
+    close(run(params | {"log_scale": value}), want, atol=1e-3)
+
+
+def test_a_zero_vector_has_a_finite_gradient():
+  grad = jax.grad(lambda x: fast.unit(x).sum())(jnp.zeros((2, 3)))
+  assert np.isfinite(grad).all()
+
+
+# Layers.
+
+
+@pytest.mark.parametrize("d_mem", [5, 8])
+def test_latent_attention_is_attention_with_explicit_keys(d_mem):
+  """Keys m W_k, values m W_v of each head; both maps absorbed as documented."""
+  b, words_, n, d, heads = 2, 3, 4, 6, 2
+  each = d // heads
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(0, 0.5, shape)
+  x, m = draw(b, words_, d), draw(b, n, d_mem)
+  mask = np.array([[True, True, False, True], [False, True, True, True]])
+  w_q, b_q = draw(d, heads, each), draw(heads, each)
+  w_k, b_k = draw(d_mem, heads, each), draw(heads, each)
+  w_v, b_v = draw(d_mem, heads, each), draw(heads, each)
+  w_o, b_o = draw(heads, each, d), draw(d)
+
+  want = np.tile(b_o, (b, words_, 1))
+  for i, l, h in np.ndindex(b, words_, heads):
+    query = x[i, l] @ w_q[:, h] + b_q[h]
+    keys, values = m[i] @ w_k[:, h] + b_k[h], m[i] @ w_v[:, h] + b_v[h]
+    weight = np.exp(keys @ query / each**0.5) * mask[i]
+    want[i, l] += weight @ values / weight.sum() @ w_o[h]
+
+  # The module divides by the root of d_mem; a key's bias moves no softmax.
+  rescale = (d_mem / each) ** 0.5
+  params = {
+    "query": {
+      "kernel": rescale * np.einsum("dha,mha->dhm", w_q, w_k),
+      "bias": rescale * np.einsum("ha,mha->hm", b_q, w_k),
+    },
+    "out": {
+      "kernel": np.einsum("mha,hao->hmo", w_v, w_o),
+      "bias": b_o + np.einsum("ha,hao->o", b_v, w_o),
+    },
+  }
+  single = lambda tree: jax.tree.map(lambda y: jnp.asarray(y, "float32"), tree)
+  module = layers.LatentAttention(heads, SINGLE)
+  got = module.apply(
+    {"params": single(params)}, *single((x, m)), jnp.asarray(mask)
+  )
+  close(got, want)
+
+
+def test_attention_of_a_long_row_is_that_of_a_short_one(monkeypatch):
+  rng = np.random.default_rng(0)
+  q, k, v = jnp.asarray(rng.normal(size=(3, 2, 5, 2, 4)), "float32")
+  mask = jnp.asarray(np.tril(np.ones((5, 5), bool)))[None, None]
+  for where in (mask, None):
+    short = layers.attend(q, k, v, where)
+    want = np.zeros((2, 5, 2, 4))
+    for b, l, h in np.ndindex(2, 5, 2):
+      seen = slice(0, l + 1 if where is not None else 5)
+      weight = np.exp(k[b, seen, h] @ q[b, l, h] / 2)
+      want[b, l, h] = weight @ v[b, seen, h] / weight.sum()
+    close(short, want)
+    with monkeypatch.context() as patch:
+      patch.setattr(layers, "SHORT", 0)
+      close(layers.attend(q, k, v, where), want)
+
+
+@pytest.mark.parametrize("kind", ["map", "mean", "class"])
+def test_pools(kind):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 5, 4)), "float32")
+  mask = jnp.asarray([[True] * 3 + [False] * 2, [True] * 5])
+  pool = layers.Pool(kind, 2, 6, SINGLE)
+  shapes = jax.eval_shape(pool.init, jax.random.key(0), x)
+  params = filled(shapes)
+  got = pool.apply(params, x, mask)
+  close(got, pool.apply(params, jnp.where(mask[..., None], x, 9.0), mask))
+  close(got[1], pool.apply(params, x[1:])[0])
+  close(got[0], pool.apply(params, x[:1, :3])[0])
+  if kind == "mean":
+    close(got[0], np.asarray(x)[0, :3].mean(axis=0))
+  if kind == "class":
+    close(got, x[:, 0])
+  if kind == "map":
+    close(got[1], pool.apply(params, x[1:, ::-1])[0])
+    assert differs(got[1], x[1].mean(axis=0))
+
+
+def test_stem_is_a_convolution():
+  patch, hidden, width = 2, 5, 4
+  rng = np.random.default_rng(0)
+  frames = jnp.asarray(rng.normal(size=(2, 6, 8, 3)), "float32")
+  stem = slow.Stem(patch, hidden, width, SINGLE)
+  shapes = jax.eval_shape(stem.init, jax.random.key(0), frames)
+  params = filled(shapes)["params"]
+  convolve = functools.partial(
+    jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  # [row, column, channel, dy, dx, hidden] to an image of 3 x 3 patches.
+  kernel = params["conv"]["kernel"].reshape(patch, patch, 3, 3, 3, hidden)
+  kernel = kernel.transpose(3, 0, 4, 1, 2, 5).reshape(6, 6, 3, hidden)
+  seen = convolve(frames, kernel, (patch, patch), [(patch, patch)] * 2)
+  # A bias comes with each neighbour that exists.
+  bias = params["conv"]["bias"].reshape(3, 3, 1, hidden)
+  seen += convolve(jnp.ones((2, 3, 4, 1)), bias, (1, 1), [(1, 1)] * 2)
+  out = params["out"]
+  want = jax.nn.gelu(seen) @ out["kernel"] + out["bias"][None, None, None]
+  close(stem.apply({"params": params}, frames), want)
+
+
+def test_patches_are_a_convolution():
+  patch, width = 4, 5
+  rng = np.random.default_rng(0)
+  frames = jnp.asarray(rng.normal(size=(2, 8, 12, 3)), "float32")
+  kernel = rng.normal(size=(patch * patch * 3, width)).astype(np.float32)
+  module = vision.PatchEmbed(patch, width, SINGLE)
+  conv = {"kernel": kernel, "bias": np.zeros(width, np.float32)}
+  want = jax.lax.conv_general_dilated(
+    frames,
+    kernel.reshape(patch, patch, 3, width),
+    (patch, patch),
+    "VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  close(module.apply({"params": {"conv": conv}}, frames), want)
+
+
+def test_depth_to_space_spreads_channels_over_a_square():
+  x = np.random.default_rng(0).normal(size=(2, 3, 2, 8)).astype(np.float32)
+  want = np.zeros((2, 6, 4, 2), np.float32)
+  for f, i, j, dy, dx in np.ndindex(2, 3, 2, 2, 2):
+    part = 2 * dy + dx
+    want[f, 2 * i + dy, 2 * j + dx] = x[f, i, j, 2 * part : 2 * part + 2]
+  np.testing.assert_array_equal(slow.depth_to_space(jnp.asarray(x)), want)
+
+
+def test_directions_of_a_caption():
+  text = jnp.asarray([[2, 4, 5, 6, 3, 0, 0], [2, 4, 3, 0, 0, 0, 0]])
+  inputs, targets = slow.directions(text)
+  want = [
+    [[2, 4, 5, 6, 3, 0, 0], [2, 6, 5, 4, 3, 0, 0]],
+    [[2, 4, 3, 0, 0, 0, 0], [2, 4, 3, 0, 0, 0, 0]],
+  ]
+  np.testing.assert_array_equal(inputs, np.array(want)[..., :-1])
+  np.testing.assert_array_equal(targets, np.array(want)[..., 1:])
+
+
+def test_embedding_by_products_is_a_lookup(monkeypatch):
+  table = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+  ids = jnp.asarray([[0, 8, 3], [3, 3, 1]])
+  module = layers.Embed(9, 4, SINGLE)
+  run = lambda: module.apply({"params": {"embedding": table}}, ids)
+  by_product = run()
+  monkeypatch.setattr(layers, "ONE_HOT_VOCABULARY", 8)
+  np.testing.assert_array_equal(run(), table[ids])
+  close(by_product, table[ids])
+
+
+@pytest.mark.parametrize("width", [8, 10, 16])
+def test_first_positions_tell_every_place_apart(width):
+  made = layers.sincos_2d(jax.random.key(0), (3, 5, width))
+  assert made.shape == (3, 5, width) and made.dtype == jnp.float32
+  assert float(jnp.abs(made).max()) <= 1
+  flat = np.asarray(made).reshape(15, width)
+  apart = np.linalg.norm(flat[:, None] - flat[None], axis=-1)
+  assert (apart + np.eye(15)).min() > 0.1
+
+
+def test_normalise_is_the_mean_and_deviation_of_pixels_in_0_1():
+  image = np.random.default_rng(0).integers(0, 256, (2, 1, 2, 2, 3), np.uint8)
+  mean, std = (0.1, 0.5, 0.6), (0.2, 0.3, 0.4)
+  want = (image / 255 - np.array(mean)) / np.array(std)
+  close(vision.normalise(image, mean, std), want)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputing_changes_no_gradient(remat):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 3, 16)), "float32")
+
+  def gradient(kind):
+    cfg = dataclasses.replace(small.stack(2), remat=kind)
+    module = layers.Stack(cfg, SINGLE)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    loss = lambda p: (module.apply(p, x) ** 2).mean()
+    return jax.jit(jax.grad(loss))(filled(shapes))
+
+  jax.tree.map(close, gradient(remat), gradient("none"))
