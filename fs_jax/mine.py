@@ -26,7 +26,11 @@ def clusters(
     captioned: the training split.
     uncaptioned: more visuals, or None.
     cfg: of the stage that distils.
-    folder: of that stage; lists go to clusters.npz in it.
+    folder: of that stage; lists go to clusters/ in it.
+
+  Raises:
+    ValueError: top_k clusters larger than the captioned split; lists on disk
+      that another Fast mined, or among other visuals.
   """
   both = captioned
   if uncaptioned is not None:
@@ -39,9 +43,15 @@ def clusters(
     # Own pictures among the candidates, as a batch of pairs would have them.
     visual[:, : size // 2] = text[:, : size // 2]
     return pipeline.Clusters(both, visual.astype(np.int32), text.astype("i4"))
+  if size > len(captioned):
+    raise ValueError(
+      f"distill.cluster_size: must be at most the {len(captioned)} captioned "
+      f"visuals of {cfg.data.train!r}; got {size}. lower it"
+    )
   path = folder / "clusters"
+  assert run is not None  # the config names it for "top_k"
+  parts = {"fast": run.fast_contract, "items": contract.items(both.ids)}
   if not (path / files.MANIFEST).exists():
-    assert run is not None  # the config names it for "top_k"
     vectors = encode.visual_vectors(run, both)
     seeds = rng.permutation(np.resize(np.arange(len(captioned)), lists))
     visual, _ = exact.nearest(vectors, vectors[seeds], size)
@@ -49,9 +59,14 @@ def clusters(
     with files.folder(path) as temporary:
       files.write_array(temporary / "visual.npy", np.asarray(visual, "<i4"))
       files.write_array(temporary / "text.npy", np.asarray(text, "<i4"))
-      parts = {"fast": run.fast_contract, "items": contract.items(both.ids)}
       files.write_manifest(temporary, {"kind": "clusters", "contract": parts})
-  files.read_manifest(path, "clusters")
+  contract.check_all(
+    parts,
+    files.read_manifest(path, "clusters")["contract"],
+    ours_name="this run",
+    theirs_name=str(path),
+    mend="delete that folder to mine again",
+  )
   return pipeline.Clusters(
     both, np.load(path / "visual.npy"), np.load(path / "text.npy")
   )

@@ -1,0 +1,133 @@
+"""Clusters: what a Fast confuses, mined once and read by that Fast only."""
+
+import types as builtin
+from unittest import mock
+
+import numpy as np
+import pytest
+from etils import epath
+
+from fs_jax import config, encode, mine
+from fs_jax.data import sources
+from tests import small
+
+CAPTIONED, MORE, SIZE = 12, 7, 4
+
+
+def source(size, name, captions=1):
+  return sources.Source(
+    ids=tuple(f"{name}{i}" for i in range(size)),
+    all_captions=tuple(("a b",) * captions for _ in range(size)),
+    groups=np.full(size, -1, np.int32),
+    visuals=lambda rows: np.zeros((len(rows), 1, 4, 4, 3), np.uint8),
+  )
+
+
+def vectors_of(run, of):
+  del run
+  x = np.random.default_rng(3).normal(size=(len(of), 5)).astype(np.float32)
+  return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def run_of(digest="a"):
+  return builtin.SimpleNamespace(fast_contract={"digest": digest})
+
+
+def cfg_of(seed=0, **distill):
+  values = {"cluster_size": SIZE, "lists": 2 * CAPTIONED, "clusters": 2}
+  return small.cfg(
+    "distill", seed=seed, distill=config.Distill(**values | distill)
+  )
+
+
+def clusters(folder, run=None, more=MORE, cfg=None, captioned=CAPTIONED):
+  run = run_of() if run is None else run
+  cfg = cfg_of() if cfg is None else cfg
+  others = source(more, "more", 0) if more else None
+  with mock.patch.object(
+    encode, "visual_vectors", side_effect=vectors_of
+  ) as of:
+    made = mine.clusters(
+      run, source(captioned, "own"), others, cfg, epath.Path(folder)
+    )
+  return made, of.call_count
+
+
+def test_a_cluster_is_the_nearest_to_a_captioned_visual(tmp_path):
+  made, _ = clusters(tmp_path)
+  vectors = vectors_of(None, made.source)
+  assert made.visual.shape == made.text.shape == (2 * CAPTIONED, SIZE)
+  seeds = made.visual[:, 0]  # nothing is nearer to it than itself
+  for seed, visual, text in zip(seeds, made.visual, made.text, strict=True):
+    near = np.argsort(-(vectors @ vectors[seed]), kind="stable")
+    np.testing.assert_array_equal(visual, near[:SIZE])
+    np.testing.assert_array_equal(text, near[near < CAPTIONED][:SIZE])
+  # Each captioned visual is a seed as often as any other, in no order.
+  assert sorted(seeds) == sorted(2 * list(range(CAPTIONED)))
+  assert list(seeds) != sorted(seeds)
+
+
+def test_visuals_without_captions_are_candidates(tmp_path):
+  made, _ = clusters(tmp_path)
+  assert len(made.source) == CAPTIONED + MORE
+  assert made.source.ids[CAPTIONED:] == tuple(f"more{i}" for i in range(MORE))
+  assert made.visual.max() >= CAPTIONED
+  assert made.text.max() < CAPTIONED
+  alone, _ = clusters(tmp_path / "alone", more=0)
+  assert len(alone.source) == CAPTIONED
+  np.testing.assert_array_equal(alone.visual, alone.text)
+
+
+def test_lists_are_mined_once(tmp_path):
+  made, asked = clusters(tmp_path)
+  again, asked_again = clusters(tmp_path)
+  assert (asked, asked_again) == (1, 0)
+  for name in ("visual", "text"):
+    np.testing.assert_array_equal(getattr(made, name), getattr(again, name))
+  other, _ = clusters(tmp_path / "other", cfg=cfg_of(seed=1))
+  assert (other.visual != made.visual).any()
+
+
+def test_lists_of_another_fast_or_gallery_are_refused(tmp_path):
+  clusters(tmp_path)
+  with pytest.raises(ValueError, match="digest"):
+    clusters(tmp_path, run=run_of("b"))
+  with pytest.raises(ValueError, match="delete that folder to mine again"):
+    clusters(tmp_path, more=MORE + 1)
+
+
+def test_damaged_lists_are_refused(tmp_path):
+  clusters(tmp_path)
+  path = tmp_path / "clusters" / "visual.npy"
+  bits = bytearray(path.read_bytes())
+  bits[-1] ^= 1
+  path.write_bytes(bits)
+  with pytest.raises(ValueError, match=r"visual\.npy"):
+    clusters(tmp_path)
+
+
+def test_a_cluster_no_larger_than_the_split(tmp_path):
+  clusters(tmp_path, captioned=SIZE)
+  with pytest.raises(
+    ValueError, match=r"distill\.cluster_size: must be at most the 3 captioned"
+  ):
+    clusters(tmp_path / "few", captioned=SIZE - 1)
+
+
+def test_lists_of_a_batch_need_no_fast(tmp_path):
+  def of(seed=0):
+    cfg = cfg_of(seed, candidates="batch", lists=50)
+    return mine.clusters(
+      None, source(CAPTIONED, "own"), source(MORE, "more", 0), cfg, tmp_path
+    )
+
+  made = of()
+  assert made.visual.shape == made.text.shape == (50, SIZE)
+  assert made.visual.dtype == made.text.dtype == np.int32
+  own = SIZE // 2
+  np.testing.assert_array_equal(made.visual[:, :own], made.text[:, :own])
+  assert made.text.max() < CAPTIONED <= made.visual.max()
+  assert set(made.visual.ravel()) == set(range(CAPTIONED + MORE))
+  np.testing.assert_array_equal(made.visual, of().visual)
+  assert (made.visual != of(seed=1).visual).any()
+  assert not list(tmp_path.iterdir())
