@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from fs_jax import config, optim, paths
+from fs_jax import config, optim, paths, tasks
+from tests import small
 
 # As the models name them; a stack of two layers, of width 4 in two heads.
 SHAPES = {
@@ -177,3 +178,44 @@ def test_a_pattern_that_names_nothing_is_refused(field, pattern, params):
   said = str(error.value)
   assert said.startswith(f"optim.{field}: ")
   assert f"got {pattern!r}" in said
+
+
+@pytest.mark.parametrize("stage", ["fast", "slow"])
+def test_muon_knows_inputs_and_outputs_of_every_kernel(stage):
+  """Of the real models: each layer of a stack is a matrix, heads flattened."""
+  cfg = small.cfg(stage, optim={"name": "muon", "warmup": 0})
+  params = jax.tree.map(
+    lambda x: jnp.full(x.shape, 0.1),
+    jax.eval_shape(tasks.make(cfg, small.VOCABULARY).init, jax.random.key(0)),
+  )
+  found = paths.map_named(lambda n, x: (n, x, optim._as_matrix(n, x)), params)
+  leaf = lambda x: isinstance(x, tuple) and isinstance(x[0], str)
+  kernels = set()
+  for name, x, dims in jax.tree.leaves(found, is_leaf=leaf):
+    assert (dims is not None) == name.endswith("/kernel"), name
+    if dims is None:
+      continue
+    kernels.add(name)
+    inputs, outputs = dims.reduction_axis, dims.output_axis
+    stacked = "/blocks/" in name or "/level" in name
+    axes = (*range(int(stacked)), *inputs, *outputs)
+    assert axes == tuple(range(x.ndim)), name
+    if stacked:
+      assert x.shape[0] == 1, name  # layers of each stack and level here
+    rows, columns = (
+      int(np.prod([x.shape[i] for i in part])) for part in (inputs, outputs)
+    )
+    assert rows * columns * (x.shape[0] if stacked else 1) == x.size
+    # A dense layer adds a bias to its outputs: what has none is none.
+    parent = params
+    for key in name.split("/")[:-1]:
+      parent = parent[key]
+    assert parent["bias"].shape[int(stacked) :] == tuple(
+      x.shape[i] for i in outputs
+    ), name
+  assert len(kernels) > 10
+  draw = np.random.default_rng(0)
+  grads = jax.tree.map(
+    lambda x: draw.normal(size=x.shape).astype(np.float32), params
+  )
+  assert changed(params, updated(cfg.optim, params, grads, steps=1)) >= kernels
