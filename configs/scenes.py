@@ -13,7 +13,7 @@ from fs_jax import config, configdict
 
 VISION = config.Vision(config.Stack(96, 4, 4, 192), patch=32)
 COMMON: dict[str, Any] = {
-  "data": config.Data(cache="ram"),
+  "data": config.Data(cache="ram", augment="shift"),
   "tokens": config.Tokens("phrase", phrases=32, length=14),
   "fast": config.Fast(
     VISION, config.Text(config.Stack(96, 2, 4, 192)), embed=96
@@ -76,7 +76,7 @@ def slow():
 
 
 def distill():
-  data = config.Data(cache="ram", uncaptioned="uncaptioned")
+  data = config.Data(cache="ram", augment="shift", uncaptioned="uncaptioned")
   return config.Config(
     "distill",
     slow=SLOW,

@@ -30,7 +30,7 @@ class Data:
   image_size: int = 64  # H = W, pixels
   frames: int = 1  # T; 1 = images
   resize: Literal["squash", "crop"] = "squash"  # crop = centre square first
-  augment: Literal["none", "crop"] = "none"  # crop = random resized, training
+  augment: Literal["none", "shift", "crop"] = "none"  # crop = random resized
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   captions_per_visual: int = 1  # M, drawn without replacement where possible

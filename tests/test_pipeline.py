@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fs_jax import config, types
-from fs_jax.data import pipeline, sources, tokenizer
+from fs_jax.data import pipeline, sources, tokenizer, transforms
 
 N, BATCH = 23, 8
 NAMES = [chr(ord("a") + i) for i in range(N)]
@@ -287,3 +287,16 @@ def test_an_error_of_a_thread_reaches_the_caller(tok):
   bad = dataclasses.replace(make_source(4), visuals=broken)
   with pytest.raises(ValueError, match="picture 3"):
     next(pipeline.train_batches(bad, tok, make_cfg(), start=0))
+
+
+def test_shift_moves_pictures_and_repeats_edges():
+  frames = np.zeros((1, 40, 40, 3), np.uint8)
+  frames[0, 10, 20] = 255
+  seen = set()
+  for seed in range(40):
+    generator = np.random.default_rng(seed)
+    moved = transforms.random_shift(frames, generator)
+    assert moved.shape == frames.shape
+    ((y, x),) = np.argwhere(moved[0, :, :, 0])
+    seen.add((int(y) - 10, int(x) - 20))
+  assert {abs(d) for pair in seen for d in pair} == {0, 1, 2}

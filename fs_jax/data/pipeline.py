@@ -253,6 +253,14 @@ def _seen(
         )
         cropped[k] = transforms.random_crop(frames[k], size, generator)
       return cropped
+    case "shift":
+      shifted = np.empty_like(frames)
+      for k in range(len(rows)):
+        generator = np.random.Generator(
+          _philox((cfg.seed, stream), (first + k) << 64)
+        )
+        shifted[k] = transforms.random_shift(frames[k], generator)
+      return shifted
 
 
 def _resized(frames: np.ndarray, cfg: config.Data) -> np.ndarray:

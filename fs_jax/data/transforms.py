@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
+SHIFT = 0.05  # of a random shift, share of the frame's side
 CROP_AREA = (0.5, 1.0)  # of a random resized crop, share of the frame
 CROP_RATIO = (3 / 4, 4 / 3)  # its width / height
 
@@ -92,6 +93,22 @@ def random_crop(
   left, top = right * (width - w), down * (height - h)
   box = (left, top, left + w, top + h)
   return np.stack([_resized(frame, size, box) for frame in frames])
+
+
+def random_shift(
+  frames: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+  """uint8 [T,H,W,3] moved by up to SHIFT of its size; edges are repeated.
+
+  Sizes and places stay what they were, which captions of arrangements need;
+  patches see other parts of things, which a ViT has to get used to.
+  """
+  height, width = frames.shape[1:3]
+  most = max(1, int(SHIFT * min(height, width)))
+  down, right = generator.integers(-most, most + 1, size=2)
+  rows = np.clip(np.arange(height) - down, 0, height - 1)
+  columns = np.clip(np.arange(width) - right, 0, width - 1)
+  return frames[:, rows[:, None], columns]
 
 
 def _resized(
