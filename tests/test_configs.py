@@ -1,0 +1,205 @@
+"""Every recipe is built, shape-only, and written down in tests/golden/.
+
+A change that changes a run shows there as a diff. Meant so? Then
+
+    UPDATE_GOLDEN=1 python -m pytest tests/test_configs.py
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import math
+import os
+import pathlib
+import re
+import types as builtin
+
+import jax
+import numpy as np
+import pytest
+
+from fs_jax import (
+  config,
+  configdict,
+  optim,
+  paths,
+  sharding,
+  tasks,
+  train,
+  types,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+FILES = sorted(
+  path.stem
+  for path in (ROOT / "configs").glob("*.py")
+  if not path.stem.startswith("_")
+)
+
+
+def stages_of(file):
+  """What get_config's docstring lists: "stage: fast, slow or distill"."""
+  listed = importlib.import_module(f"configs.{file}").get_config.__doc__
+  found = re.search(r"stage: ([\w, \n]+)", listed)
+  assert found, f"configs/{file}.py: get_config must list its stages"
+  return re.split(r",\s*|\s+or\s+", found[1].strip())
+
+
+RECIPES = [(file, stage) for file in FILES for stage in stages_of(file)]
+each = pytest.mark.parametrize(
+  ("file", "stage"), RECIPES, ids=[f"{f}-{s}" for f, s in RECIPES]
+)
+
+
+@functools.cache
+def recipe(file, stage):
+  module = importlib.import_module(f"configs.{file}")
+  return configdict.parse(module.get_config(stage))
+
+
+@functools.cache
+def shapes_of(file, stage):
+  """Shapes of the parameters, with as many words as there may be at most."""
+  cfg = recipe(file, stage)
+  task = tasks.make(cfg, cfg.tokens.vocabulary)
+  return jax.eval_shape(task.init, jax.random.key(0))
+
+
+def earlier(file, folder):
+  """Which stage of a file trains in `folder`."""
+  (stage,) = (s for s in stages_of(file) if recipe(file, s).folder == folder)
+  return stage
+
+
+def flat(values, prefix=""):
+  for key, value in values.items():
+    if isinstance(value, dict):
+      yield from flat(value, f"{prefix}{key}.")
+    elif isinstance(value, tuple) and value and isinstance(value[0], tuple):
+      yield from ((f"{prefix}{key}[{i}]", x) for i, x in enumerate(value))
+    else:
+      yield prefix + key, value
+
+
+def described(file, stage):
+  """All there is to know about a stage before it has seen data."""
+  cfg, shapes = recipe(file, stage), shapes_of(file, stage)
+  placed = sharding.of_params(cfg.mesh.rules, shapes, sharding.mesh(cfg.mesh))
+  lines = [f"{key} = {value!r}" for key, value in flat(dataclasses.asdict(cfg))]
+  leaves = jax.tree.leaves(shapes)
+  count = sum(math.prod(leaf.shape) for leaf in leaves)
+  lines += ["", f"{count} parameters at most, in {len(leaves)} arrays:"]
+  for name, leaf, where in zip(
+    paths.names(shapes), leaves, jax.tree.leaves(placed), strict=True
+  ):
+    axes = ", ".join(axis or "-" for axis in where.spec)
+    shape = ", ".join(map(str, leaf.shape))
+    lines.append(f"{name} {leaf.dtype} [{shape}] on ({axes})")
+  return "\n".join(lines) + "\n"
+
+
+@each
+def test_a_recipe_is_as_it_was(file, stage):
+  path, new = GOLDEN / f"{file}-{stage}.txt", described(file, stage)
+  if os.environ.get("UPDATE_GOLDEN"):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(new)
+  old = path.read_text() if path.exists() else ""
+  if new != old:
+    names = str(path.relative_to(ROOT)), f"configs/{file}.py:{stage}"
+    diff = difflib.unified_diff(
+      old.splitlines(), new.splitlines(), *names, lineterm="", n=0
+    )
+    pytest.fail(
+      "\n".join([*diff, "", "meant so? write it down with UPDATE_GOLDEN=1"]),
+      pytrace=False,
+    )
+
+
+def test_nothing_is_written_down_that_is_no_more():
+  assert RECIPES
+  written = {path.stem for path in GOLDEN.glob("*")}
+  assert written <= {f"{file}-{stage}" for file, stage in RECIPES}
+
+
+def batch_of(cfg, rows, captions):
+  """Shapes of a batch of a few rows."""
+  of = jax.ShapeDtypeStruct
+  size, data = cfg.data.image_size, cfg.data
+  return types.Batch(
+    visual=of((rows, data.frames, size, size, 3), np.uint8),
+    text=of((rows * captions, cfg.tokens.length), np.int32),
+    visual_id=of((rows,), np.int32),
+    text_id=of((rows * captions,), np.int32),
+    mask=of((rows,), bool),
+  )
+
+
+@each
+def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
+  cfg, shapes = recipe(file, stage), shapes_of(file, stage)
+  words = cfg.tokens.vocabulary
+  batch = batch_of(cfg, 4, cfg.data.captions_per_visual)
+  frozen = {}
+  if cfg.init.teacher:
+    frozen = shapes_of(file, earlier(file, cfg.init.teacher))
+  if cfg.stage == "distill":
+    number = jax.ShapeDtypeStruct((), np.float32)
+    frozen = frozen | {"gamma": number, "tau": number}
+    judged = cfg.distill.clusters * cfg.distill.cluster_size
+    batch = types.DistillBatch(batch, batch_of(cfg, judged, 1))
+  task = tasks.make(cfg, words)
+  loss, metrics = jax.eval_shape(
+    task.loss, shapes, frozen, batch, jax.random.key(0)
+  )
+  for number in jax.tree.leaves((loss, metrics)):
+    assert (number.shape, number.dtype) == ((), np.float32)
+  # The optimiser names parameters; a mesh of all devices splits the batch.
+  optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
+  assert jax.tree.leaves(jax.eval_shape(optimizer.init, shapes))
+  sharding.check_batch(cfg.train.batch_size, sharding.mesh(cfg.mesh))
+
+
+@each
+def test_a_recipe_starts_from_stages_that_fit(file, stage):
+  cfg, shapes = recipe(file, stage), shapes_of(file, stage)
+  if cfg.init.stage:
+    donor = shapes_of(file, earlier(file, cfg.init.stage))
+    run = builtin.SimpleNamespace(params=donor)
+    given = train._first_params(cfg, run)
+    own = dict(zip(paths.names(shapes), jax.tree.leaves(shapes), strict=True))
+    leaves = jax.tree.leaves(given)
+    assert leaves
+    for name, leaf in zip(paths.names(given), leaves, strict=True):
+      assert own[name].shape == leaf.shape, name
+  if cfg.stage == "distill":
+    teacher = recipe(file, earlier(file, cfg.init.teacher))
+    assert teacher.stage == "slow"
+    assert teacher.slow == cfg.slow
+    assert teacher.data.image_size == cfg.data.image_size
+    assert teacher.data.frames == cfg.data.frames
+  for other in stages_of(file):  # one vocabulary for all stages
+    assert recipe(file, other).tokens == cfg.tokens
+
+
+@each
+def test_a_recipe_survives_json_and_flags(file, stage):
+  cfg = recipe(file, stage)
+  assert configdict.from_json(configdict.to_json(cfg)) == cfg
+  assert configdict.parse(configdict.edit(cfg)) == cfg
+
+
+def test_named_sizes_build():
+  """Of the table of usual names: each is a Vision that takes its patch."""
+  for name, vision in config.VISION.items():
+    size = 2 * vision.patch
+    cfg = config.Config(
+      "fast",
+      config.Fast(vision, config.Text(config.Stack(64, 1, 4, 64)), embed=16),
+      data=config.Data(image_size=size),
+    )
+    shapes = jax.eval_shape(tasks.make(cfg, 64).init, jax.random.key(0))
+    tower = shapes["fast"]["vision"]
+    assert tower["position"].shape == (2, 2, vision.stack.width), name
