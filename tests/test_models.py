@@ -192,6 +192,8 @@ def test_blank_hides_the_picture(scene):
   assert differs(seen[0], seen[1])
   blank = compiled(model, "blank")
   half = blank(params, memory, np.array([False, True]))
+  for level in half.levels:  # one token is left, not zeros to look at
+    assert level.mask.sum(axis=1).tolist() == [level.mask.shape[1], 1]
   got = words(model, params, half, text)
   close(got[0], seen[0])
   assert differs(got[1], seen[1])
@@ -280,6 +282,8 @@ def test_separate_directions_are_two_decoders():
   other = params | {"readers_1": filled(params["readers_0"], seed=1)}
   got = words(two, other, memory, text)
   close(got[:, :, 0], want[:, :, 0])
+  swapped = params | {"readers_0": other["readers_1"]}
+  close(got[:, :, 1], words(one, swapped, memory, text)[:, :, 1])
   assert differs(got[:, :, 1], want[:, :, 1])
   # The only level is seen.
   assert differs(
@@ -306,6 +310,12 @@ def test_finer_levels_keep_every_other_frame(pool):
   assert coarse.latent.shape == (2, 3 * 4, 8)
   assert fine.latent.shape == (2, 2 * 16, 8)
   assert coarse.mask.all() and fine.mask.all()
+  # Of a class token nothing is stored.
+  tower = vision.Vision(cfg.vision, SINGLE)
+  tokens = compiled(tower, None)(params["encoder"]["vision"], image)
+  dense = params["encoder"]["memory0"]
+  want = np.asarray(tokens)[:, :, -4:] @ dense["kernel"] + dense["bias"]
+  close(coarse.latent, want.reshape(2, 3 * 4, 8))
   for frame, at in [(0, 0), (1, None), (2, 1)]:
     changed = image.copy()
     changed[:, frame] += 1
