@@ -5,6 +5,7 @@ that later programs read parameters alone. Saving is asynchronous; a step that
 was not written whole does not exist.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -18,6 +19,9 @@ class Checkpoints:
   """Steps saved under one folder, the newest `keep` of them."""
 
   def __init__(self, folder: str, keep: int = 1):
+    folder = os.fspath(folder)
+    if "://" not in folder:
+      folder = os.path.abspath(folder)  # orbax refuses relative ones
     self._folder = epath.Path(folder)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, enable_async_checkpointing=True, create=True

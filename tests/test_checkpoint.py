@@ -156,3 +156,13 @@ def test_sharded_states_move_between_meshes(tmp_path):
   )
   assert got["x"].sharding == halves
   assert_same(got["x"], x)
+
+
+def test_a_relative_folder_will_do(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  saved = checkpoint.Checkpoints("runs/fast/checkpoints")
+  state = types.TrainState(jnp.asarray(3), {"w": jnp.ones(2)}, ())
+  saved.save(state)
+  saved.wait()
+  saved.close()
+  assert checkpoint.Checkpoints("runs/fast/checkpoints").latest() == 3
