@@ -142,6 +142,8 @@ def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
   cfg, shapes = recipe(file, stage), shapes_of(file, stage)
   words = cfg.tokens.vocabulary
   batch = batch_of(cfg, 4, cfg.data.captions_per_visual)
+  on = sharding.mesh(cfg.mesh)
+  sharding.check_batch(cfg.train.batch_size, on)
   frozen = {}
   if cfg.init.teacher:
     frozen = shapes_of(file, earlier(file, cfg.init.teacher))
@@ -149,6 +151,7 @@ def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
     number = jax.ShapeDtypeStruct((), np.float32)
     frozen = frozen | {"gamma": number, "tau": number}
     judged = cfg.distill.clusters * cfg.distill.cluster_size
+    sharding.check_batch(judged, on)
     batch = types.DistillBatch(batch, batch_of(cfg, judged, 1))
   task = tasks.make(cfg, words)
   loss, metrics = jax.eval_shape(
@@ -156,10 +159,9 @@ def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
   )
   for number in jax.tree.leaves((loss, metrics)):
     assert (number.shape, number.dtype) == ((), np.float32)
-  # The optimiser names parameters; a mesh of all devices splits the batch.
+  # The optimiser finds all parameters that its patterns name.
   optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
   assert jax.tree.leaves(jax.eval_shape(optimizer.init, shapes))
-  sharding.check_batch(cfg.train.batch_size, sharding.mesh(cfg.mesh))
 
 
 @each
