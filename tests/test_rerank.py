@@ -166,6 +166,11 @@ def test_a_slow_without_opinion_keeps_fasts_order():
   for beta in (0.0, 2.0):
     got = rerank.rerank(found, flat, np.full(4, 6.0), fit_of(beta=beta))
     np.testing.assert_array_equal(got.rows, found.rows)
+  two = flat.copy()
+  two[:, ::3] = -6
+  got = rerank.rerank(found, two, np.full(4, 6.0), fit_of(beta=0.0))
+  order = [*range(0, 30, 3), *(i for i in range(30) if i % 3), *range(30, 40)]
+  np.testing.assert_array_equal(got.rows, found.rows[:, order])
   tied = found._replace(scores=np.zeros_like(found.scores))
   got = rerank.rerank(tied, flat, np.full(4, 6.0), fit_of())
   np.testing.assert_array_equal(got.rows, found.rows)
