@@ -81,14 +81,8 @@ def fit(
     report.NonFinite: the loss diverged.
   """
   where = runs.folder(workdir, cfg.folder)
-  on = sharding.mesh(cfg.mesh, devices)
-  sharding.check_batch(cfg.train.batch_size, on)
-  if cfg.stage == "distill":
-    judged = cfg.distill.clusters * cfg.distill.cluster_size
-    sharding.check_batch(judged, on, "distill.clusters * cluster_size")
+  on, task, optimizer, placed = prepare(cfg, tokenizer, devices)
   runs.begin(where, cfg, tokenizer)
-  task = tasks.make(cfg, tokenizer.vocab_size)
-  optimizer, placed = _layout(cfg, task, on)
   saved = checkpoint.Checkpoints(where / "checkpoints", keep=cfg.train.keep)
   state = _first_state(cfg, task, optimizer, placed, saved, start_from)
   start = int(state.step)
@@ -156,6 +150,27 @@ def _loop(
       log.check(step, window)  # never saves what is no longer finite
       saved.save(state)
   return state
+
+
+def prepare(
+  cfg: config.Config,
+  tokenizer: tokenizers.Tokenizer,
+  devices: list | None = None,
+) -> tuple[Any, types.Task, optax.GradientTransformation, types.TrainState]:
+  """Mesh, task, optimiser, and the sharding of every array of the train state.
+
+  Raises:
+    ValueError: a config that does not fit the mesh or the model. Nothing is
+      written yet: a folder would hold on to the config that was wrong.
+  """
+  on = sharding.mesh(cfg.mesh, devices)
+  sharding.check_batch(cfg.train.batch_size, on)
+  if cfg.stage == "distill":
+    judged = cfg.distill.clusters * cfg.distill.cluster_size
+    sharding.check_batch(judged, on, "distill.clusters * cluster_size")
+  task = tasks.make(cfg, tokenizer.vocab_size)
+  optimizer, placed = _layout(cfg, task, on)
+  return on, task, optimizer, placed
 
 
 def _layout(cfg: config.Config, task: types.Task, on: Any):

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -48,6 +49,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
   frozen = None if teacher is None else _frozen(cfg, teacher)
   clusters = None
   if cfg.stage == "distill":
+    loop.prepare(cfg, tokenizer)  # says what is wrong before anything is mined
     runs.begin(where, cfg, tokenizer)
     clusters = _clusters(cfg, donor, source, where)
 
@@ -80,7 +82,8 @@ def quick_recall(
   size = min(cfg.train.eval_sample, len(source))
   if cfg.stage == "slow":
     size = max(size // 4, 1)
-  texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
+  captions = [source.captions(i)[0] for i in range(size)]
+  texts = jnp.asarray(tokenizer.encode(captions))
   visual = source.visuals(np.arange(size))
 
   @jax.jit

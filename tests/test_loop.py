@@ -265,6 +265,21 @@ def test_a_batch_that_does_not_split_is_refused_before_anything(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    {"optim": config.Optim(freeze=("nobody",))},
+    {"mesh": config.Mesh(rules=(("nobody", ()), (".*", ())))},
+    {"mesh": config.Mesh(3, rules=((".*", ()),))},
+  ],
+)
+def test_a_wrong_config_leaves_no_folder(tmp_path, wrong):
+  """It would hold on to that config: the mended one would be refused."""
+  with pytest.raises(ValueError, match=r"nobody|devices"):
+    fit(tmp_path, dataclasses.replace(cfg_of(), **wrong))
+  assert not (tmp_path / "fast").exists()
+
+
 def test_validation_is_heard_when_due(tmp_path):
   seen = []
 

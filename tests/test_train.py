@@ -1,0 +1,110 @@
+"""What a stage starts from, and the curve that is watched."""
+
+import dataclasses
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from fs_jax import config, paths, runs, tasks, train
+from fs_jax.data import sources
+from fs_jax.data import tokenizer as tokenizers
+from tests import small
+
+N = 24
+WORDS = " ".join(map(str, range(small.VOCABULARY - 4)))
+
+
+def run_of(stage, **fields):
+  cfg = small.cfg(stage, **fields)
+  tokenizer = tokenizers.train([WORDS], cfg.tokens)
+  task = tasks.make(cfg, tokenizer.vocab_size)
+  draw = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(draw.normal(0, 0.4, x.shape), jnp.float32),
+    jax.eval_shape(task.init, jax.random.key(0)),
+  )
+  return runs.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
+
+
+def source_of():
+  pixels = small.batch(3, rows=N).visual
+  return sources.Source(
+    ids=tuple(f"v{i}" for i in range(N)),
+    all_captions=tuple((f"{i % 8} {i % 5}", "7") for i in range(N)),
+    groups=np.full(N, -1, np.int32),
+    visuals=lambda rows: pixels[np.asarray(rows, int)],
+  )
+
+
+@pytest.mark.parametrize(
+  ("stage", "sample", "size"),
+  [("fast", 6, 6), ("fast", 99, N), ("slow", 99, N // 4)],
+)
+def test_quick_recall_ranks_a_sample_by_its_own_scores(stage, sample, size):
+  run = run_of(stage, train={"eval_sample": sample})
+  source = source_of()
+  with mock.patch.object(sources, "open_split", return_value=source):
+    recall = train.quick_recall(run.cfg, run.tokenizer)
+  got = recall(run.params)
+  texts = jnp.asarray(
+    run.tokenizer.encode([source.captions(i)[0] for i in range(size)])
+  )
+  seen = tasks.pixels(run.cfg, source.visuals(np.arange(size)))
+  variables = {"params": run.params[stage]}
+  if stage == "fast":
+    model = tasks.fast_model(run.cfg, run.tokenizer.vocab_size)
+    out = jax.jit(model.apply)(variables, seen, texts)
+    scores = np.asarray(out["text"]) @ np.asarray(out["visual"]).T
+  else:
+    model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
+
+    @jax.jit
+    def of_visual(one):
+      memory = model.apply(variables, one, method="encode_visual")
+      return model.apply(
+        variables, memory, texts[None], method="log_likelihood"
+      )[0][0]
+
+    scores = np.stack([of_visual(x[None]) for x in seen], axis=1)
+  rank = (scores > np.diagonal(scores)[:, None]).sum(axis=1)
+  assert got == {
+    "R@1": pytest.approx((rank < 1).mean()),
+    "R@5": pytest.approx((rank < 5).mean()),
+  }
+  other = (scores > np.diagonal(scores)[None]).sum(axis=0)
+  assert (rank < 1).mean() != (other < 1).mean() or (rank < 5).mean() != (
+    other < 5
+  ).mean()  # visuals that look for texts would be counted otherwise
+
+
+def test_a_stage_starts_from_what_its_prefixes_name():
+  fast = run_of("fast")
+  slow = small.cfg(
+    "slow",
+    init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
+  )
+  assert train._first_params(slow, None) is None
+  given = train._first_params(slow, fast)
+  assert set(given) == {"slow"}
+  theirs = fast.params["fast"]["vision"]
+  jax.tree.map(
+    np.testing.assert_array_equal, given["slow"]["encoder"]["vision"], theirs
+  )
+  every = train._first_params(small.cfg(init=config.Init("fast")), fast)
+  assert paths.names(every) == paths.names(fast.params)
+  bad = dataclasses.replace(slow, init=config.Init("fast", (("slow/", "x/"),)))
+  with pytest.raises(ValueError, match=r"'fast'; got 'slow/'\. its names"):
+    train._first_params(bad, fast)
+
+
+def test_a_later_stage_reads_with_the_words_of_the_earlier():
+  fast, cfg = run_of("fast"), small.cfg()
+  assert train._tokenizer(cfg, source_of(), fast) is fast.tokenizer
+  fresh = train._tokenizer(cfg, source_of(), None)
+  assert fresh.hash != fast.tokenizer.hash
+  assert fresh.encode(["7"]).tolist() == fresh.encode(["7 "]).tolist()
+  assert fresh.unknown not in fresh.encode(["0 1 2 3 4"])  # of the captions
