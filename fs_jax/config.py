@@ -305,8 +305,8 @@ class Config:
 
   stage: Literal["fast", "slow", "distill"]
   fast: Fast
-  name: str = ""  # folder under the workdir; "" = the stage's name
   slow: Slow | None = None  # unused by stage fast
+  name: str = ""  # folder under the workdir; "" = the stage's name
   seed: int = 0
   compute: Literal["float32", "bfloat16"] = "float32"  # losses stay float32
   data: Data = dataclasses.field(default_factory=Data)

@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fs_jax import checkpoint, config, loop, report, runs, tasks, types
@@ -202,6 +203,26 @@ def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
     file.write('{"step": 6, "ti')
   assert_same(want, fit(tmp_path))
   assert lines(tmp_path) == lines(undisturbed)
+
+
+def test_every_step_draws_anew_and_every_seed_otherwise():
+  task = toy(None, 0)
+  batch = next(batches(0, slice(0, BATCH)))
+  still = optax.sgd(0.0)
+  params = task.init(jax.random.key(0))
+
+  def losses(seed, start):
+    step = jax.jit(loop.make_train_step(task, still, seed))
+    state = types.TrainState(jnp.int32(start), params, still.init(params))
+    found = []
+    for _ in range(3):
+      state, metrics = step(state, {}, batch)
+      found.append(float(metrics["loss"]))
+    return found
+
+  first = losses(0, 0)
+  assert len({*first, *losses(1, 0)}) == 6
+  assert losses(0, 1)[:2] == first[1:]  # of the step, not of what came before
 
 
 def test_lines_past_the_checkpoint_are_written_again(tmp_path):
