@@ -106,10 +106,18 @@ class Vision:
   stack: Stack
   patch: int  # p; the token grid is image_size / p on each side
   pool: Literal["map", "mean", "class"] = "map"  # map = attention pooling
+  stem: int = 0  # channels of a convolution over quarter patches; 0 = none
 
   def __post_init__(self):
     _require(
       self.patch >= 1, "patch", "must be at least 1", self.patch, "raise it"
+    )
+    _require(
+      self.stem >= 0 and not (self.stem and self.patch % 4),
+      "stem",
+      f"must be >= 0, and needs a patch of a multiple of 4, has {self.patch}",
+      self.stem,
+      "change patch, or set stem=0",
     )
 
 

@@ -501,19 +501,17 @@ def test_stem_is_a_convolution():
   patch, hidden, width = 2, 5, 4
   rng = np.random.default_rng(0)
   frames = jnp.asarray(rng.normal(size=(2, 6, 8, 3)), "float32")
-  stem = slow.Stem(patch, hidden, width, SINGLE)
+  stem = vision.Stem(patch, hidden, width, SINGLE)
   shapes = jax.eval_shape(stem.init, jax.random.key(0), frames)
   params = filled(shapes)["params"]
   convolve = functools.partial(
     jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
-  # [row, column, channel, dy, dx, hidden] to an image of 3 x 3 patches.
-  kernel = params["conv"]["kernel"].reshape(patch, patch, 3, 3, 3, hidden)
-  kernel = kernel.transpose(3, 0, 4, 1, 2, 5).reshape(6, 6, 3, hidden)
+  # Windows hold nine patches, each row, column, channel.
+  kernel = params["conv"]["kernel"].reshape(3, 3, patch, patch, 3, hidden)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(6, 6, 3, hidden)
   seen = convolve(frames, kernel, (patch, patch), [(patch, patch)] * 2)
-  # A bias comes with each neighbour that exists.
-  bias = params["conv"]["bias"].reshape(3, 3, 1, hidden)
-  seen += convolve(jnp.ones((2, 3, 4, 1)), bias, (1, 1), [(1, 1)] * 2)
+  seen += params["conv"]["bias"][None, None, None]
   out = params["out"]
   want = jax.nn.gelu(seen) @ out["kernel"] + out["bias"][None, None, None]
   close(quick(stem.apply)({"params": params}, frames), want)
@@ -524,7 +522,7 @@ def test_patches_are_a_convolution():
   rng = np.random.default_rng(0)
   frames = jnp.asarray(rng.normal(size=(2, 8, 12, 3)), "float32")
   kernel = rng.normal(size=(patch * patch * 3, width)).astype(np.float32)
-  module = vision.PatchEmbed(patch, width, SINGLE)
+  module = vision.PatchEmbed(patch, 0, width, SINGLE)
   conv = {"kernel": kernel, "bias": np.zeros(width, np.float32)}
   want = jax.lax.conv_general_dilated(
     frames,

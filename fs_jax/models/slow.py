@@ -41,34 +41,6 @@ def depth_to_space(x: Float[Array, "F h w D4"]) -> Float[Array, "F 2*h 2*w D"]:
   return x.reshape(f, 2 * h, 2 * w, d // 4)
 
 
-class Stem(nn.Module):
-  """Convolution over the 3 x 3 patches around each token, stride one patch.
-
-  Small things straddle patches: a token that sees past its own recognises
-  them wherever they lie. Computed as one product per patch for all nine places
-  it has in its neighbours' windows, then shifted and summed.
-  """
-
-  patch: int
-  hidden: int
-  width: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, frames: Float[Array, "F H W C"]) -> Array:
-    grid = vision.patchify(frames, self.patch)
-    f, h, w, _ = grid.shape
-    parts = nn.Dense(9 * self.hidden, dtype=self.dtype, name="conv")(grid)
-    parts = parts.reshape(f, h, w, 3, 3, self.hidden)
-    parts = jnp.pad(parts, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * 3)
-    seen = sum(
-      parts[:, dy : dy + h, dx : dx + w, dy, dx]
-      for dy in range(3)
-      for dx in range(3)
-    )
-    return nn.Dense(self.width, dtype=self.dtype, name="out")(nn.gelu(seen))
-
-
 class Finer(nn.Module):
   """The next level: tokens upsampled twofold, plus the pixels beneath them."""
 
@@ -86,7 +58,9 @@ class Finer(nn.Module):
     up = nn.Dense(4 * self.width, dtype=self.dtype, name="upsample")(coarse)
     up = depth_to_space(up)
     frames = pixels.reshape(b * t, *pixels.shape[2:]).astype(self.dtype)
-    stem = Stem(self.patch, self.stem, self.width, self.dtype, name="lateral")
+    stem = vision.Stem(
+      self.patch, self.stem, self.width, self.dtype, name="lateral"
+    )
     lateral = stem(frames)
     position = self.param("position", layers.sincos_2d, up.shape[1:])
     x = up + lateral + position[None].astype(self.dtype)
