@@ -11,20 +11,21 @@ from typing import Any
 
 from fs_jax import config, configdict
 
-VISION = config.Vision(config.Stack(96, 4, 4, 192), patch=32)
+VISION = config.Vision(config.Stack(96, 4, 4, 192), patch=32, stem=64)
 COMMON: dict[str, Any] = {
   "data": config.Data(cache="ram", augment="shift"),
   "tokens": config.Tokens("phrase", phrases=32, length=14),
   "fast": config.Fast(
     VISION, config.Text(config.Stack(96, 2, 4, 192)), embed=96
   ),
-  "optim": config.Optim(learning_rate=2e-3, warmup=50),
+  "optim": config.Optim("muon", learning_rate=3e-3, warmup=50),
 }
 SLOW = config.Slow(
   VISION,
   decoder=config.Stack(96, 2, 4, 192),
   levels=2,
-  widths=(64, 48),
+  widths=(64,),
+  stem=64,
   d_mem=48,
 )
 
@@ -45,7 +46,7 @@ def fast():
   return config.Config(
     "fast",
     **COMMON,
-    train=config.Train(steps=900, save_every=100, eval_every=100),
+    train=config.Train(steps=600, save_every=100, eval_every=100),
   )
 
 
@@ -55,13 +56,13 @@ def fast_longer():
     name="fast_longer",
     **COMMON,
     init=config.Init("fast"),
-    train=config.Train(steps=900, save_every=100, eval_every=100),
+    train=config.Train(steps=600, save_every=100, eval_every=100),
   )
 
 
 def slow():
   changed = {
-    "data": config.Data(cache="ram", captions_per_visual=4),
+    "data": config.Data(cache="ram", augment="shift", captions_per_visual=4),
     "optim": config.Optim("muon", learning_rate=6e-3, warmup=30),
   }
   return config.Config(
@@ -70,7 +71,7 @@ def slow():
     **(COMMON | changed),
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
     train=config.Train(
-      steps=350, batch_size=64, save_every=100, eval_every=100
+      steps=250, batch_size=64, save_every=100, eval_every=100
     ),
   )
 
@@ -83,5 +84,5 @@ def distill():
     **(COMMON | {"data": data}),
     distill=config.Distill(clusters=4, cluster_size=16),
     init=config.Init("fast", teacher="slow"),
-    train=config.Train(steps=350, batch_size=128, save_every=50, eval_every=50),
+    train=config.Train(steps=300, batch_size=128, save_every=50, eval_every=50),
   )

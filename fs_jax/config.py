@@ -106,7 +106,7 @@ class Vision:
   stack: Stack
   patch: int  # p; the token grid is image_size / p on each side
   pool: Literal["map", "mean", "class"] = "map"  # map = attention pooling
-  stem: int = 0  # channels of a convolution over quarter patches; 0 = none
+  stem: int = 0  # channels of a convolution over quarter patches; 0: none
 
   def __post_init__(self):
     _require(

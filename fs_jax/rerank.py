@@ -44,15 +44,16 @@ class Scorer:
   ) -> Float[np.ndarray, "Q K"]:
     """Log-likelihoods; -inf where a row is -1.
 
-    Shapes on the device come from K and a power of two of queries, so that
-    any number of queries compiles a handful of times.
+    Shapes on the device come from K and a few numbers of queries, so that any
+    number of queries compiles a handful of times.
     """
     text, rows = np.asarray(text, np.int32), np.asarray(rows)
     h = np.empty(rows.shape, np.float32)
     waiting: list[tuple[slice, slice, jax.Array]] = []
-    for queries, columns in _blocks(rows.shape, self._pairs):
+    at_once = max(self._pairs // max(rows.shape[1], 1), 1)
+    for queries, columns in _blocks(rows.shape, at_once, self._pairs):
       block = rows[queries, columns]
-      size = _power_of_two(len(block))
+      size = min(_power_of_two(len(block)), at_once)
       block = np.pad(block, ((0, size - len(block)), (0, 0)), mode="edge")
       words = np.pad(
         text[queries], ((0, size - len(text[queries])), (0, 0)), mode="edge"
@@ -129,10 +130,9 @@ def targets(text: Int[np.ndarray, "Q L"]) -> Float[np.ndarray, " Q"]:
 
 
 def _blocks(
-  shape: tuple[int, ...], pairs: int
+  shape: tuple[int, ...], at_once: int, pairs: int
 ) -> Iterator[tuple[slice, slice]]:
   queries, k = shape
-  at_once = max(1, 1 << (max(pairs // max(k, 1), 1).bit_length() - 1))
   for q in range(0, queries, at_once):
     for start in range(0, k, pairs):
       yield slice(q, q + at_once), slice(start, start + pairs)

@@ -31,7 +31,7 @@ from fs_jax import (
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 
-FIT_K = 50  # Fast's candidates of each validation query that weights are fit on
+FIT_K = 20  # Fast's candidates of each validation query that weights are fit on
 
 
 def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:

@@ -507,10 +507,9 @@ def test_stem_is_a_convolution():
   convolve = functools.partial(
     jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
-  # Windows hold nine patches, each row, column, channel.
-  kernel = params["conv"]["kernel"].reshape(3, 3, patch, patch, 3, hidden)
-  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(6, 6, 3, hidden)
-  seen = convolve(frames, kernel, (patch, patch), [(patch, patch)] * 2)
+  kernel = params["conv"]["kernel"]
+  assert kernel.shape == (2 * patch, 2 * patch, 3, hidden)
+  seen = convolve(frames, kernel, (patch, patch), [(1, 1)] * 2)
   seen += params["conv"]["bias"][None, None, None]
   out = params["out"]
   want = jax.nn.gelu(seen) @ out["kernel"] + out["bias"][None, None, None]
