@@ -13,6 +13,7 @@ INSTALL_REQUIRES = [
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12",
   "numpy>=2.4",
+  "scipy>=1.17",
   "jaxtyping>=0.3.11",
   # configs, flags, paths
   "absl-py>=2.5",
@@ -44,8 +45,11 @@ SERVE = [
   "uvicorn>=0.50",
 ]
 
+VIDEO = ["av>=18.1"]  # MP4 and the like; animated pictures need no more
+
 EXTRAS_REQUIRE = {
   "serve": SERVE,
+  "video": VIDEO,
   "ray": ["ray[serve]>=2.60"],
   # compiling for a TPU topology on a machine without one
   "aot": [
@@ -62,6 +66,7 @@ EXTRAS_REQUIRE = {
   ],
   "dev": [
     *SERVE,
+    *VIDEO,
     "beartype>=0.23",
     "httpx2>=2.16",  # the client that tests of the server use
     "hypothesis>=6.170",

@@ -46,17 +46,18 @@ def fast():
   return config.Config(
     "fast",
     **COMMON,
-    train=config.Train(steps=600, save_every=100, eval_every=100),
+    train=config.Train(steps=500, save_every=100, eval_every=100),
   )
 
 
 def fast_longer():
+  """The control: what distillation and its teacher cost, spent on pairs."""
   return config.Config(
     "fast",
     name="fast_longer",
     **COMMON,
     init=config.Init("fast"),
-    train=config.Train(steps=600, save_every=100, eval_every=100),
+    train=config.Train(steps=1300, save_every=200, eval_every=100),
   )
 
 
@@ -71,7 +72,7 @@ def slow():
     **(COMMON | changed),
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
     train=config.Train(
-      steps=250, batch_size=64, save_every=100, eval_every=100
+      steps=220, batch_size=64, save_every=55, eval_every=110
     ),
   )
 
@@ -84,5 +85,5 @@ def distill():
     **(COMMON | {"data": data}),
     distill=config.Distill(clusters=4, cluster_size=16),
     init=config.Init("fast", teacher="slow"),
-    train=config.Train(steps=300, batch_size=128, save_every=50, eval_every=50),
+    train=config.Train(steps=220, batch_size=128, save_every=55, eval_every=55),
   )

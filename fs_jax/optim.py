@@ -70,13 +70,18 @@ def _as_matrix(
   """Which axes of a kernel are inputs and which outputs; None: not a matrix.
 
   A scanned stack has its layers in front, each a matrix of its own; attention
-  splits a width into heads, which belong together.
+  splits a width into heads, which belong together; a convolution's inputs are
+  its whole window.
   """
   if not name.endswith("/kernel"):
     return None
   first = int(bool(re.search(r"/(blocks|level\d)/", name)))
   axes = tuple(range(first, leaf.ndim))
-  inputs = 2 if len(axes) == 3 and "/out/" in name else 1
+  inputs = 1
+  if len(axes) == 4:  # [height, width, in, out]
+    inputs = 3
+  elif len(axes) == 3 and "/out/" in name:  # [heads, each, out]
+    inputs = 2
   return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
 

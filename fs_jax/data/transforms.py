@@ -157,7 +157,7 @@ def _decode_av(data: bytes, frames: int, source: str) -> np.ndarray:
   except ImportError:
     raise ValueError(
       f"{source}: must be a picture or an animated one, or PyAV must be "
-      "installed; got neither. pip install av"
+      "installed; got neither. pip install fs_jax[video]"
     ) from None
   try:
     # Twice, because a container may not know its length and a whole video
