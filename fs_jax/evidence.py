@@ -10,7 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import files, report, study
+from fs_jax import files, parts, report, study
+from fs_jax import gallery as galleries
 
 EVERY = 1 << 20  # more visuals, and captions of each, than any split has
 
@@ -46,12 +47,14 @@ def _evidence_of(
   stages = ("fast", "slow", "distill", "fast_longer")
   cfgs = {n: study.of_study(get_config(n), parts, seed) for n in stages}
   study.train_all(parts, cfgs)
-  gallery = study.open_gallery(
+  gallery = galleries.open_gallery(
     parts, "test", ("fast", "fast_longer", "distill")
   )
   tokenizer = gallery.slow.tokenizer
-  asked = study.questions(cfgs["fast"].data, "test", tokenizer, study.QUERIES)
-  results = study.answers(parts, gallery, asked, (20,))
+  asked = galleries.questions(
+    cfgs["fast"].data, "test", tokenizer, study.QUERIES
+  )
+  results = galleries.answers(parts, gallery, asked, (20,))
   return study.write_report(
     where / "report.json",
     parts,
@@ -64,17 +67,17 @@ def _evidence_of(
 
 
 def _all_captions(
-  parts: study.Parts, gallery: study.Gallery
+  parts: parts.Parts, gallery: galleries.Gallery
 ) -> list[dict[str, Any]]:
   """Fasts on every caption of the split: they cost nothing, and differ less.
 
   Intervals are over pictures, as everywhere.
   """
   cfg = gallery.slow.cfg
-  asked = study.questions(
+  asked = galleries.questions(
     cfg.data, gallery.split, gallery.slow.tokenizer, EVERY, captions=EVERY
   )
-  results = study.fast_answers(parts, gallery, asked, prefix="every-")
+  results = galleries.fast_answers(parts, gallery, asked, prefix="every-")
   pairs = (("fast_distilled", "fast"), ("fast_distilled", "fast_longer"))
   return [
     pair | {"name": f"{pair['name']}, all {len(asked.texts)} captions"}

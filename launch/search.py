@@ -17,7 +17,8 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from fs_jax import contract, page, rerank, retrieve, runs, store, study
+from fs_jax import cases, contract, rerank, retrieve, runs, store
+from fs_jax import gallery as galleries
 from fs_jax import index as indices
 from fs_jax.data import sources
 from launch import cli
@@ -33,7 +34,7 @@ _SHEET = flags.DEFINE_string("sheet", "search.png", 'picture; "" = none')
 
 def main(argv) -> None:
   query = cli.only(argv, 'say what to look for: search "a fox left of a car"')
-  found = study.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
+  found = galleries.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
   fast = runs.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled
   gallery = indices.load(found.index, {"fast": fast.fast_contract})
@@ -112,12 +113,12 @@ def _draw(query, answer, source) -> None:
   lists = [("Fast", answer.fast)]
   if "rerank" in answer.stages_ms:
     lists.append(("re-ranked", answer.final))
-  shown = min(_K.value, page.COLUMNS)
+  shown = min(_K.value, cases.COLUMNS)
   listed = [
     [int(r) for r in np.asarray(found.rows[0]) if r >= 0][:shown]
     for _, found in lists
   ]
-  page.contact_sheet(
+  cases.contact_sheet(
     _SHEET.value,
     query,
     [list(source.visuals(rows)) for rows in listed],

@@ -19,14 +19,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ("types", "config", "configdict", "paths"),
   ("models", "losses", "metrics", "optim"),
-  ("sharding", "checkpoint", "files", "report", "data"),
+  ("sharding", "checkpoint", "files", "report", "parts", "data"),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
     *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
-    *("attention", "plots"),
+    *("attention", "cases", "figures", "plots"),
   ),
   ("train", "retrieve", "evaluate", "page", "bench", "serve", "plan"),
-  ("study", "evidence"),
+  ("gallery", "study", "evidence"),
 )
 
 # Heavy packages, and the modules (with all under them) that may import them.

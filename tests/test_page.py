@@ -1,13 +1,12 @@
-"""The page: whole, escaped, self-contained; sheets of the right size."""
+"""The page: whole, escaped, self-contained."""
 
 import html.parser
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from fs_jax import attention, page, plots, types
+from fs_jax import attention, cases, page, plots
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 CREDIT = "Drawings: <Somebody>, CC BY-SA 4.0"
@@ -83,15 +82,9 @@ CURVES = {
 }
 
 
-def found(*rows: tuple[int, ...]) -> types.Candidates:
-  listed = np.array(rows, np.int32)
-  falling = -np.arange(listed.shape[1], dtype=np.float32)
-  return types.Candidates(listed, np.where(listed >= 0, falling, -np.inf))
-
-
 def write(path, report=REPORT, text="a <b>star</b> & more"):
-  shown = tuple(page.Shown(picture(i), i == 1, -i / 4) for i in range(5))
-  case = page.Case(text, "drawn by chance", 9, 2, picture(1), (), shown)
+  shown = tuple(cases.Shown(picture(i), i == 1, -i / 4) for i in range(5))
+  case = cases.Case(text, "drawn by chance", 9, 2, picture(1), (), shown)
   hidden = case._replace(final=(), before=None)
   maps = (np.ones((1, 1)), np.eye(2) / 2)
   words = [
@@ -177,98 +170,6 @@ def test_extras_may_be_missing(tmp_path):
   assert "other" in said
   assert "Answers" not in said
   assert "look-alikes" not in said
-
-
-def test_cases_are_drawn_then_the_extremes():
-  queries, k = 40, 12
-  positives = np.full((queries, 2), -1, np.int32)
-  positives[:, 0] = 100
-  fast = np.tile(np.arange(k, dtype=np.int32), (queries, 1))
-  final = fast.copy()
-  fast[:, 3] = final[:, 3] = 100  # rank 4 twice
-  final[5], final[9] = np.arange(k), np.arange(k)  # 5: lost; 9: to rank 1
-  final[9, 0] = 100
-  chosen = page.choose_cases(found(*fast), found(*final), positives, 12, 3)
-  drawn, picked = chosen[:12], chosen[12:]
-  assert {one.why for one in drawn} == {"drawn by chance"}
-  assert len({one.query for one in drawn}) == 12
-  again = page.choose_cases(found(*final), found(*final), positives, 12, 3)
-  assert [one.query for one in again] == [one.query for one in drawn]
-  assert [tuple(one) for one in picked] == [
-    (5, "picked: re-ranking hurt most", 4, None),
-    (9, "picked: re-ranking helped most", 4, 1),
-  ]
-
-
-def test_an_extreme_that_was_drawn_comes_once():
-  positives = np.array([[7], [7]], np.int32)
-  fast, final = found((7, 1), (1, 7)), found((1, 7), (1, 7))
-  chosen = page.choose_cases(fast, final, positives, 2)
-  assert sorted(chosen) == [
-    (0, "drawn by chance; also: re-ranking hurt most", 1, 2),
-    (1, "drawn by chance", 2, 2),
-  ]
-
-
-def test_cases_show_what_was_listed():
-  pictures = np.concatenate([picture(i) for i in range(8)])[:, None]
-  fast, final = found((4, 2, 7, 1, 0, 3)), found((2, 4, -1, -1, -1, -1))
-  positives = np.array([[2, -1]], np.int32)
-  choices = page.choose_cases(fast, final, positives, 1)[:1]
-  (case,) = page.show_cases(
-    choices, ["text"], fast, final, positives, lambda rows: pictures[rows]
-  )
-  assert (case.before, case.after) == (2, 1)
-  assert [one.true for one in case.fast] == [False, True, False, False, False]
-  assert [one.true for one in case.final] == [True, False]
-  assert [one.score for one in case.final] == [0, -1]
-  np.testing.assert_array_equal(case.final[0].picture, pictures[2])
-  np.testing.assert_array_equal(case.true, pictures[2])
-
-
-def test_sheet_frames_the_true_picture(tmp_path):
-  path = tmp_path / "sheet.png"
-  rows = [[picture(i) for i in range(12)], [picture(0, (16, 8))]]
-  page.contact_sheet(
-    path, "a long query " * 30, rows, ["Fast", "Slow"], CREDIT, [2, None]
-  )
-  with Image.open(path) as image:
-    sheet = np.asarray(image)
-  assert page.SIDE * 10 < sheet.shape[1] < page.SIDE * 12
-  assert page.SIDE * 2 < sheet.shape[0] < page.SIDE * 4
-  green = np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1)
-  y, x = np.nonzero(green)
-  column = (x.mean() - x.min()) / page.SIDE
-  assert 0.3 < column < 0.7  # one square, not two
-  edge = page.SIDE + 8
-  assert green[y.min()].sum() == edge
-  page.contact_sheet(path, "q", rows, ["Fast", "Slow"], CREDIT)
-  with Image.open(path) as image:
-    sheet = np.asarray(image)
-  assert not np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1).any()
-
-
-def test_sheet_writes_scores_under_pictures(tmp_path):
-  drawn = []
-  for scores in (None, [[0.5, -1.25]], [[0.5, -1.5]]):
-    path = tmp_path / f"{len(drawn)}.png"
-    page.contact_sheet(
-      path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=scores
-    )
-    with Image.open(path) as image:
-      drawn.append(np.asarray(image))
-  assert drawn[0].shape == drawn[1].shape == drawn[2].shape
-  assert (drawn[0] != drawn[1]).any()
-  assert (drawn[1] != drawn[2]).any()
-  with pytest.raises(ValueError, match=r"\[1\] scores for \[2\] pictures"):
-    page.contact_sheet(
-      path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=[[1.0]]
-    )
-
-
-def test_sheet_needs_a_label_a_row(tmp_path):
-  with pytest.raises(ValueError, match="2 rows, 1 labels, 2 places"):
-    page.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)
 
 
 @pytest.mark.parametrize(

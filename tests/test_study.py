@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import loop, report, runs, study, train
+from fs_jax import gallery, loop, report, runs, study, train
 from tests import tiny
 
 STAGES = ("fast", "slow", "distill")
@@ -28,7 +28,7 @@ class Made(NamedTuple):
 def quickstart(folder, seed=0):
   with (
     mock.patch.object(jax, "devices", return_value=jax.devices()[:1]),
-    mock.patch.multiple(study, QUERIES=QUERIES, WARM=2, LOOKS=1, KS=(5, 20)),
+    mock.patch.multiple(study, QUERIES=QUERIES, LOOKS=1, KS=(5, 20)),
   ):
     return study.quickstart(tiny.get_config, folder, seed=seed)
 
@@ -102,7 +102,7 @@ def test_a_study_killed_on_its_way_ends_with_the_same_numbers(whole, killed):
     assert whole.report[key] == killed.report[key], key
   for name in rows_of(whole):
     a, b = (
-      study.read_answers(made.folder / "answers" / name)
+      gallery.read_answers(made.folder / "answers" / name)
       for made in (whole, killed)
     )
     jax.tree.map(np.testing.assert_array_equal, a.found, b.found)

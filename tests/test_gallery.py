@@ -1,0 +1,134 @@
+"""The gallery of a study: who is asked what, what is kept, where it lies.
+
+That rankers answer right is for test_study.py and test_launch.py.
+"""
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from fs_jax import config, gallery, parts, runs, types
+from fs_jax.data import sources
+
+
+class Letters:
+  """A tokenizer of the first letter."""
+
+  def encode(self, texts):
+    return np.array([[ord(text[0])] for text in texts], np.int32)
+
+
+@pytest.fixture
+def split(monkeypatch):
+  """Six visuals of two captions: a pair of look-alikes, three, one alone."""
+  source = sources.Source(
+    ids=tuple("abcdef"),
+    all_captions=tuple((f"{x} one", f"{x} two") for x in "abcdef"),
+    groups=np.array([0, 0, 1, 1, 1, -1], np.int32),
+    visuals=lambda rows: np.zeros((len(rows), 1, 2, 2, 3), np.uint8),
+  )
+  monkeypatch.setattr(sources, "open_split", lambda *_, **__: source)
+
+
+@pytest.mark.usefixtures("split")
+def test_questions_are_spread_and_know_their_look_alikes():
+  asked = gallery.questions(config.Data(), "test", Letters(), 3)
+  assert asked.texts == ("a one", "c one", "f one")
+  np.testing.assert_array_equal(asked.tokens[:, 0], [ord(x) for x in "acf"])
+  truth = asked.truth
+  assert truth.gallery == 6
+  np.testing.assert_array_equal(truth.positives, [[0], [2], [5]])
+  np.testing.assert_array_equal(
+    truth.groups, [[0, 1, -1], [2, 3, 4], [5, -1, -1]]
+  )
+
+
+@pytest.mark.usefixtures("split")
+def test_captions_of_a_visual_are_one_cluster():
+  asked = gallery.questions(config.Data(), "test", Letters(), 99, captions=99)
+  assert len(asked.texts) == 12  # no visual twice
+  np.testing.assert_array_equal(
+    asked.truth.clusters, np.repeat(np.arange(6), 2)
+  )
+
+
+def found(rows):
+  listed = np.array(rows, np.int32)
+  return types.Candidates(listed, np.zeros(listed.shape, np.float32))
+
+
+class Ranker:
+  """Says the same to everybody; notes how many asked at once."""
+
+  def __init__(self, asked):
+    self.asked, self.stages_ms = asked, {"encode": 0.5}
+
+  def __call__(self, text):
+    self.asked.append(len(text))
+    return found([[4, 2]] * len(text))
+
+
+@pytest.mark.parametrize(("warm", "first"), [(None, 3), (2, 2)])
+def test_answers_are_kept_and_read_again(tmp_path, warm, first):
+  asked = []
+
+  def rank():
+    return gallery.rank(
+      parts.Parts(tmp_path),
+      "some",
+      lambda: Ranker(asked),
+      lambda: found([[2], [2], [2]]),
+      np.zeros((3, 1), np.int32),
+      warm=warm,
+    )
+
+  said = rank()
+  assert asked == [first, 3]  # to warm up, then all
+  assert said.stages_ms == {"encode": 0.5}
+  np.testing.assert_array_equal(said.found.rows, [[4, 2]] * 3)
+  np.testing.assert_array_equal(said.in_group.rows, [[2]] * 3)
+  jax.tree.map(np.testing.assert_array_equal, said, rank())
+  assert asked == [first, 3]  # nobody is asked twice
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """Two Fasts and their judge, trained, as far as files tell."""
+  workdir = epath.Path(tmp_path)
+  for stage in ("fast", "slow", "distill"):
+    (workdir / stage).mkdir()
+    (workdir / stage / runs.DONE).touch()
+  return workdir
+
+
+def test_the_distilled_fast_is_found_before_the_other(workdir):
+  kept = workdir / "gallery" / "test"
+  (kept / "fast" / "index").mkdir(parents=True)
+  found = gallery.find_gallery(workdir, "test")
+  assert (found.fast, found.fit) == (workdir / "fast", workdir / "slow")
+  (kept / "distill" / "index").mkdir(parents=True)
+  assert gallery.find_gallery(workdir, "test") == gallery.Found(
+    fast=workdir / "distill",
+    slow=workdir / "slow",
+    fit=workdir / "distill",
+    index=kept / "distill" / "index",
+    store=kept / "store",
+  )
+
+
+def test_what_programs_one_by_one_leave_is_found(workdir):
+  (workdir / "gallery" / "index").mkdir(parents=True)
+  found = gallery.find_gallery(workdir, "test")
+  assert found.fast == workdir / "distill"
+  assert found.index == workdir / "gallery" / "index"
+  assert found.store == workdir / "gallery" / "store"
+
+
+def test_what_is_missing_is_said(workdir, tmp_path):
+  with pytest.raises(ValueError, match="index of split 'test'; got none"):
+    gallery.find_gallery(workdir, "test")
+  with pytest.raises(
+    ValueError, match="a trained fast or distill; got neither"
+  ):
+    gallery.find_gallery(epath.Path(tmp_path / "empty"), "test")
