@@ -46,7 +46,7 @@ def fast():
   return config.Config(
     "fast",
     **COMMON,
-    train=config.Train(steps=500, save_every=100, eval_every=100),
+    train=config.Train(steps=400, save_every=100, eval_every=100),
   )
 
 
@@ -71,9 +71,7 @@ def slow():
     slow=SLOW,
     **(COMMON | changed),
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
-    train=config.Train(
-      steps=220, batch_size=64, save_every=55, eval_every=110
-    ),
+    train=config.Train(steps=220, batch_size=64, save_every=55, eval_every=110),
   )
 
 
@@ -83,7 +81,7 @@ def distill():
     "distill",
     slow=SLOW,
     **(COMMON | {"data": data}),
-    distill=config.Distill(clusters=4, cluster_size=16),
+    distill=config.Distill(clusters=6, cluster_size=16),
     init=config.Init("fast", teacher="slow"),
-    train=config.Train(steps=220, batch_size=128, save_every=55, eval_every=55),
+    train=config.Train(steps=300, batch_size=64, save_every=50, eval_every=50),
   )

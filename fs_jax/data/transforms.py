@@ -162,10 +162,10 @@ def _decode_av(data: bytes, frames: int, source: str) -> np.ndarray:
   try:
     # Twice, because a container may not know its length and a whole video
     # does not fit into memory.
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
       count = sum(1 for _ in container.decode(video=0))
     chosen = spaced(count, frames)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
       found = {
         i: frame.to_ndarray(format="rgb24")
         for i, frame in enumerate(container.decode(video=0))

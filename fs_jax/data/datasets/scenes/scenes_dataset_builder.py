@@ -37,7 +37,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
   name: str = ""
   seed: int = 0  # of every random draw
-  train: int = 5_000  # captioned pictures
+  train: int = 1_500  # captioned pictures
   uncaptioned: int = 20_000  # pictures without captions
   validation_groups: int = 128  # of 4 pictures
   test_groups: int = 256  # of 4 pictures, drawn by two artists
