@@ -217,6 +217,9 @@ class Distill:
   cluster_size: int = 16
   candidates: Literal["top_k", "batch"] = "top_k"  # top_k = Fast's neighbours
   lists: int = 4096  # clusters mined before training starts
+  # Online, Slow judges what each step brings. Offline it judges every list once
+  # before: a step then costs what Fast costs, and lists are seen again.
+  teacher: Literal["online", "offline"] = "online"
   temperature: float = 0.0  # tau over the teacher's scores; 0 = as fitted
 
   def __post_init__(self):

@@ -5,10 +5,20 @@ captioned or not, with the captions of the G nearest captioned ones. Slow then
 says which of them each caption explains: that is what Fast has to learn.
 """
 
+import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import config, contract, encode, exact, files, runs
+from fs_jax import (
+  config,
+  contract,
+  encode,
+  exact,
+  files,
+  report,
+  runs,
+  tasks,
+)
 from fs_jax.data import pipeline, sources
 
 
@@ -70,3 +80,53 @@ def clusters(
   return pipeline.Clusters(
     both, np.load(path / "visual.npy"), np.load(path / "text.npy")
   )
+
+
+def judged(
+  teacher: runs.Run,
+  captioned: sources.Source,
+  found: pipeline.Clusters,
+  cfg: config.Config,
+  folder: epath.Path,
+) -> pipeline.Clusters:
+  """The same clusters with what Slow says of them, read if it was said before.
+
+  Args:
+    teacher: a trained Slow.
+    captioned: the training split.
+    found: mined clusters.
+    cfg: of the stage that distils.
+    folder: of that stage; scores go to judged/ in it.
+
+  Raises:
+    ValueError: scores on disk that another Slow gave, or to other clusters.
+  """
+  path = folder / "judged"
+  lists = {"visual": found.visual, "text": found.text}
+  parts = {
+    "slow": teacher.slow_contract(),
+    "clusters": {"digest": contract.digest(lists)},
+  }
+  if not (path / files.MANIFEST).exists():
+    score = jax.jit(tasks.judge(cfg, teacher.tokenizer.vocab_size))
+    n, size = found.visual.shape
+    said = []
+    with report.Bar(f"{cfg.folder}: Slow judges clusters", n) as bar:
+      for batch in pipeline.cluster_batches(
+        captioned, teacher.tokenizer, cfg, found
+      ):
+        h = np.asarray(score(teacher.params["slow"], batch))[batch.mask]
+        said.append(h)
+        bar.advance(sum(map(len, said)) // size)
+    with files.folder(path) as temporary:
+      scores = np.concatenate(said).reshape(n, size, size)
+      files.write_array(temporary / "h.npy", scores.astype("<f4"))
+      files.write_manifest(temporary, {"kind": "judged", "contract": parts})
+  contract.check_all(
+    parts,
+    files.read_manifest(path, "judged")["contract"],
+    ours_name="this run",
+    theirs_name=str(path),
+    mend="delete that folder to judge again",
+  )
+  return found._replace(judged=np.load(path / "h.npy"))

@@ -4,6 +4,7 @@ Parameters are {"fast": ...} or {"slow": ...}; a teacher's are a separate,
 frozen argument, never a closure: they are sharded and placed like any others.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -138,30 +139,25 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
 def distill(cfg: config.Config, vocabulary: int) -> types.Task:
   """Contrastive on captioned pairs, plus Slow's opinion on clusters.
 
-  frozen = {"slow": parameters, "gamma": [], "tau": []}; the teacher judges
-  every caption of a cluster against every visual of it, in this same step.
+  frozen = {"slow": parameters, "gamma": [], "tau": []}. Online, the teacher
+  judges every caption of a cluster against every visual of it in this same
+  step; offline, the batch brings what it said, and "slow" is not needed.
   """
   student = fast_model(cfg, vocabulary)
-  teacher = slow_model(cfg, vocabulary)
   size = cfg.distill.cluster_size
+  teacher = judge(cfg, vocabulary)
 
   def init(key):
     return {"fast": student.init(key, *_sample(cfg))["params"]}
 
-  def judge(frozen, batch):
+  def taught(frozen, batch):
     """u / tau as [clusters, captions, visuals]."""
-    params, visual = frozen["slow"], pixels(cfg, batch.visual)
-    memory = apply(teacher, params, visual, method="encode_visual")
-    text = batch.text.reshape(-1, size, batch.text.shape[-1])
-    states = apply(teacher, params, batch.text, method="read")
-    states = states.reshape(-1, size, *states.shape[1:])
-    # Each of a cluster's visuals sees all of its captions.
-    states = jnp.repeat(states, size, axis=0)
-    each = jnp.repeat(text, size, axis=0)
-    h = apply(teacher, params, memory, states, each, method="score")
-    u = h / slow_models.targets_of(each) ** frozen["gamma"]
-    u = u.reshape(-1, size, size).transpose(0, 2, 1)
-    return u / frozen["tau"]
+    h = batch.judged
+    if cfg.distill.teacher == "online":
+      h = teacher(frozen["slow"], batch.clusters)
+    n = slow_models.targets_of(jnp.asarray(batch.clusters.text))[:, None]
+    u = h / n ** frozen["gamma"]
+    return u.reshape(-1, size, size) / frozen["tau"]
 
   def loss(trained, frozen, batch, key):
     contrast, metrics = _contrastive(
@@ -180,7 +176,7 @@ def distill(cfg: config.Config, vocabulary: int) -> types.Task:
     text = out["text"].reshape(-1, size, cfg.fast.embed)
     learned = out["scale"] * jnp.einsum("ctd,cvd->ctv", text, visual)
     mask = clusters.mask.reshape(-1, 1, size) & jnp.ones((1, size, 1), bool)
-    teach, entropy = losses.distillation(judge(frozen, clusters), learned, mask)
+    teach, entropy = losses.distillation(taught(frozen, batch), learned, mask)
     total = contrast + cfg.distill.alpha * teach
     metrics |= {
       "contrastive": contrast,
@@ -190,6 +186,31 @@ def distill(cfg: config.Config, vocabulary: int) -> types.Task:
     return total, metrics
 
   return types.Task(init, loss)
+
+
+def judge(
+  cfg: config.Config, vocabulary: int
+) -> Callable[[types.Params, types.Batch], jax.Array]:
+  """What a teacher does: (Slow's parameters, whole clusters) -> h [B,G].
+
+  Row r is caption r of the batch against the G = `distill.cluster_size` visuals
+  of its cluster, nats.
+  """
+  model, size = slow_model(cfg, vocabulary), cfg.distill.cluster_size
+
+  def score(params: types.Params, batch: types.Batch) -> jax.Array:
+    seen = pixels(cfg, batch.visual)
+    memory = apply(model, params, seen, method="encode_visual")
+    text = batch.text.reshape(-1, size, batch.text.shape[-1])
+    states = apply(model, params, batch.text, method="read")
+    states = states.reshape(-1, size, *states.shape[1:])
+    # Each of a cluster's visuals sees all of its captions.
+    states = jnp.repeat(states, size, axis=0)
+    each = jnp.repeat(text, size, axis=0)
+    h = apply(model, params, memory, states, each, method="score")
+    return h.reshape(-1, size, size).transpose(0, 2, 1).reshape(-1, size)
+
+  return score
 
 
 def _contrastive(cfg, model, params, batch: types.Batch, key):

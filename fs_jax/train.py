@@ -52,6 +52,8 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
     loop.prepare(cfg, tokenizer)  # says what is wrong before anything is mined
     runs.begin(where, cfg, tokenizer)
     clusters = _clusters(cfg, donor, source, where)
+    if teacher is not None and cfg.distill.teacher == "offline":
+      clusters = mine.judged(teacher, source, clusters, cfg, where)
 
   def batches(start: int, rows: slice):
     return pipeline.train_batches(
@@ -168,6 +170,8 @@ def _frozen(cfg: config.Config, teacher: runs.Run) -> types.Params:
     return frozen
   fit = runs.load_fit(teacher.folder)
   tau = cfg.distill.temperature or fit.tau
+  if cfg.distill.teacher == "offline":
+    frozen = {}  # it has said all
   return frozen | {"gamma": np.float32(fit.gamma), "tau": np.float32(tau)}
 
 

@@ -41,11 +41,13 @@ class DistillBatch(NamedTuple):
 
   `clusters` holds whole clusters of `cluster_size` visuals side by side, with
   as many captions; the teacher judges every caption of a cluster against every
-  visual of it. Its visuals need no caption of their own.
+  visual of it. Its visuals need no caption of their own. An offline teacher has
+  judged them before: row r of `judged` is caption r against its whole cluster.
   """
 
   pairs: Batch
   clusters: Batch
+  judged: Array | None = None  # float32 [B,cluster_size], nats
 
 
 class Level(NamedTuple):

@@ -1,14 +1,18 @@
 """Clusters: what a Fast confuses, mined once and read by that Fast only."""
 
+import dataclasses
+import itertools
 import types as builtin
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, encode, mine
-from fs_jax.data import sources
+from fs_jax import config, encode, mine, runs, tasks
+from fs_jax.data import pipeline, sources
+from fs_jax.data import tokenizer as tokenizers
 from tests import small
 
 CAPTIONED, MORE, SIZE = 12, 7, 4
@@ -112,6 +116,48 @@ def test_a_cluster_no_larger_than_the_split(tmp_path):
     ValueError, match=r"distill\.cluster_size: must be at most the 3 captioned"
   ):
     clusters(tmp_path / "few", captioned=SIZE - 1)
+
+
+def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
+  """Offline scores are the online teacher's, list by list; then they are read."""
+  cfg = small.cfg("distill", distill={"teacher": "offline", "lists": 5})
+  tok = tokenizers.train(["red fox", "blue car"], cfg.tokens)
+  task = tasks.make(small.cfg("slow"), tok.vocab_size)
+  params = task.init(jax.random.key(0))
+  slow = runs.Run(epath.Path(tmp_path), small.cfg("slow"), tok, params, 0)
+  own = dataclasses.replace(
+    source(CAPTIONED, "own"),
+    all_captions=(("red fox", "blue car"),) * CAPTIONED,
+    visuals=lambda rows: np.stack(
+      [
+        np.random.default_rng(row).integers(
+          0, 256, (1, small.IMAGE, small.IMAGE, 3), np.uint8
+        )
+        for row in rows
+      ]
+    ),
+  )
+  rng = np.random.default_rng(0)
+  found = pipeline.Clusters(
+    own, *rng.integers(0, CAPTIONED, (2, 5, SIZE)).astype(np.int32)
+  )
+  made = mine.judged(slow, own, found, cfg, tmp_path)
+  assert made.judged.shape == (5, SIZE, SIZE)
+  batches = pipeline.train_batches(own, tok, cfg, start=0, clusters=made)
+  score = jax.jit(tasks.judge(cfg, tok.vocab_size))
+  for batch in itertools.islice(batches, 4):
+    np.testing.assert_allclose(
+      batch.judged, score(params["slow"], batch.clusters), rtol=1e-5
+    )
+  with mock.patch.object(tasks, "judge", side_effect=AssertionError):
+    again = mine.judged(slow, own, found, cfg, tmp_path)
+  np.testing.assert_array_equal(made.judged, again.judged)
+  other = found._replace(text=found.text[::-1])
+  with pytest.raises(ValueError, match="delete that folder to judge again"):
+    mine.judged(slow, own, other, cfg, tmp_path)
+  changed = slow._replace(params=jax.tree.map(lambda x: x + 1, params))
+  with pytest.raises(ValueError, match="delete that folder to judge again"):
+    mine.judged(changed, own, found, cfg, tmp_path)
 
 
 def test_lists_of_a_batch_need_no_fast(tmp_path):

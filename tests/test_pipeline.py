@@ -62,6 +62,8 @@ def assert_same(a, b):
   for x, y in zip(a, b, strict=True):
     if isinstance(x, tuple):
       assert_same(x, y)
+    elif x is None:
+      assert y is None
     else:
       assert x.dtype == y.dtype
       np.testing.assert_array_equal(x, y)
@@ -70,7 +72,9 @@ def assert_same(a, b):
 def joined(parts):
   """Batches of contiguous rows -> the batch of all of them."""
   if isinstance(parts[0], types.DistillBatch):
-    return types.DistillBatch(*(joined(p) for p in zip(*parts, strict=True)))
+    pairs, clusters, judged = zip(*parts, strict=True)
+    judged = None if judged[0] is None else np.concatenate(judged)
+    return types.DistillBatch(joined(pairs), joined(clusters), judged)
   return types.Batch(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
@@ -115,9 +119,12 @@ def test_resumed_is_uninterrupted(source, tok, distil, threads):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("distil", [False, True])
+@pytest.mark.parametrize("distil", ["", "online", "offline"])
 def test_slices_of_processes_make_the_batch(source, tok, processes, distil):
   clusters = make_clusters(source) if distil else None
+  if distil == "offline":
+    judged = np.arange(80, dtype=np.float32).reshape(5, 4, 4)
+    clusters = clusters._replace(judged=judged)
   kw = {"start": 3, "clusters": clusters}
   whole = take(pipeline.train_batches(source, tok, make_cfg(), **kw), 4)
   each = BATCH // processes
@@ -192,10 +199,12 @@ def test_clusters_are_whole_and_each_comes_once_an_epoch(source, tok):
     source, tok, make_cfg(augment="none"), start=0, clusters=clusters
   )
   seen = []
-  for pairs, judged in take(batches, 5):  # 5 steps of 2 of 5: two epochs
+  for pairs, judged, said_before in take(
+    batches, 5
+  ):  # 5 steps of 2 of 5: two epochs
     assert pairs.visual.shape[0] == BATCH and pairs.text.shape[0] == 2 * BATCH
     assert judged.visual.shape == (8, 1, 8, 8, 3) and judged.mask.all()
-    assert judged.text.shape == (8, 5)
+    assert judged.text.shape == (8, 5) and said_before is None
     np.testing.assert_array_equal(
       judged.visual[:, 0, 0, 0, 1], judged.visual_id
     )
@@ -210,6 +219,26 @@ def test_clusters_are_whole_and_each_comes_once_an_epoch(source, tok):
       for row, text in zip(clusters.text[rows[0]], said[part], strict=True):
         assert text in captions_of(row)
   assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
+
+
+def test_what_a_teacher_judged_comes_with_its_cluster(source, tok):
+  """Offline: numbers that name their pair come back beside that pair."""
+  clusters = make_clusters(source)
+  cfg = make_cfg(clusters=2, augment="none")
+  asked = joined(take(pipeline.cluster_batches(source, tok, cfg, clusters), 3))
+  assert asked.mask.tolist() == [True] * 20 + [False] * 4  # 5 clusters of 4
+  np.testing.assert_array_equal(asked.visual_id[-4:], clusters.visual[-1])
+  np.testing.assert_array_equal(asked.visual_id[:20], clusters.visual.ravel())
+  np.testing.assert_array_equal(asked.visual[:, 0, 0, 0, 1], asked.visual_id)
+  text_id = asked.text_id[:20].reshape(5, 4, 1)
+  judged = 1000.0 * text_id + clusters.visual[:, None]
+  batches = pipeline.train_batches(
+    source, tok, cfg, start=0, clusters=clusters._replace(judged=judged)
+  )
+  for _, rows, h in take(batches, 5):
+    for part in (slice(0, 4), slice(4, 8)):
+      want = 1000 * rows.text_id[part, None] + rows.visual_id[None, part]
+      np.testing.assert_array_equal(h[part], want)
 
 
 def test_the_last_padded_batch_counts_once(source, tok):

@@ -33,6 +33,9 @@ class Clusters(NamedTuple):
   source: sources.Source  # the captioned visuals first, then any others
   visual: np.ndarray  # int32 [n,G], rows of `source`
   text: np.ndarray  # int32 [n,G], captioned rows, whose captions are judged
+  # float32 [n,G,G], caption by visual, nats: what an offline teacher said.
+  # Captions are then the same whenever a cluster is seen.
+  judged: np.ndarray | None = None
 
 
 def train_batches(
@@ -76,15 +79,53 @@ def train_batches(
   judged = cfg.distill.clusters * width
   first, last = (_proportion(r, size, judged) for r in (rows.start, rows.stop))
 
+  said = None
+  if clusters.judged is not None:
+    said = _picked(captions, cfg, clusters.text.ravel(), 0)
+
   def distil_step(t: int) -> types.DistillBatch:
+    pairs = make(t * size + rows.start, rows.stop - rows.start)
+    numbers = np.arange(t * judged + first, t * judged + last)
     return types.DistillBatch(
-      pairs=make(t * size + rows.start, rows.stop - rows.start),
-      clusters=_judged(
-        clusters, captions, cfg, t * judged + first, last - first
-      ),
+      pairs, *_clustered(clusters, captions, cfg, said, numbers)
     )
 
   return _prefetched(distil_step, range(start, sys.maxsize), cfg.data.threads)
+
+
+def cluster_batches(
+  source: sources.Source,
+  tok: tokenizer.Tokenizer,
+  cfg: config.Config,
+  clusters: Clusters,
+) -> Iterator[types.Batch]:
+  """Every cluster once, in order, for an offline teacher to judge.
+
+  `cfg.distill.clusters` of them a step, visuals as evaluation sees them, each
+  with the captions that `train_batches` gives it. Rows past the end repeat the
+  last cluster and are masked.
+  """
+  _check_clusters(clusters, source)
+  captions = _captions(source, tok)
+  _require_captions(source, captions, np.unique(clusters.text))
+  said = _picked(captions, cfg, clusters.text.ravel(), 0)
+  flat = clusters.visual.ravel()
+  rows = cfg.distill.clusters * clusters.visual.shape[1]
+
+  def step(t: int) -> types.Batch:
+    numbers = np.arange(t * rows, (t + 1) * rows)
+    mask = numbers < len(flat)
+    width = clusters.visual.shape[1]
+    numbers = np.where(mask, numbers, len(flat) - width + numbers % width)
+    return types.Batch(
+      visual=_resized(clusters.source.visuals(flat[numbers]), cfg.data),
+      text=captions.tokens[said[numbers]],
+      visual_id=flat[numbers].astype(np.int32),
+      text_id=said[numbers],
+      mask=mask,
+    )
+
+  return _prefetched(step, range(math.ceil(len(flat) / rows)), cfg.data.threads)
 
 
 def eval_batches(
@@ -200,36 +241,52 @@ def _pairs(
   )
 
 
-def _judged(
+def _clustered(
   clusters: Clusters,
   captions: _Captions,
   cfg: config.Config,
-  first: int,
-  count: int,
-) -> types.Batch:
-  """Rows first .. first + count - 1 of the shuffled, repeated clusters."""
+  said: np.ndarray | None,
+  numbers: np.ndarray,
+) -> tuple[types.Batch, np.ndarray | None]:
+  """Consecutive rows of the shuffled, repeated clusters, and their judgement.
+
+  `said` is the text_id of each row of all clusters, where it never changes.
+  """
   n, width = clusters.visual.shape
-  cluster, column = np.divmod(np.arange(first, first + count), width)
+  cluster, column = np.divmod(numbers, width)
   low, high = int(cluster[0]), int(cluster[-1])
   chosen = _shuffled(cfg.seed, _SHUFFLE + _CLUSTERS, low, high - low + 1, n)
   chosen = chosen[cluster - low]
   visual_id = clusters.visual[chosen, column]
-  said = clusters.text[chosen, column]
-  order = _choices(
-    (cfg.seed, _CAPTION + _CLUSTERS),
-    first,
-    captions.counts[said],
-    1,
-    int(captions.counts.max()),
-  )
-  text_id = captions.pick(said, order)
-  return types.Batch(
+  first = int(numbers[0])
+  if said is None:
+    text_id = _picked(captions, cfg, clusters.text[chosen, column], first)
+  else:
+    text_id = said[chosen * width + column]
+  made = types.Batch(
     visual=_seen(clusters.source, visual_id, cfg, _CROP + _CLUSTERS, first),
     text=captions.tokens[text_id],
     visual_id=visual_id.astype(np.int32),
     text_id=text_id,
-    mask=np.ones(count, bool),
+    mask=np.ones(len(numbers), bool),
   )
+  if clusters.judged is None:
+    return made, None
+  return made, clusters.judged[chosen, column]
+
+
+def _picked(
+  captions: _Captions, cfg: config.Config, visuals: np.ndarray, first: int
+) -> np.ndarray:
+  """One caption of each captioned visual: text_id, by the number of its row."""
+  order = _choices(
+    (cfg.seed, _CAPTION + _CLUSTERS),
+    first,
+    captions.counts[visuals],
+    1,
+    int(captions.counts.max()),
+  )
+  return captions.pick(visuals, order)
 
 
 def _seen(
