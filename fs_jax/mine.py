@@ -21,6 +21,8 @@ from fs_jax import (
 )
 from fs_jax.data import pipeline, sources
 
+PAIRS = 512  # judged at once: more would not stay in a CPU's caches
+
 
 def clusters(
   run: runs.Run | None,
@@ -113,7 +115,7 @@ def judged(
     said = []
     with report.Bar(f"{cfg.folder}: Slow judges clusters", n) as bar:
       for batch in pipeline.cluster_batches(
-        captioned, teacher.tokenizer, cfg, found
+        captioned, teacher.tokenizer, cfg, found, max(PAIRS // size**2, 1)
       ):
         h = np.asarray(score(teacher.params["slow"], batch))[batch.mask]
         said.append(h)

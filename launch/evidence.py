@@ -2,9 +2,10 @@
 
   python -m launch.evidence --workdir=runs/evidence
 
-For each seed: Fast, Fast given as much time again ("fast_longer"), Slow,
-distilled Fast, all rankers on the same test queries. Prints and writes
-evidence.json and evidence.md, verdicts included. Killed, it goes on.
+For each seed: Fast, Fast given all the time of distillation and its teacher
+("fast_longer"), Slow, distilled Fast; all rankers on the same test queries.
+Prints and writes evidence.json and evidence.md, verdicts included. Killed, it
+goes on.
 """
 
 from absl import flags

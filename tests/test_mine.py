@@ -119,7 +119,7 @@ def test_a_cluster_no_larger_than_the_split(tmp_path):
 
 
 def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
-  """Offline scores are the online teacher's, list by list; then they are read."""
+  """Offline scores are the online teacher's, list by list; then only read."""
   cfg = small.cfg("distill", distill={"teacher": "offline", "lists": 5})
   tok = tokenizers.train(["red fox", "blue car"], cfg.tokens)
   task = tasks.make(small.cfg("slow"), tok.vocab_size)

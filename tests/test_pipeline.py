@@ -225,7 +225,9 @@ def test_what_a_teacher_judged_comes_with_its_cluster(source, tok):
   """Offline: numbers that name their pair come back beside that pair."""
   clusters = make_clusters(source)
   cfg = make_cfg(clusters=2, augment="none")
-  asked = joined(take(pipeline.cluster_batches(source, tok, cfg, clusters), 3))
+  asked = joined(
+    take(pipeline.cluster_batches(source, tok, cfg, clusters, 2), 3)
+  )
   assert asked.mask.tolist() == [True] * 20 + [False] * 4  # 5 clusters of 4
   np.testing.assert_array_equal(asked.visual_id[-4:], clusters.visual[-1])
   np.testing.assert_array_equal(asked.visual_id[:20], clusters.visual.ravel())

@@ -33,12 +33,14 @@ def get_config(stage: str = "fast"):
       ),
       # Slow learns so much that its scores say something: a fit needs that.
       optim=config.Optim("muon", learning_rate=2e-2, warmup=1),
-      distill=config.Distill(clusters=2, cluster_size=4, lists=8),
+      distill=dataclasses.replace(
+        cfg.distill, clusters=2, cluster_size=4, lists=8
+      ),
       train=config.Train(
         steps=16 if stage == "slow" else 4,
         batch_size=16,
         log_every=2,
-        save_every=20 if stage == "slow" else 2,
+        save_every=8 if stage == "slow" else 2,
       ),
     )
   )

@@ -98,19 +98,20 @@ def cluster_batches(
   tok: tokenizer.Tokenizer,
   cfg: config.Config,
   clusters: Clusters,
+  count: int,
 ) -> Iterator[types.Batch]:
   """Every cluster once, in order, for an offline teacher to judge.
 
-  `cfg.distill.clusters` of them a step, visuals as evaluation sees them, each
-  with the captions that `train_batches` gives it. Rows past the end repeat the
-  last cluster and are masked.
+  `count` of them a step, visuals as evaluation sees them, each with the
+  captions that `train_batches` gives it. Rows past the end repeat the last
+  cluster and are masked.
   """
   _check_clusters(clusters, source)
   captions = _captions(source, tok)
   _require_captions(source, captions, np.unique(clusters.text))
   said = _picked(captions, cfg, clusters.text.ravel(), 0)
   flat = clusters.visual.ravel()
-  rows = cfg.distill.clusters * clusters.visual.shape[1]
+  rows = count * clusters.visual.shape[1]
 
   def step(t: int) -> types.Batch:
     numbers = np.arange(t * rows, (t + 1) * rows)
