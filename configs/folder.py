@@ -11,7 +11,9 @@ from typing import Any
 
 from fs_jax import config, configdict
 
-VISION = config.Vision(config.Stack(128, 4, 4, 256, dropout=0.1), patch=16)
+VISION = config.Vision(
+  config.Stack(128, 4, 4, 256, dropout=0.1), patch=16, stem=64
+)
 TEXT = config.Text(config.Stack(128, 2, 4, 256, dropout=0.1))
 COMMON: dict[str, Any] = {
   "data": config.Data(
@@ -20,17 +22,19 @@ COMMON: dict[str, Any] = {
     validation="dev",
     image_size=96,
     resize="crop",
+    augment="crop",
     cache="ram",
   ),
   "tokens": config.Tokens("wordpiece", vocabulary=1000, length=24),
   "fast": config.Fast(VISION, TEXT, embed=128),
-  "optim": config.Optim(learning_rate=1e-3, warmup=100),
+  "optim": config.Optim("muon", learning_rate=2e-3, warmup=50),
 }
 SLOW = config.Slow(
   VISION,
   decoder=config.Stack(128, 3, 4, 256, dropout=0.1),
   levels=2,
   widths=(64,),
+  stem=64,
   d_mem=64,
 )
 

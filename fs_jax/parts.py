@@ -29,7 +29,7 @@ class Parts:
     began = time.perf_counter()
     run()
     seconds = round(time.perf_counter() - began, 2)
-    files.write_json(path, {"seconds": seconds})
+    files.write_json(path, {"seconds": seconds, "ended": time.time()})
     return seconds
 
   def seconds(self) -> dict[str, float]:
@@ -37,5 +37,6 @@ class Parts:
     paths = [
       p for p in (self.folder / "parts").iterdir() if p.suffix == ".json"
     ]
-    paths.sort(key=lambda p: p.stat().mtime)
-    return {p.stem: json.loads(p.read_text())["seconds"] for p in paths}
+    said = {p.stem: json.loads(p.read_text()) for p in paths}
+    done = sorted(said, key=lambda name: said[name]["ended"])
+    return {name: said[name]["seconds"] for name in done}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorboardX
 from etils import epath
+from rich import console
 from rich import progress as rich_progress
 
 from fs_jax import files
@@ -151,6 +152,7 @@ class Bar:
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeRemainingColumn(),
         rich_progress.TextColumn("{task.fields[said]}"),
+        console=console.Console(stderr=True),
         transient=True,
       )
       self._live.start()

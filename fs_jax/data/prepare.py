@@ -14,11 +14,12 @@ import io
 import pathlib
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from fs_jax import report
 
 # name -> (module of its builder, modules it needs with their names on PyPI)
 _DRAWINGS = {
@@ -109,7 +110,7 @@ def _build(
   _check_disk(data_dir, int(config.pictures * _BYTES_A_PICTURE * side**2))
   builder = builder_class(data_dir=data_dir, config=config)
   if progress:
-    builder.progress = _Line(f"{builder.name}/{config.name}", config.pictures)
+    builder.progress = _Drawn(f"{builder.name}/{config.name}", config.pictures)
   with _quiet(tfds):
     # its own folder of downloads stays empty: keep it out of data_dir
     builder.download_and_prepare(download_dir=folder.parent / "downloads")
@@ -172,17 +173,16 @@ def _quiet(tfds: Any) -> Iterator[None]:
     tfds.enable_progress_bar()
 
 
-class _Line:
-  """Counts pictures over all splits, on one line."""
+class _Drawn:
+  """Counts pictures over all splits."""
 
   def __init__(self, name: str, total: int):
-    self.name, self.total = name, total
-    self.done: dict[str, int] = {}
+    self._bar = report.Bar(f"{name}: pictures", total)
+    self._done: dict[str, int] = {}
 
   def __call__(self, split: str, number: int) -> None:
-    self.done[split] = number
-    line = f"{self.name}: {sum(self.done.values()):,} of {self.total:,}"
-    print(f"\r{line} pictures ({split})   ", end="", file=sys.stderr)
+    self._done[split] = number
+    self._bar.advance(sum(self._done.values()))
 
   def close(self) -> None:
-    print(file=sys.stderr)
+    self._bar.close()
