@@ -31,7 +31,7 @@ from fs_jax import (
 from fs_jax import gallery as galleries
 from fs_jax.data import sources
 
-SMALL = 0.3  # share of the steps in a smoke test: enough for Slow to see
+SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn
 PAGE = "index.html"
 QUERIES = 320  # asked of every ranker, Slow alone among them
