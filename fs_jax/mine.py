@@ -5,6 +5,9 @@ captioned or not, with the captions of the G nearest captioned ones. Slow then
 says which of them each caption explains: that is what Fast has to learn.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from etils import epath
@@ -72,13 +75,7 @@ def clusters(
       files.write_array(temporary / "visual.npy", np.asarray(visual, "<i4"))
       files.write_array(temporary / "text.npy", np.asarray(text, "<i4"))
       files.write_manifest(temporary, {"kind": "clusters", "contract": parts})
-  contract.check_all(
-    parts,
-    files.read_manifest(path, "clusters")["contract"],
-    ours_name="this run",
-    theirs_name=str(path),
-    mend="delete that folder to mine again",
-  )
+  _check(path, "clusters", parts, "mine")
   return pipeline.Clusters(
     both, np.load(path / "visual.npy"), np.load(path / "text.npy")
   )
@@ -124,11 +121,18 @@ def judged(
       scores = np.concatenate(said).reshape(n, size, size)
       files.write_array(temporary / "h.npy", scores.astype("<f4"))
       files.write_manifest(temporary, {"kind": "judged", "contract": parts})
+  _check(path, "judged", parts, "judge")
+  return found._replace(judged=np.load(path / "h.npy"))
+
+
+def _check(
+  path: epath.Path, kind: str, parts: Mapping[str, Any], verb: str
+) -> None:
+  """Whole files, and of this run's models and data."""
   contract.check_all(
     parts,
-    files.read_manifest(path, "judged")["contract"],
+    files.read_manifest(path, kind)["contract"],
     ours_name="this run",
     theirs_name=str(path),
-    mend="delete that folder to judge again",
+    mend=f"delete that folder to {verb} again",
   )
-  return found._replace(judged=np.load(path / "h.npy"))

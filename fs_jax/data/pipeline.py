@@ -110,13 +110,12 @@ def cluster_batches(
   captions = _captions(source, tok)
   _require_captions(source, captions, np.unique(clusters.text))
   said = _picked(captions, cfg, clusters.text.ravel(), 0)
-  flat = clusters.visual.ravel()
-  rows = count * clusters.visual.shape[1]
+  flat, width = clusters.visual.ravel(), clusters.visual.shape[1]
+  rows = count * width
 
   def step(t: int) -> types.Batch:
     numbers = np.arange(t * rows, (t + 1) * rows)
     mask = numbers < len(flat)
-    width = clusters.visual.shape[1]
     numbers = np.where(mask, numbers, len(flat) - width + numbers % width)
     return types.Batch(
       visual=_resized(clusters.source.visuals(flat[numbers]), cfg.data),

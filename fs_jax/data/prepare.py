@@ -111,13 +111,15 @@ def _build(
   builder = builder_class(data_dir=data_dir, config=config)
   if progress:
     builder.progress = _Drawn(f"{builder.name}/{config.name}", config.pictures)
-  with _quiet(tfds):
-    # its own folder of downloads stays empty: keep it out of data_dir
-    builder.download_and_prepare(download_dir=folder.parent / "downloads")
+  try:
+    with _quiet(tfds):
+      # its own folder of downloads stays empty: keep it out of data_dir
+      builder.download_and_prepare(download_dir=folder.parent / "downloads")
+  finally:
+    if progress:
+      builder.progress.close()
+      builder.progress = None
   (folder.parent / "downloads").rmtree(missing_ok=True)
-  if progress:
-    builder.progress.close()
-    builder.progress = None
   return builder
 
 

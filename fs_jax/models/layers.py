@@ -19,8 +19,8 @@ ONE_HOT_VOCABULARY = 1024
 # set-up costs more than it saves (1.5 times on a CPU at 17 words).
 SHORT = 64
 
-# Stacks up to this depth are unrolled inside their scan: on a CPU the loop
-# around a small body costs as much again as the body (2.2 times, 2 layers).
+# Stacks up to this depth are unrolled inside their scan: a loop costs (a Fast
+# step of four layers took 7 % less without, on a CPU).
 UNROLLED = 4
 
 MASKED = -1e30  # finite: a row with nothing to see stays free of NaN
