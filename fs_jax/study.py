@@ -182,6 +182,7 @@ def quickstart(
     paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
     digests=digests(gallery),
+    example=asked.texts[0],  # something that this world has
   )
   draw(parts, gallery, asked, made)
   evaluate.show(made)

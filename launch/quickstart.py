@@ -24,15 +24,14 @@ _BUDGET = flags.DEFINE_enum(
 
 
 def main(_) -> None:
-  study.quickstart(
+  made = study.quickstart(
     lambda stage: scenes.get_config(stage),
     _WORKDIR.value,
     seed=_SEED.value,
     small=_BUDGET.value == "small",
   )
   cli.then(
-    f'python -m launch.search "a big fox left of a car" '
-    f"--workdir={_WORKDIR.value}",
+    f'python -m launch.search "{made["example"]}" --workdir={_WORKDIR.value}',
     f"open {_WORKDIR.value}/index.html",
   )
 

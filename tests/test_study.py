@@ -86,6 +86,7 @@ def test_a_study_leaves_its_report_and_its_page(whole):
     "rerank@20",
   ]
   assert made["queries"] == QUERIES
+  assert made["example"]  # a sentence that launch.quickstart hands on
   assert made["digests"].keys() == set(STAGES)
   assert len(set(made["digests"].values())) == len(STAGES)
   html = (folder / "index.html").read_text()
