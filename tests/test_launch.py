@@ -164,7 +164,9 @@ def test_a_real_process_leaves_with_its_code():
 )
 def test_a_process_that_is_told_to_stop(told, code, said):
   program = (
-    "import time\nfrom launch import cli\n"
+    # As from a terminal: what runs in the background inherits "ignore".
+    "import signal, time\nfrom launch import cli\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "def main(_):\n  print('here', flush=True)\n  time.sleep(60)\n"
     "cli.run(main, '')"
   )
