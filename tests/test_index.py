@@ -20,9 +20,13 @@ needs_scann = pytest.mark.skipif(
 
 
 def units(size, width, *, seed=0):
-  """Unit vectors near a surface of few dimensions, as embeddings are."""
+  """Unit vectors near a surface of few dimensions, as embeddings are.
+
+  Every seed draws from the same surface: queries are of the gallery's kind.
+  """
   random = np.random.default_rng(seed)
-  hidden = random.normal(size=(size, 8)) @ random.normal(size=(8, width))
+  surface = np.random.default_rng(width).normal(size=(8, width))
+  hidden = random.normal(size=(size, 8)) @ surface
   vectors = np.tanh(hidden) + 0.3 * random.normal(size=(size, width))
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   return vectors.astype(np.float32)
