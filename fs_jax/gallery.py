@@ -29,7 +29,6 @@ from fs_jax import (
 from fs_jax.data import pipeline, sources
 
 DEPTH = 100  # Fast's list: what re-ranking and recall look at
-WARM_SLOW = 2  # queries that Slow alone answers before the clock runs
 
 
 class Queries(NamedTuple):
@@ -85,18 +84,18 @@ def rank(
   in_group: Callable[[], types.Candidates],
   tokens: np.ndarray,
   *,
-  warm: int | None = None,
+  warm: np.ndarray | None = None,
 ) -> Answers:
   """A ranker's answers, kept with the time they took.
 
-  It answers `warm` queries before (all of them if None), so that compiling is
-  in no figure.
+  It answers the queries `warm` before (all of them if None), so that compiling
+  is in no figure.
   """
   folder = parts.folder / "answers" / name
 
   def run() -> None:
     ranker = make()
-    ranker(tokens[:warm])
+    ranker(tokens if warm is None else warm)
     found = ranker(tokens)
     kept = {"found": found, "in_group": in_group()}
     with files.folder(folder) as temporary:
@@ -259,6 +258,8 @@ def answers(
     "fast_rerank@20" and "rerank@K", which is over the distilled Fast.
   """
   results = fast_answers(parts, gallery, asked)
+  lengths = rerank.cut_lengths(asked.tokens)
+  _, one_of_each = np.unique(lengths, return_index=True)
   said = rank(
     parts,
     "slow",
@@ -267,7 +268,7 @@ def answers(
       gallery.scorer, asked.tokens, _groups(asked.truth)
     ),
     asked.tokens,
-    warm=WARM_SLOW,  # its shapes are the same for every query
+    warm=asked.tokens[one_of_each],  # all its shapes
   )
   results["slow"] = _score("slow", said, asked.truth)
   over = [("fast_rerank@20", "fast", 20)]

@@ -8,7 +8,6 @@ says which of them each caption explains: that is what Fast has to learn.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -19,12 +18,12 @@ from fs_jax import (
   exact,
   files,
   report,
+  rerank,
   runs,
-  tasks,
 )
 from fs_jax.data import pipeline, sources
 
-PAIRS = 512  # judged at once: more would not stay in a CPU's caches
+JUDGED = 128  # lists between two words of progress
 
 
 def clusters(
@@ -107,20 +106,28 @@ def judged(
     "clusters": {"digest": contract.digest(lists)},
   }
   if not (path / files.MANIFEST).exists():
-    score = jax.jit(tasks.judge(cfg, teacher.tokenizer.vocab_size))
-    n, size = found.visual.shape
-    said = []
+    # Lists share visuals: each is encoded once.
+    shown, places = np.unique(found.visual, return_inverse=True)
+    kept = folder / "memories"
+    memories = encode.write_store(
+      teacher, sources.take(found.source, shown), kept
+    )
+    scorer = rerank.Scorer(teacher, memories)
+    tokens = pipeline.cluster_texts(captioned, teacher.tokenizer, cfg, found)
+    places = places.reshape(found.visual.shape)
+    n, size = places.shape
+    h = np.empty((n, size, size), np.float32)
     with report.Bar(f"{cfg.folder}: Slow judges clusters", n) as bar:
-      for batch in pipeline.cluster_batches(
-        captioned, teacher.tokenizer, cfg, found, max(PAIRS // size**2, 1)
-      ):
-        h = np.asarray(score(teacher.params["slow"], batch))[batch.mask]
-        said.append(h)
-        bar.advance(sum(map(len, said)) // size)
+      for start in range(0, n, JUDGED):
+        some = slice(start, start + JUDGED)
+        rows = np.repeat(places[some], size, axis=0)
+        text = tokens[some].reshape(len(rows), -1)
+        h[some] = scorer(text, rows).reshape(-1, size, size)
+        bar.advance(min(start + JUDGED, n))
     with files.folder(path) as temporary:
-      scores = np.concatenate(said).reshape(n, size, size)
-      files.write_array(temporary / "h.npy", scores.astype("<f4"))
+      files.write_array(temporary / "h.npy", h.astype("<f4"))
       files.write_manifest(temporary, {"kind": "judged", "contract": parts})
+    kept.rmtree()
   _check(path, "judged", parts, "judge")
   return found._replace(judged=np.load(path / "h.npy"))
 

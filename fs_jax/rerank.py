@@ -14,10 +14,13 @@ from jaxtyping import Float, Int
 
 from fs_jax import calibrate, runs, store, tasks, types
 from fs_jax.models import slow as slow_models
+from fs_jax.models.text import PAD
 
-PAIRS = (
-  256  # scored at once: a working set that fits caches and keeps a TPU fed
-)
+# Scored at once: a working set that fits caches and keeps a TPU fed.
+PAIRS = 256
+# Texts are cut to a multiple of this many tokens: most are much shorter than
+# the longest, and padding costs as much as words.
+LENGTHS = 4
 
 
 class Scorer:
@@ -44,21 +47,21 @@ class Scorer:
   ) -> Float[np.ndarray, "Q K"]:
     """Log-likelihoods; -inf where a row is -1.
 
-    Shapes on the device come from K and a few numbers of queries, so that any
-    number of queries compiles a handful of times.
+    Shapes on the device come from K, a few lengths and a few numbers of
+    queries, so that any number of queries compiles a handful of times.
     """
     text, rows = np.asarray(text, np.int32), np.asarray(rows)
     h = np.empty(rows.shape, np.float32)
-    waiting: list[tuple[slice, slice, jax.Array]] = []
     at_once = max(self._pairs // max(rows.shape[1], 1), 1)
-    for queries, columns in _blocks(rows.shape, at_once, self._pairs):
-      block = rows[queries, columns]
-      size = min(_power_of_two(len(block)), at_once)
-      block = np.pad(block, ((0, size - len(block)), (0, 0)), mode="edge")
-      words = np.pad(
-        text[queries], ((0, size - len(text[queries])), (0, 0)), mode="edge"
-      )
-      memory = self._store.read(block.reshape(-1))
+    waiting: list[tuple[np.ndarray, slice, jax.Array]] = []
+    for queries, columns, length in _blocks(
+      cut_lengths(text), rows.shape[1], at_once, self._pairs
+    ):
+      size = min(_power_of_two(len(queries)), at_once)
+      # The last query again, as often as a block lacks some.
+      filled = np.pad(queries, (0, size - len(queries)), mode="edge")
+      memory = self._store.read(rows[filled, columns].reshape(-1))
+      words = text[filled, :length]
       out = self._score(self._run.params["slow"], memory, words)
       waiting.append((queries, columns, out))
       if len(waiting) > 1:  # gather the next block while this one computes
@@ -66,6 +69,13 @@ class Scorer:
     for done in waiting:
       _take(h, *done)
     return np.where(rows >= 0, h, -np.inf)
+
+
+def cut_lengths(text: Int[np.ndarray, "Q L"]) -> Int[np.ndarray, " Q"]:
+  """Tokens of each text that Slow is given: padding beyond them is cut off."""
+  used = (np.asarray(text) != PAD).sum(axis=1)
+  cut = -(-np.maximum(used, 1) // LENGTHS) * LENGTHS
+  return np.minimum(cut, text.shape[1])
 
 
 def score_pairs(
@@ -130,12 +140,15 @@ def targets(text: Int[np.ndarray, "Q L"]) -> Float[np.ndarray, " Q"]:
 
 
 def _blocks(
-  shape: tuple[int, ...], at_once: int, pairs: int
-) -> Iterator[tuple[slice, slice]]:
-  queries, k = shape
-  for q in range(0, queries, at_once):
-    for start in range(0, k, pairs):
-      yield slice(q, q + at_once), slice(start, start + pairs)
+  lengths: np.ndarray, k: int, at_once: int, pairs: int
+) -> Iterator[tuple[np.ndarray, slice, int]]:
+  """(queries of one length, columns, that length)."""
+  for length in np.unique(lengths):
+    alike = np.flatnonzero(lengths == length)
+    for q in range(0, len(alike), at_once):
+      for start in range(0, k, pairs):
+        stop = min(start + pairs, k)
+        yield alike[q : q + at_once], slice(start, stop), int(length)
 
 
 def _power_of_two(n: int) -> int:
@@ -143,7 +156,6 @@ def _power_of_two(n: int) -> int:
 
 
 def _take(
-  h: np.ndarray, queries: slice, columns: slice, out: jax.Array
+  h: np.ndarray, queries: np.ndarray, columns: slice, out: jax.Array
 ) -> None:
-  target = h[queries, columns]
-  target[:] = np.asarray(out)[: target.shape[0], : target.shape[1]]
+  h[queries, columns] = np.asarray(out)[: len(queries)]

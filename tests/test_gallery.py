@@ -69,7 +69,9 @@ class Ranker:
     return found([[4, 2]] * len(text))
 
 
-@pytest.mark.parametrize(("warm", "first"), [(None, 3), (2, 2)])
+@pytest.mark.parametrize(
+  ("warm", "first"), [(None, 3), (np.zeros((2, 4), np.int32), 2)]
+)
 def test_answers_are_kept_and_read_again(tmp_path, warm, first):
   asked = []
 

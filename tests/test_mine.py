@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, encode, mine, runs, tasks
+from fs_jax import config, encode, mine, rerank, runs, tasks
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 from tests import small
@@ -127,7 +127,7 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
   slow = runs.Run(epath.Path(tmp_path), small.cfg("slow"), tok, params, 0)
   own = dataclasses.replace(
     source(CAPTIONED, "own"),
-    all_captions=(("red fox", "blue car"),) * CAPTIONED,
+    all_captions=(("red fox", "blue red car fox"),) * CAPTIONED,
     visuals=lambda rows: np.stack(
       [
         np.random.default_rng(row).integers(
@@ -141,7 +141,7 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
   found = pipeline.Clusters(
     own, *rng.integers(0, CAPTIONED, (2, 5, SIZE)).astype(np.int32)
   )
-  made = mine.judged(slow, own, found, cfg, tmp_path)
+  made = mine.judged(slow, own, found, cfg, epath.Path(tmp_path))
   assert made.judged.shape == (5, SIZE, SIZE)
   batches = pipeline.train_batches(own, tok, cfg, start=0, clusters=made)
   score = jax.jit(tasks.judge(cfg, tok.vocab_size))
@@ -149,15 +149,16 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
     np.testing.assert_allclose(
       batch.judged, score(params["slow"], batch.clusters), rtol=1e-5
     )
-  with mock.patch.object(tasks, "judge", side_effect=AssertionError):
-    again = mine.judged(slow, own, found, cfg, tmp_path)
+  assert not (tmp_path / "memories").exists()
+  with mock.patch.object(rerank, "Scorer", side_effect=AssertionError):
+    again = mine.judged(slow, own, found, cfg, epath.Path(tmp_path))
   np.testing.assert_array_equal(made.judged, again.judged)
   other = found._replace(text=found.text[::-1])
   with pytest.raises(ValueError, match="delete that folder to judge again"):
-    mine.judged(slow, own, other, cfg, tmp_path)
+    mine.judged(slow, own, other, cfg, epath.Path(tmp_path))
   changed = slow._replace(params=jax.tree.map(lambda x: x + 1, params))
   with pytest.raises(ValueError, match="delete that folder to judge again"):
-    mine.judged(changed, own, found, cfg, tmp_path)
+    mine.judged(changed, own, found, cfg, epath.Path(tmp_path))
 
 
 def test_lists_of_a_batch_need_no_fast(tmp_path):

@@ -225,21 +225,18 @@ def test_what_a_teacher_judged_comes_with_its_cluster(source, tok):
   """Offline: numbers that name their pair come back beside that pair."""
   clusters = make_clusters(source)
   cfg = make_cfg(clusters=2, augment="none")
-  asked = joined(
-    take(pipeline.cluster_batches(source, tok, cfg, clusters, 2), 3)
-  )
-  assert asked.mask.tolist() == [True] * 20 + [False] * 4  # 5 clusters of 4
-  np.testing.assert_array_equal(asked.visual_id[-4:], clusters.visual[-1])
-  np.testing.assert_array_equal(asked.visual_id[:20], clusters.visual.ravel())
-  np.testing.assert_array_equal(asked.visual[:, 0, 0, 0, 1], asked.visual_id)
-  text_id = asked.text_id[:20].reshape(5, 4, 1)
-  judged = 1000.0 * text_id + clusters.visual[:, None]
+  texts = pipeline.cluster_texts(source, tok, cfg, clusters)
+  assert texts.shape == (5, 4, 5)
+  # A number of each caption, made of its words.
+  named = (texts.astype(np.int64) * 7 ** np.arange(5)).sum(axis=2)
+  judged = 1e6 * named[..., None] + clusters.visual[:, None]
   batches = pipeline.train_batches(
     source, tok, cfg, start=0, clusters=clusters._replace(judged=judged)
   )
   for _, rows, h in take(batches, 5):
     for part in (slice(0, 4), slice(4, 8)):
-      want = 1000 * rows.text_id[part, None] + rows.visual_id[None, part]
+      named = (rows.text[part].astype(np.int64) * 7 ** np.arange(5)).sum(axis=1)
+      want = 1e6 * named[:, None] + rows.visual_id[None, part]
       np.testing.assert_array_equal(h[part], want)
 
 
@@ -323,11 +320,35 @@ def test_an_error_of_a_thread_reaches_the_caller(tok):
 def test_shift_moves_pictures_and_repeats_edges():
   frames = np.zeros((1, 40, 40, 3), np.uint8)
   frames[0, 10, 20] = 255
-  seen = set()
-  for seed in range(40):
-    generator = np.random.default_rng(seed)
-    moved = transforms.random_shift(frames, generator)
-    assert moved.shape == frames.shape
-    ((y, x),) = np.argwhere(moved[0, :, :, 0])
-    seen.add((int(y) - 10, int(x) - 20))
-  assert {abs(d) for pair in seen for d in pair} == {0, 1, 2}
+  for down in (-2, 0, 1):
+    for right in (-1, 0, 2):
+      moved = transforms.shift(frames, down, right)
+      assert moved.shape == frames.shape
+      assert np.argwhere(moved[0, :, :, 0]).tolist() == [
+        [10 + down, 20 + right]
+      ]
+  edge = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, axis=3)
+  rows, columns = (
+    np.clip(np.arange(4) - 2, 0, 3),
+    np.clip(np.arange(4) + 1, 0, 3),
+  )
+  np.testing.assert_array_equal(
+    transforms.shift(edge, 2, -1), edge[:, rows[:, None], columns]
+  )
+
+
+def test_each_picture_is_shifted_on_its_own_and_again_the_same(source, tok):
+  large = np.zeros((N, 1, 40, 40, 3), np.uint8)
+  large[:, 0, 10, 20] = 255
+  wide = dataclasses.replace(source, visuals=lambda rows: large[rows])
+  cfg = make_cfg(augment="shift", image_size=40)
+  seen = []
+  for batch in take(pipeline.train_batches(wide, tok, cfg, start=0), 8):
+    for frame in batch.visual[:, 0, :, :, 0]:
+      ((y, x),) = np.argwhere(frame)
+      seen.append((int(y) - 10, int(x) - 20))
+  both = {abs(d) for pair in seen for d in pair}
+  assert both == set(range(transforms.most_shift(40, 40) + 1)) == {0, 1, 2}
+  assert len(set(seen)) > 12  # of 25: rows do not move together
+  (late,) = take(pipeline.train_batches(wide, tok, cfg, start=7), 1)
+  np.testing.assert_array_equal(late.visual, batch.visual)

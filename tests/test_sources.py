@@ -170,6 +170,17 @@ def test_join(folder):
     sources.join(one, full)
 
 
+def test_take(folder):
+  full = sources.open_split(data(folder), "train")
+  some = sources.take(full, np.array([2, 0]))
+  assert some.ids == (full.ids[2], full.ids[0]) and len(some) == 2
+  assert some.captions(0) == full.captions(2)
+  assert list(some.groups) == [full.groups[2], full.groups[0]]
+  for rows in ([1, 0, 1], [0], np.array([1])):
+    there = [(2, 0)[r] for r in rows]
+    np.testing.assert_array_equal(some.visuals(rows), full.visuals(there))
+
+
 def test_scenes(tmp_path):
   sizes = (
     ("train", 12),

@@ -93,39 +93,21 @@ def train_batches(
   return _prefetched(distil_step, range(start, sys.maxsize), cfg.data.threads)
 
 
-def cluster_batches(
+def cluster_texts(
   source: sources.Source,
   tok: tokenizer.Tokenizer,
   cfg: config.Config,
   clusters: Clusters,
-  count: int,
-) -> Iterator[types.Batch]:
-  """Every cluster once, in order, for an offline teacher to judge.
+) -> np.ndarray:
+  """The caption that `train_batches` gives each place: int32 [n,G,L].
 
-  `count` of them a step, visuals as evaluation sees them, each with the
-  captions that `train_batches` gives it. Rows past the end repeat the last
-  cluster and are masked.
+  An offline teacher judges it once, so it stays the same in every epoch.
   """
   _check_clusters(clusters, source)
   captions = _captions(source, tok)
   _require_captions(source, captions, np.unique(clusters.text))
   said = _picked(captions, cfg, clusters.text.ravel(), 0)
-  flat, width = clusters.visual.ravel(), clusters.visual.shape[1]
-  rows = count * width
-
-  def step(t: int) -> types.Batch:
-    numbers = np.arange(t * rows, (t + 1) * rows)
-    mask = numbers < len(flat)
-    numbers = np.where(mask, numbers, len(flat) - width + numbers % width)
-    return types.Batch(
-      visual=_resized(clusters.source.visuals(flat[numbers]), cfg.data),
-      text=captions.tokens[said[numbers]],
-      visual_id=flat[numbers].astype(np.int32),
-      text_id=said[numbers],
-      mask=mask,
-    )
-
-  return _prefetched(step, range(math.ceil(len(flat) / rows)), cfg.data.threads)
+  return captions.tokens[said].reshape(*clusters.text.shape, -1)
 
 
 def eval_batches(
@@ -311,12 +293,12 @@ def _seen(
         cropped[k] = transforms.random_crop(frames[k], size, generator)
       return cropped
     case "shift":
+      most = transforms.most_shift(*frames.shape[2:4])
+      drawn = _philox((cfg.seed, stream), first).random_raw(4 * len(rows))
+      moves = drawn.reshape(-1, 4)[:, :2] % (2 * most + 1)
       shifted = np.empty_like(frames)
-      for k in range(len(rows)):
-        generator = np.random.Generator(
-          _philox((cfg.seed, stream), (first + k) << 64)
-        )
-        shifted[k] = transforms.random_shift(frames[k], generator)
+      for k, (down, right) in enumerate(moves.astype(int) - most):
+        shifted[k] = transforms.shift(frames[k], down, right)
       return shifted
 
 

@@ -179,6 +179,19 @@ def join(*parts: Source) -> Source:
   )
 
 
+def take(source: Source, rows: np.ndarray) -> Source:
+  """Some examples of a source, in the order of `rows`."""
+  objects = source.all_objects
+  return dataclasses.replace(
+    source,
+    ids=tuple(source.ids[i] for i in rows),
+    all_captions=tuple(source.all_captions[i] for i in rows),
+    groups=np.asarray(source.groups)[rows],
+    visuals=lambda some: source.visuals(rows[np.asarray(some, int)]),
+    all_objects=objects and tuple(objects[i] for i in rows),
+  )
+
+
 def _uncached(
   read: Callable[[int], np.ndarray], shape: tuple[int, ...]
 ) -> Callable[[Sequence[int] | np.ndarray], np.ndarray]:

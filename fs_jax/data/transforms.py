@@ -95,20 +95,30 @@ def random_crop(
   return np.stack([_resized(frame, size, box) for frame in frames])
 
 
-def random_shift(
-  frames: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-  """uint8 [T,H,W,3] moved by up to SHIFT of its size; edges are repeated.
+def most_shift(height: int, width: int) -> int:
+  """Pixels that a random shift moves a frame by, at most."""
+  return max(1, int(SHIFT * min(height, width)))
+
+
+def shift(frames: np.ndarray, down: int, right: int) -> np.ndarray:
+  """uint8 [T,H,W,3] moved by whole pixels; edges are repeated.
 
   Sizes and places stay what they were, which captions of arrangements need;
   patches see other parts of things, which a ViT has to get used to.
   """
   height, width = frames.shape[1:3]
-  most = max(1, int(SHIFT * min(height, width)))
-  down, right = generator.integers(-most, most + 1, size=2)
-  rows = np.clip(np.arange(height) - down, 0, height - 1)
-  columns = np.clip(np.arange(width) - right, 0, width - 1)
-  return frames[:, rows[:, None], columns]
+  # What stays in sight; slices, as a gather costs six times as much.
+  top, bottom = max(down, 0), height + min(down, 0)
+  left, far = max(right, 0), width + min(right, 0)
+  moved = np.empty_like(frames)
+  moved[:, top:bottom, left:far] = frames[
+    :, top - down : bottom - down, left - right : far - right
+  ]
+  moved[:, :top] = moved[:, top : top + 1]
+  moved[:, bottom:] = moved[:, bottom - 1 : bottom]
+  moved[:, :, :left] = moved[:, :, left : left + 1]
+  moved[:, :, far:] = moved[:, :, far - 1 : far]
+  return moved
 
 
 def _resized(
