@@ -115,7 +115,7 @@ def judged(
     scorer = rerank.Scorer(teacher, memories)
     tokens = pipeline.cluster_texts(captioned, teacher.tokenizer, cfg, found)
     places = places.reshape(found.visual.shape)
-    n, size = places.shape
+    n, size = found.visual.shape
     h = np.empty((n, size, size), np.float32)
     with report.Bar(f"{cfg.folder}: Slow judges clusters", n) as bar:
       for start in range(0, n, JUDGED):
