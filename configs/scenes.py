@@ -57,7 +57,7 @@ def fast_longer():
     name="fast_longer",
     **COMMON,
     init=config.Init("fast"),
-    train=config.Train(steps=1550, save_every=200, eval_every=100),
+    train=config.Train(steps=1750, save_every=200, eval_every=100),
   )
 
 
@@ -82,10 +82,10 @@ def distill():
     slow=SLOW,
     **(COMMON | {"data": data}),
     distill=config.Distill(
-      clusters=8, cluster_size=16, lists=1000, teacher="offline"
+      clusters=8, cluster_size=16, lists=1200, teacher="offline"
     ),
     init=config.Init("fast", teacher="slow"),
     train=config.Train(
-      steps=650, batch_size=64, save_every=100, eval_every=100
+      steps=1100, batch_size=64, save_every=200, eval_every=100
     ),
   )

@@ -3,6 +3,9 @@
 P(x) = softmax_x(a u + c s f·g) over the candidates of a query, u = h / n^gamma.
 With a, c >= 0 of least negative log-likelihood, re-ranking orders by
 u + beta f·g, beta = s c / a, and the teacher's temperature is tau = 1 / a.
+Likelihood is flat in beta where Fast learned what it knows from Slow, and noise
+would choose: of all beta that validation cannot tell from the best, the
+smallest is taken (one standard error of the paired difference).
 """
 
 import dataclasses
@@ -26,6 +29,9 @@ SCHEMA = 1
 _RIDGE = 1e-6
 # Where one standard deviation of u moves the log-odds by less, Slow is silent.
 _SILENT = 1e-3
+_SHARES = np.linspace(
+  0, 1, 21
+)  # of the likeliest beta, tried from the smallest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,7 @@ def fit(
   mask: Bool[np.ndarray, "Q K"],
   *,
   gammas: tuple[float, ...] = GAMMAS,
+  errors: float = 1.0,
 ) -> Fit:
   """Fits gamma, beta and tau to validation queries and Fast's top K of each.
 
@@ -97,6 +104,8 @@ def fit(
     scale: s, Fast's inverse temperature.
     positives: candidates that answer the query.
     mask: true candidates; padding is False.
+    gammas: tried.
+    errors: standard errors that a smaller beta may cost; 0 = the likeliest.
 
   Raises:
     ValueError: shapes or numbers that do not fit, no query with a positive, or
@@ -114,21 +123,24 @@ def fit(
       f"none in {len(h)}. raise K or train Fast longer"
     )
   v = scale * dots[useful]
+  positives, mask = positives[useful], mask[useful]
   solved = []
   for gamma in gammas:
     u = normalised(h[useful], np.asarray(n)[useful], gamma)
-    solved.append((gamma, *_solve(u, v, positives[useful], mask[useful])))
-  gamma, a, c, silent, nll = min(solved, key=lambda x: (round(x[4], 9), x[0]))
+    solved.append((gamma, *_solve(u, v, positives, mask)))
+  gamma, a, c, silent, _ = min(solved, key=lambda x: (round(x[4], 9), x[0]))
   if silent:
     raise ValueError(
       "a: Slow's weight must be positive; got 0, its scores say nothing of "
       f"these {int(useful.sum())} queries that Fast does not. train Slow longer"
     )
+  u = normalised(h[useful], np.asarray(n)[useful], gamma)
+  a, c = _smallest(a, c, u, v, positives, mask, errors)
   return Fit(
     gamma=float(gamma),
     beta=float(scale * c / a),
     tau=float(1 / a),
-    nll=nll,
+    nll=float(_nll(a * u + c * v, positives, mask).mean()),
     nll_by_gamma=tuple((float(x[0]), x[4]) for x in solved),
     k=h.shape[1],
     queries=int(useful.sum()),
@@ -241,6 +253,40 @@ def _solve(
     bool(a < _SILENT),
     nll,
   )
+
+
+def _smallest(
+  a: float,
+  c: float,
+  u: np.ndarray,
+  v: np.ndarray,
+  positives: np.ndarray,
+  mask: np.ndarray,
+  errors: float,
+) -> tuple[float, float]:
+  """(a, c) of the least c / a that is as likely, within standard errors."""
+  best = _nll(a * u + c * v, positives, mask)
+  for share in _SHARES:
+    mixed = u + share * c / a * v
+    # The scale that suits this mixture, between a tenth and ten times a.
+    found = optimize.minimize_scalar(
+      lambda x, z=mixed: _nll(math.exp(x) * z, positives, mask).mean(),
+      bounds=(math.log(a / 10), math.log(a * 10)),
+      method="bounded",
+      options={"xatol": 1e-6},
+    )
+    own = math.exp(found.x)
+    worse = _nll(own * mixed, positives, mask) - best
+    if worse.mean() <= errors * worse.std() / math.sqrt(len(worse)):
+      return own, own * share * c / a
+  return a, c
+
+
+def _nll(z: np.ndarray, positives: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Of each query, nats: its positives' summed P."""
+  log_all = special.logsumexp(np.where(mask, z, -np.inf), axis=1)
+  log_own = special.logsumexp(np.where(positives, z, -np.inf), axis=1)
+  return log_all - log_own
 
 
 def _standardised(

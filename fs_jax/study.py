@@ -34,7 +34,7 @@ from fs_jax.data import sources
 SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn
 PAGE = "index.html"
-QUERIES = 320  # asked of every ranker, Slow alone among them
+QUERIES = 512  # asked of every ranker, Slow alone among them
 KS = (5, 10, 20, 50)  # candidates that the re-ranker takes
 PAIRS = (  # compared query by query
   ("fast_rerank@20", "fast"),

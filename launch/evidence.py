@@ -11,19 +11,20 @@ goes on.
 from absl import flags
 
 from configs import scenes
-from fs_jax import evidence
+from fs_jax import compiled, evidence
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/evidence", "where all goes")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of data and parameters")
+_SEEDS = flags.DEFINE_list("seeds", ["3", "4", "5"], "of data and parameters")
 
 
 def main(_) -> None:
   seeds = []
   for seed in _SEEDS.value:
     if not seed.isdigit():
-      raise ValueError(f"--seeds: must be numbers; got {seed!r}. try 0,1,2")
+      raise ValueError(f"--seeds: must be numbers; got {seed!r}. try 3,4,5")
     seeds.append(int(seed))
+  compiled.keep(_WORKDIR.value)
   evidence.evidence(scenes.get_config, _WORKDIR.value, seeds)
 
 

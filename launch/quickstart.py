@@ -13,17 +13,18 @@ in the workdir. Killed, it goes on where it was; done, it says so in seconds.
 from absl import flags
 
 from configs import scenes
-from fs_jax import study
+from fs_jax import compiled, study
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "where all goes")
-_SEED = flags.DEFINE_integer("seed", 0, "of the data and of every parameter")
+_SEED = flags.DEFINE_integer("seed", 3, "of the data and of every parameter")
 _BUDGET = flags.DEFINE_enum(
   "budget", "full", ["full", "small"], "small: a third of the training"
 )
 
 
 def main(_) -> None:
+  compiled.keep(_WORKDIR.value)
   made = study.quickstart(
     lambda stage: scenes.get_config(stage),
     _WORKDIR.value,

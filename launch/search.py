@@ -17,7 +17,7 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from fs_jax import cases, contract, rerank, retrieve, runs, store
+from fs_jax import cases, compiled, contract, rerank, retrieve, runs, store
 from fs_jax import gallery as galleries
 from fs_jax import index as indices
 from fs_jax.data import sources
@@ -34,6 +34,7 @@ _SHEET = flags.DEFINE_string("sheet", "search.png", 'picture; "" = none')
 
 def main(argv) -> None:
   query = cli.only(argv, 'say what to look for: search "a fox left of a car"')
+  compiled.keep(_WORKDIR.value)
   found = galleries.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
   fast = runs.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled

@@ -16,7 +16,7 @@ goes on only with the one it began with.
 from absl import flags
 from ml_collections import config_flags
 
-from fs_jax import configdict, train
+from fs_jax import compiled, configdict, train
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,6 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages")
 
 def main(_) -> None:
   cli.need("config", "workdir")
+  compiled.keep(_WORKDIR.value)
   cfg = configdict.parse(_CONFIG.value)
   where = train.train(cfg, _WORKDIR.value)
   if cfg.stage == "slow" and cfg.init.stage:
