@@ -12,7 +12,7 @@ tau on validation where they are missing.
 from absl import flags
 from etils import epath
 
-from fs_jax import evaluate, study, train
+from fs_jax import compiled, evaluate, study, train
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "trained fast, slow, distill")
@@ -24,6 +24,7 @@ _FIT = flags.DEFINE_bool("fit", False, "fit the weights first")
 def main(_) -> None:
   cli.need("workdir")
   workdir = epath.Path(_WORKDIR.value)
+  compiled.keep(workdir)
   if _FIT.value:
     train.weigh(workdir, "fast", "slow")
     train.weigh(workdir, "distill", "slow")
