@@ -51,7 +51,10 @@ def fast():
 
 
 def fast_longer():
-  """The control: what distillation and its teacher cost, spent on pairs."""
+  """The control: what distillation and its teacher cost, spent on pairs.
+
+  `make evidence` sets the steps by the clock.
+  """
   return config.Config(
     "fast",
     name="fast_longer",

@@ -7,7 +7,7 @@ ScaNN index, searches, re-ranks and evaluates; writes report.json and index.html
 in the workdir. Killed, it goes on where it was; done, it says so in seconds.
 
 `make quickstart SEED=7` draws other data and starts from other parameters;
-`BUDGET=small` trains a third of the steps: a smoke test, not a result.
+`BUDGET=small` trains half of the steps: a smoke test, not a result.
 """
 
 from absl import flags
@@ -19,7 +19,7 @@ from launch import cli
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "where all goes")
 _SEED = flags.DEFINE_integer("seed", 3, "of the data and of every parameter")
 _BUDGET = flags.DEFINE_enum(
-  "budget", "full", ["full", "small"], "small: a third of the training"
+  "budget", "full", ["full", "small"], "small: half of the training"
 )
 
 
