@@ -252,7 +252,7 @@ def of_study(
 
 def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
   """Data, then every stage in order, each with the weights it needs."""
-  data = cfgs["fast"].data
+  data = next(iter(cfgs.values())).data
   parts.do("data", lambda: sources.open_split(data, data.train))
   for name, cfg in cfgs.items():
     parts.do(name, functools.partial(train.train, cfg, parts.folder))
