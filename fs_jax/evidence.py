@@ -6,7 +6,6 @@ recipe. Verdicts are of a seed, never of a mean.
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ def evidence(
   get_config: Callable[[str], Any], workdir: epath.PathLike, seeds: list[int]
 ) -> dict[str, Any]:
   """Three seeds with controls; see `launch/evidence.py`."""
-  began = time.perf_counter()
   per_seed = []
   for seed in seeds:
     report.say(f"== seed {seed}")
@@ -32,7 +30,7 @@ def evidence(
   made = {
     "seeds": seeds,
     "verdicts": _verdicts(per_seed),
-    "minutes": round((time.perf_counter() - began) / 60, 1),
+    "minutes": round(sum(sum(r["seconds"].values()) for r in per_seed) / 60, 1),
     "device": study.device(),
     "reports": per_seed,
   }

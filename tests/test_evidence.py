@@ -1,10 +1,12 @@
 """Evidence: verdicts are of each seed, and follow from its numbers alone."""
 
 import copy
+import json
 
 import pytest
 
-from fs_jax import evidence
+from fs_jax import evidence, parts
+from tests import small
 
 LATER = "fast_distilled - fast_longer, all 5120 captions"
 NAMES = (
@@ -132,3 +134,21 @@ def test_the_table_says_what_was_charged():
   assert "| slow, its fit and distill together | 55 s | 55 s |" in lines
   assert "| fast | 10.0 [5.0, 15.0], 30.0 | 10.0 [5.0, 15.0], 30.0 |" in lines
   assert sum(line.endswith("| yes | yes |") for line in lines) == 8
+
+
+def test_the_control_has_all_the_time_and_little_more(tmp_path):
+  """4 steps a second at best: 55 seconds are 220 steps, and some to spare."""
+  cfg = small.cfg("fast", name="fast_longer", train={"batch_size": 8})
+  (tmp_path / "fast").mkdir()
+  lines = [{"examples_per_second": x} for x in (3.0, 32.0, 20.0)]
+  lines.insert(1, {"R@1": 0.5})
+  text = "\n".join(map(json.dumps, lines)) + "\n"
+  (tmp_path / "fast" / "metrics.jsonl").write_text(text)
+  (tmp_path / "parts").mkdir()
+  for number, (name, seconds) in enumerate(good()["seconds"].items()):
+    said = {"seconds": seconds, "ended": number}
+    (tmp_path / "parts" / f"{name}.json").write_text(json.dumps(said))
+  longer = evidence._as_long(cfg, parts.Parts(tmp_path))
+  assert 220 < longer.train.steps < 240
+  assert longer.train.batch_size == 8 and longer.name == "fast_longer"
+  assert evidence._as_long(cfg, parts.Parts(tmp_path)) == longer
