@@ -12,7 +12,7 @@ from typing import Any
 from fs_jax import config, configdict
 
 VISION = config.Vision(
-  config.Stack(128, 4, 4, 256, dropout=0.1), patch=16, stem=64
+  config.Stack(128, 4, 4, 256, dropout=0.1), patch=32, stem=64
 )
 TEXT = config.Text(config.Stack(128, 2, 4, 256, dropout=0.1))
 COMMON: dict[str, Any] = {
@@ -47,7 +47,7 @@ def get_config(stage: str = "fast"):
 
 def fast():
   return config.Config(
-    "fast", **COMMON, train=config.Train(steps=600, eval_every=100)
+    "fast", **COMMON, train=config.Train(steps=400, eval_every=100)
   )
 
 
@@ -57,7 +57,7 @@ def slow():
     slow=SLOW,
     **COMMON,
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
-    train=config.Train(steps=800, batch_size=64, eval_every=200),
+    train=config.Train(steps=300, batch_size=64, eval_every=100),
   )
 
 
@@ -66,7 +66,9 @@ def distill():
     "distill",
     slow=SLOW,
     **COMMON,
-    distill=config.Distill(clusters=4, cluster_size=16, lists=2048),
+    distill=config.Distill(
+      clusters=4, cluster_size=16, lists=512, teacher="offline"
+    ),
     init=config.Init("fast", teacher="slow"),
     train=config.Train(steps=300, batch_size=128, eval_every=100),
   )
