@@ -216,11 +216,15 @@ class CrossBlock(nn.Module):
     return x + drop(Mlp(self.cfg.hidden, self.dtype, name="mlp")(y)), None
 
 
-def scanned(block: type[nn.Module], cfg: config.Stack, inputs: int):
+def scanned(
+  block: type[nn.Module], cfg: config.Stack, inputs: int, initializing: bool
+):
   """`block` repeated cfg.layers times, its parameters stacked in front.
 
-  `inputs` of its arguments beside x are the same for every layer.
+  `inputs` of its arguments beside x are the same for every layer. What runs
+  once, to initialise, stays a loop: that compiles in half the time.
   """
+  unrolled = cfg.layers <= UNROLLED and not initializing
   if cfg.remat != "none":
     policy = _POLICIES[cfg.remat]
     block = nn.remat(block, policy=policy, prevent_cse=False)
@@ -230,7 +234,7 @@ def scanned(block: type[nn.Module], cfg: config.Stack, inputs: int):
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast,) * inputs,
     length=cfg.layers,
-    unroll=cfg.layers if cfg.layers <= UNROLLED else 1,
+    unroll=cfg.layers if unrolled else 1,
   )
 
 
@@ -247,7 +251,7 @@ class Stack(nn.Module):
     mask: Bool[Array, "#B 1 #L L"] | None = None,
     train: bool = False,
   ) -> Float[Array, "B L D"]:
-    blocks = scanned(Block, self.cfg, inputs=1)
+    blocks = scanned(Block, self.cfg, 1, self.is_initializing())
     return blocks(self.cfg, self.dtype, train, name="blocks")(x, mask)[0]
 
 

@@ -149,7 +149,9 @@ class Reader(nn.Module):
       zip(memory.levels, self.cfg.groups, strict=True)
     ):
       stack = _layers(self.cfg.decoder, count)
-      group = layers.scanned(layers.CrossBlock, stack, inputs=3)
+      group = layers.scanned(
+        layers.CrossBlock, stack, 3, self.is_initializing()
+      )
       group = group(stack, self.dtype, train, name=f"level{k}")
       x, _ = group(x, mask, level.latent, level.mask)
     return self.norm(x)
