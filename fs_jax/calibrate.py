@@ -29,9 +29,8 @@ SCHEMA = 1
 _RIDGE = 1e-6
 # Where one standard deviation of u moves the log-odds by less, Slow is silent.
 _SILENT = 1e-3
-_SHARES = np.linspace(
-  0, 1, 21
-)  # of the likeliest beta, tried from the smallest
+# Of the likeliest beta, tried from the smallest.
+_SHARES = np.linspace(0, 1, 21)
 
 
 @dataclasses.dataclass(frozen=True)
