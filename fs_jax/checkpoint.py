@@ -1,65 +1,102 @@
 """Checkpoints: the only module that knows orbax.
 
-A checkpoint is parameters and, apart, everything else of the train state, so
-that later programs read parameters alone. Saving is asynchronous; a step that
-was not written whole does not exist.
+A checkpoint is parameters and, apart, their running mean and everything else of
+the train state, so that later programs read parameters alone. Saving is
+asynchronous; a step that was not written whole does not exist.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fs_jax import types
+from fs_jax import config, types
 
 
 class Checkpoints:
-  """Steps saved under one folder, the newest `keep` of them."""
+  """Steps saved under one folder, as many as `train` wants to keep.
 
-  def __init__(self, folder: str, keep: int = 1):
+  Args:
+    folder: made if it is not there.
+    train: which steps to keep.
+    alone: for this process to read, without those that run beside it.
+  """
+
+  def __init__(
+    self,
+    folder: epath.PathLike,
+    train: config.Train | None = None,
+    alone: bool = False,
+  ):
+    train = config.Train() if train is None else train
     folder = os.fspath(folder)
     if "://" not in folder:
       folder = os.path.abspath(folder)  # orbax refuses relative ones
     self._folder = epath.Path(folder)
+    best = _score if train.keep_best else None
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, enable_async_checkpointing=True, create=True
+      preservation_policy=_policy(train),
+      best_fn=best,  # without it metrics are not written
+      enable_async_checkpointing=True,
+      create=not alone,
+      **(_alone() if alone and jax.process_count() > 1 else {}),
     )
-    self._manager = ocp.CheckpointManager(self._folder, options=options)
+    with self._explained():
+      self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def latest(self) -> int | None:
-    """Newest whole step, if there is one."""
+    """Newest whole step, if there is one: where training goes on."""
     return self._manager.latest_step()
 
-  def save(self, state: types.TrainState) -> None:
+  def best(self) -> int | None:
+    """The step that later programs read: best on validation, or the newest."""
+    return self._manager.best_step()
+
+  def save(
+    self, state: types.TrainState, metrics: Mapping[str, float] | None = None
+  ) -> None:
     """Starts to write; returns as soon as the arrays are copied.
 
+    Args:
+      state: the step is its own.
+      metrics: of validation at this step, by which the best is chosen.
+
     Raises:
-      OSError: an earlier write failed, for instance on a full disk.
+      OSError: this write or an earlier one failed, as on a full disk.
     """
     step = int(state.step)
     if step == self.latest():
       return
-    rest = {"step": state.step, "opt_state": state.opt_state}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        rest=ocp.args.StandardSave(rest),
-      ),
-    )
+    items = {
+      "params": ocp.args.StandardSave(state.params),
+      "rest": ocp.args.StandardSave(_rest(state)),
+    }
+    if state.ema is not None:
+      items["ema"] = ocp.args.StandardSave(state.ema)
+    with self._explained():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(**items),
+        metrics=dict(metrics) if metrics else None,
+        force=True,  # also where a policy would wait
+      )
 
   def restore(self, step: int, like: types.TrainState) -> types.TrainState:
     """`like`: shapes with the shardings wanted now, whatever they were."""
-    rest = {"step": like.step, "opt_state": like.opt_state}
-    got = self._read(
-      step,
-      params=ocp.args.StandardRestore(like.params),
-      rest=ocp.args.StandardRestore(rest),
-    )
+    items = {
+      "params": ocp.args.StandardRestore(like.params),
+      "rest": ocp.args.StandardRestore(_rest(like)),
+    }
+    if like.ema is not None:
+      items["ema"] = ocp.args.StandardRestore(like.ema)
+    got = self._read(step, **items)
+    rest = got["rest"]
     state = types.TrainState(
-      got["rest"]["step"], got["params"], got["rest"]["opt_state"]
+      rest["step"], got["params"], rest["opt_state"], got.get("ema")
     )
     if int(state.step) != step:
       raise ValueError(
@@ -68,25 +105,43 @@ class Checkpoints:
       )
     return state
 
-  def params(self, step: int, like: Any) -> Any:
-    """Parameters alone; `like` as in `restore`."""
-    return self._read(step, params=ocp.args.StandardRestore(like))["params"]
+  def params(self, step: int, like: Any, item: str = "params") -> Any:
+    """Parameters alone, or item "ema"; `like` as in `restore`."""
+    return self._read(step, **{item: ocp.args.StandardRestore(like)})[item]
 
   def wait(self) -> None:
-    """Until everything started is written."""
-    self._manager.wait_until_finished()
+    """Until everything started is written.
+
+    Raises:
+      OSError: as `save`.
+    """
+    with self._explained():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    self._manager.close()
+    with self._explained():
+      self._manager.close()
 
   def _read(self, step: int, **items: Any) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # of damaged arrays orbax raises just that
-      reason = (str(error).strip() or repr(error)).splitlines()[0][:120]
       raise ValueError(
         f"{self._folder}/{step}: must be a whole checkpoint of this model; got "
-        f"{reason}. delete that folder to use an earlier step"
+        f"{_reason(error)}. delete that folder to use an earlier step"
+      ) from error
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Failures to write, of which every layer below has its own kind."""
+    try:
+      yield
+    except Exception as error:
+      whole = self._manager.latest_step() if hasattr(self, "_manager") else None
+      kept = f"step {whole} is whole" if whole is not None else "none is whole"
+      raise OSError(
+        f"{self._folder}: a checkpoint must be written; got {_reason(error)}. "
+        f"make room or mend the permissions and start again ({kept})"
       ) from error
 
 
@@ -97,3 +152,46 @@ def abstract(tree: Any, shardings: Any) -> Any:
     tree,
     shardings,
   )
+
+
+def _alone() -> dict[str, Any]:
+  """Options of a manager that waits for no other process."""
+  own = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=own,
+    active_processes={own},
+    barrier_sync_key_prefix=f"process{own}",
+  )
+  return {"multiprocessing_options": options}
+
+
+def _policy(train: config.Train) -> Any:
+  """Newest, every n-th and best: what any of them wants is kept."""
+  of = ocp.checkpoint_managers
+  policies = [of.LatestN(train.keep)]
+  if train.keep_every:
+    policies.append(of.EveryNSteps(train.keep_every))
+  if train.keep_best:
+    policies.append(
+      of.BestN(
+        get_metric_fn=_score,
+        n=train.keep_best,
+        keep_checkpoints_without_metrics=False,
+      )
+    )
+  return of.AnyPreservationPolicy(policies)
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+  """R@1 + R@5: of two equal in the first, the one with better neighbours."""
+  return sum(metrics.values())
+
+
+def _rest(state: types.TrainState) -> dict[str, Any]:
+  return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _reason(error: BaseException) -> str:
+  """What the innermost layer said, in a line."""
+  said = str(error).strip() or repr(error)
+  return " ".join(said.splitlines()[0].split())[:160]

@@ -139,6 +139,14 @@ class Fast:
   loss: Literal["softmax", "sigmoid"] = "softmax"
   scale: float = 14.0  # s at the start: inverse temperature, learned in log
   bias: float = -10.0  # b at the start, sigmoid only
+  # Texts that the loss compares at a time, in a ring over the mesh: the table
+  # of all pairs is never made. 0 makes it, which is faster where it fits.
+  chunk: int = 0
+
+  def __post_init__(self):
+    _require(
+      self.chunk >= 0, "chunk", "must be 0 or more", self.chunk, "raise it"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,16 +247,39 @@ class Distill:
 class Optim:
   """Optax: the optimiser, warm-up, then the schedule."""
 
-  name: Literal["adamw", "muon"] = "adamw"  # muon: matrices; the rest AdamW
+  # muon: matrices, the rest AdamW
+  name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
   learning_rate: float = 1e-3
-  schedule: Literal["cosine", "constant"] = "cosine"
+  # rsqrt: peak * sqrt(warmup / step); wsd: constant, then linear to 0
+  schedule: Literal["cosine", "constant", "rsqrt", "wsd"] = "cosine"
   warmup: int = 100  # steps
+  cooldown: float = 0.2  # share of all steps that wsd, rsqrt take to reach 0
   weight_decay: float = 0.05
   decay: tuple[str, ...] = (".*/kernel", ".*/embedding")  # decayed parameters
   freeze: tuple[str, ...] = ()  # parameters that keep their first value
   clip: float = 1.0  # global gradient norm; 0 = never
   b1: float = 0.9
   b2: float = 0.98
+  # Decay of a running mean of the parameters, which later programs then read in
+  # their place; 0 = none.
+  ema: float = 0.0
+
+  def __post_init__(self):
+    _require(0 <= self.ema < 1, "ema", "must be in [0, 1)", self.ema, "lower")
+    _require(
+      0 <= self.cooldown <= 1,
+      "cooldown",
+      "is a share of the steps, 0 to 1",
+      self.cooldown,
+      "lower it",
+    )
+    _require(
+      self.schedule != "rsqrt" or self.warmup >= 1,
+      "warmup",
+      "schedule 'rsqrt' falls from the end of its warm-up, at least 1 step",
+      self.warmup,
+      "raise it",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,16 +297,48 @@ class Train:
 
   steps: int = 1000
   batch_size: int = 256  # global; visuals, not captions
+  # Parts of a batch that are on the device one after the other. The gradient is
+  # the whole batch's: of contrastive losses too, for another forward pass.
+  accumulate: int = 1
   log_every: int = 50  # steps
   save_every: int = 500
-  keep: int = 2  # checkpoints
+  keep: int = 2  # newest checkpoints
+  keep_every: int = 0  # and those of every n-th step; 0 = none
+  keep_best: int = 0  # and those best on validation, which programs then read
   eval_every: int = 0  # quick recall on a fixed validation sample; 0 = never
   eval_sample: int = 256  # visuals of it
+  profile: tuple[int, ...] = ()  # (first, last) step to trace into profile/
 
   def __post_init__(self):
-    for field in ("steps", "batch_size", "log_every", "save_every", "keep"):
+    for field in (
+      *("steps", "batch_size", "accumulate"),
+      *("log_every", "save_every", "keep"),
+    ):
       value = getattr(self, field)
       _require(value >= 1, field, "must be at least 1", value, "raise it")
+    _require(
+      self.batch_size % self.accumulate == 0,
+      "accumulate",
+      f"must divide batch_size {self.batch_size}",
+      self.accumulate,
+      "change either",
+    )
+    _require(
+      not self.keep_best
+      or (self.eval_every > 0 and self.save_every % self.eval_every == 0),
+      "keep_best",
+      "needs a validation at every save: eval_every must divide save_every "
+      f"{self.save_every}",
+      self.eval_every,
+      "change one of them",
+    )
+    _require(
+      len(self.profile) in (0, 2),
+      "profile",
+      "is a first and a last step, or ()",
+      self.profile,
+      "give two numbers",
+    )
 
 
 # Axis of each dimension of a parameter, first match wins; a scanned stack has
@@ -294,12 +357,17 @@ RULES: Rules = (
 class Mesh:
   """Sizes of the device mesh's axes; one may be -1: what is left."""
 
-  data: int = -1
+  data: int = -1  # includes the slices
   fsdp: int = 1
   model: int = 1
+  slices: int = 1  # joined by a slow network; only the axis data crosses it
+  topology: str = ""  # that it is meant for, such as "v5e:16x16", or two of it
   rules: Rules = RULES
 
   def __post_init__(self):
+    _require(
+      self.slices >= 1, "slices", "must be at least 1", self.slices, "raise it"
+    )
     sizes = (self.data, self.fsdp, self.model)
     _require(
       all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1,

@@ -5,21 +5,27 @@ disk is a checkpoint whose step is also the data state: batch t is a function of
 the config and t alone, so a killed run goes on as if nothing had happened.
 """
 
+import collections
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from etils import epath
+from jax.sharding import Mesh
 
 from fs_jax import (
   checkpoint,
   config,
+  gradients,
   optim,
   paths,
+  processes,
+  profile,
   report,
   runs,
   sharding,
@@ -30,34 +36,106 @@ from fs_jax.data import tokenizer as tokenizers
 
 Step = Callable[..., tuple[types.TrainState, types.Metrics]]
 Validate = Callable[[types.Params], Mapping[str, float]]
+_AHEAD = 2  # batches on their way to the device while one is computed
+
+
+class Program(NamedTuple):
+  """A train step and what it is called with, before anything has run.
+
+  `state`, `frozen` and `batch` hold shapes and shardings: those of the arrays
+  of a run.
+  """
+
+  on: Mesh
+  task: types.Task
+  optimizer: optax.GradientTransformation
+  step: Any  # jitted: (state, frozen, batch) -> (state, metrics)
+  state: types.TrainState
+  frozen: types.Params
+  batch: types.Batch | types.DistillBatch
 
 
 def make_train_step(
-  task: types.Task, optimizer: optax.GradientTransformation, seed: int
+  cfg: config.Config, task: types.Task, optimizer: optax.GradientTransformation
 ) -> Step:
-  """step(state, frozen, batch) -> (state, metrics), jitted by `fit`.
+  """step(state, frozen, batch) -> (state, metrics), jitted by `program`.
 
   Randomness is keyed by (seed, step); draws have the global batch's shape, so
   a row's draw is the same on any mesh.
   """
+  gradient = gradients.of(_holding(cfg, task), cfg.train.accumulate)
+  rate = optim.schedule(cfg.optim, cfg.train.steps)
 
   def step(state: types.TrainState, frozen: types.Params, batch: Any):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    gradient = jax.value_and_grad(task.loss, has_aux=True)
+    key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
     (loss, metrics), grads = gradient(state.params, frozen, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics |= {"loss": loss, "grad_norm": optim.global_norm(grads)}
-    return types.TrainState(state.step + 1, params, opt_state), metrics
+    ema = state.ema
+    if ema is not None:
+      ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema)
+    metrics |= {"loss": loss, "learning_rate": rate(state.step)}
+    metrics |= optim.norms(grads)
+    return types.TrainState(state.step + 1, params, opt_state, ema), metrics
 
   return step
+
+
+def program(
+  cfg: config.Config,
+  vocabulary: int,
+  on: Mesh,
+  frozen: types.Params | None = None,
+) -> Program:
+  """The step that `fit` runs, and the shapes and places of its arguments.
+
+  Args:
+    cfg: of the stage.
+    vocabulary: tokens of the tokenizer.
+    on: the mesh, of devices that may be described only.
+    frozen: the parameters that the loss reads; if not given, what the config
+      says they are.
+
+  Raises:
+    ValueError: a config that does not fit the mesh or the model.
+  """
+  _check_batches(cfg, on)
+  task = tasks.make(cfg, vocabulary, on)
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
+  of_params = sharding.of_params(cfg.mesh.rules, shapes, on)
+  fresh = functools.partial(_fresh, cfg, task, optimizer)
+  state = jax.eval_shape(fresh, jax.random.key(0))
+  of_opt = sharding.of_state(state.opt_state, shapes, of_params, on)
+  everywhere = sharding.replicated(on)
+  of_ema = None if state.ema is None else of_params
+  placed = types.TrainState(everywhere, of_params, of_opt, of_ema)  # type: ignore[arg-type]
+  frozen = tasks.frozen_shapes(cfg, vocabulary) if frozen is None else frozen
+  of_frozen = sharding.of_frozen(cfg.mesh.rules, frozen, on)
+  batch = tasks.batch_shapes(cfg)
+  of_batch = jax.tree.map(lambda _: sharding.batch(on), batch)
+  step = jax.jit(
+    make_train_step(cfg, task, optimizer),
+    in_shardings=(placed, of_frozen, of_batch),
+    out_shardings=(placed, everywhere),
+    donate_argnums=0,
+  )
+  return Program(
+    on,
+    task,
+    optimizer,
+    step,
+    checkpoint.abstract(state, placed),
+    checkpoint.abstract(frozen, of_frozen),
+    checkpoint.abstract(batch, of_batch),
+  )
 
 
 def fit(
   cfg: config.Config,
   workdir: epath.PathLike,
   tokenizer: tokenizers.Tokenizer,
-  batches: Callable[[int, slice], Iterator[Any]],
+  batches: Callable[[int, tuple[slice, ...]], Iterator[Any]],
   *,
   frozen: types.Params | None = None,
   start_from: types.Params | None = None,
@@ -78,34 +156,40 @@ def fit(
 
   Raises:
     ValueError: a config that does not fit the mesh or an earlier run.
+    OSError: a checkpoint could not be written; the last one is whole.
     report.NonFinite: the loss diverged.
+    processes.Preempted: the machine is wanted elsewhere; all is saved.
   """
   where = runs.folder(workdir, cfg.folder)
-  on, task, optimizer, placed = prepare(cfg, tokenizer, devices)
+  on = sharding.mesh(cfg.mesh, devices)
+  made = program(cfg, tokenizer.vocab_size, on, frozen or {})
   runs.begin(where, cfg, tokenizer)
-  saved = checkpoint.Checkpoints(where / "checkpoints", keep=cfg.train.keep)
-  state = _first_state(cfg, task, optimizer, placed, saved, start_from)
-  start = int(state.step)
-  frozen = {} if frozen is None else frozen
-  step = jax.jit(
-    make_train_step(task, optimizer, cfg.seed),
-    in_shardings=(placed, None, sharding.batch(on)),
-    out_shardings=(placed, sharding.replicated(on)),
-    donate_argnums=0,
-  )
+  saved = checkpoint.Checkpoints(where / "checkpoints", cfg.train)
+  start = saved.latest() or 0
   log = report.Report(where, cfg.folder, start, cfg.train.steps)
   began = time.perf_counter()
   try:
-    state = _loop(
-      cfg.train,
-      state,
-      lambda s, b: step(s, frozen, sharding.put(b, sharding.batch(on))),
-      batches(start, sharding.local_rows(cfg.train.batch_size)),
-      log,
-      saved,
-      validate,
-    )
-    saved.save(state)
+    with (
+      processes.Notice() as notice,
+      profile.Tracer(where / "profile", cfg.train.profile) as tracer,
+    ):
+      state = _first_state(cfg, made, saved, start_from)
+      if start < cfg.train.steps:
+        runs.describe(where, made.state.params, log.say)
+        state = _loop(
+          cfg.train,
+          state,
+          _compiled(made, sharding.place(frozen or {}, made.frozen)),
+          _ahead(
+            batches(start, sharding.local_rows(cfg.train.batch_size, on)),
+            lambda batch: sharding.put(batch, sharding.batch(on)),
+          ),
+          log,
+          saved,
+          validate,
+          notice,
+          tracer,
+        )
     saved.wait()
   finally:
     log.close()
@@ -124,9 +208,12 @@ def _loop(
   log: report.Report,
   saved: checkpoint.Checkpoints,
   validate: Validate | None,
+  notice: processes.Notice,
+  tracer: profile.Tracer,
 ) -> types.TrainState:
   window: list[types.Metrics] = []
   full: tuple[int, list[types.Metrics]] | None = None  # waits to be read
+  heard: tuple[int, Mapping[str, float]] = (0, {})  # the last validation
 
   def flush() -> None:
     nonlocal full
@@ -134,8 +221,18 @@ def _loop(
       log.train(*full, train.batch_size)
     full = None
 
+  def save() -> None:
+    flush()
+    log.check(step, window)  # never saves what is no longer finite
+    with log.clock.spent(report.SAVING):
+      saved.save(state, heard[1] if heard[0] == step else None)
+
+  log.begin()
   for step in range(int(state.step) + 1, train.steps + 1):
-    state, metrics = run(state, next(batches))
+    with log.clock.spent(report.DATA):
+      batch = next(batches)
+    with tracer.step(step):
+      state, metrics = run(state, batch)
     # Reading metrics waits for their step: a window is read only once the next
     # step is on its way, so that the device never idles.
     flush()
@@ -144,75 +241,96 @@ def _loop(
       full, window = (step, window), []
     if validate and report.every(train.eval_every, step, train.steps):
       flush()
-      log.write(step, "validation", validate(state.params))
-    if report.every(train.save_every, step, train.steps):
-      flush()
-      log.check(step, window)  # never saves what is no longer finite
-      saved.save(state)
+      with log.clock.spent(report.VALIDATION):
+        heard = step, validate(state.params if state.ema is None else state.ema)
+      log.write(step, "validation", heard[1])
+    stop = notice.given(step)
+    if stop or report.every(train.save_every, step, train.steps):
+      save()
+    if stop and step < train.steps:
+      saved.wait()
+      log.say(f"told to stop: step {step} is saved")
+      raise processes.Preempted
+  flush()
   return state
 
 
-def prepare(
-  cfg: config.Config,
-  tokenizer: tokenizers.Tokenizer,
-  devices: list | None = None,
-) -> tuple[Any, types.Task, optax.GradientTransformation, types.TrainState]:
-  """Mesh, task, optimiser, and the sharding of every array of the train state.
+def _ahead(batches: Iterator[Any], put: Callable[[Any], Any]) -> Iterator[Any]:
+  """Batches on the device, the next ones on their way there."""
+  waiting = collections.deque(put(b) for b in itertools.islice(batches, _AHEAD))
+  while waiting:
+    yield waiting.popleft()
+    waiting.extend(put(b) for b in itertools.islice(batches, 1))
 
-  Raises:
-    ValueError: a config that does not fit the mesh or the model. Nothing is
-      written yet: a folder would hold on to the config that was wrong.
-  """
-  on = sharding.mesh(cfg.mesh, devices)
-  sharding.check_batch(cfg.train.batch_size, on)
+
+def _compiled(made: Program, frozen: types.Params) -> Step:
+  """The step, compiled beforehand: the first one is then like any other."""
+  step = made.step.lower(made.state, made.frozen, made.batch).compile()
+  return lambda state, batch: step(state, frozen, batch)
+
+
+def _holding(cfg: config.Config, task: types.Task) -> types.Task:
+  """The task whose frozen parameters have no gradient: none is computed."""
+  if not cfg.optim.freeze:
+    return task
+
+  def held(trained: types.Params) -> types.Params:
+    hold = optim.frozen(cfg.optim, trained)
+    stop = jax.lax.stop_gradient
+    return jax.tree.map(lambda x, h: stop(x) if h else x, trained, hold)
+
+  return task._replace(
+    rows=lambda trained, *rest: task.rows(held(trained), *rest),
+    loss=lambda trained, *rest: task.loss(held(trained), *rest),
+  )
+
+
+def _check_batches(cfg: config.Config, on: Mesh) -> None:
+  parts = cfg.train.accumulate
+  sharding.check_batch(cfg.train.batch_size, on, parts=parts)
   if cfg.stage == "distill":
     judged = cfg.distill.clusters * cfg.distill.cluster_size
-    sharding.check_batch(judged, on, "distill.clusters * cluster_size")
-  task = tasks.make(cfg, tokenizer.vocab_size)
-  optimizer, placed = _layout(cfg, task, on)
-  return on, task, optimizer, placed
-
-
-def _layout(cfg: config.Config, task: types.Task, on: Any):
-  """Optimiser, and the sharding of every array of the train state."""
-  shapes = jax.eval_shape(task.init, jax.random.key(0))
-  optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
-  of_params = sharding.of_params(cfg.mesh.rules, shapes, on)
-  fresh = functools.partial(_fresh, task, optimizer)
-  abstract = jax.eval_shape(fresh, jax.random.key(0))
-  of_opt = sharding.of_state(abstract.opt_state, of_params, on)
-  everywhere: Any = sharding.replicated(on)  # in the place of an array
-  placed = types.TrainState(everywhere, of_params, of_opt)
-  return optimizer, placed
+    field = "distill.clusters * cluster_size"
+    sharding.check_batch(judged, on, field)
+    if cfg.distill.clusters % parts:
+      raise ValueError(
+        f"distill.clusters: must be divisible by train.accumulate={parts}; got "
+        f"{cfg.distill.clusters}. change either"
+      )
 
 
 def _fresh(
-  task: types.Task, optimizer: optax.GradientTransformation, key: jax.Array
+  cfg: config.Config,
+  task: types.Task,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array,
 ) -> types.TrainState:
   params = task.init(key)
   step = jnp.zeros((), jnp.int32)
-  return types.TrainState(step, params, optimizer.init(params))
+  # Two arrays even where equal: both are donated.
+  ema = jax.tree.map(jnp.copy, params) if cfg.optim.ema else None
+  return types.TrainState(step, params, optimizer.init(params), ema)
 
 
 def _first_state(
   cfg: config.Config,
-  task: types.Task,
-  optimizer: optax.GradientTransformation,
-  placed: types.TrainState,
+  made: Program,
   saved: checkpoint.Checkpoints,
   start_from: types.Params | None,
 ) -> types.TrainState:
   """The newest checkpoint, or a first state, made where it will live."""
-  key = jax.random.key(cfg.seed)
-  fresh = functools.partial(_fresh, task, optimizer)
   latest = saved.latest()
   if latest is not None:
-    shapes = jax.eval_shape(fresh, key)
-    return saved.restore(latest, checkpoint.abstract(shapes, placed))
-  state = jax.jit(fresh, out_shardings=placed)(key)
+    return saved.restore(latest, made.state)
+  fresh = functools.partial(_fresh, cfg, made.task, made.optimizer)
+  placed = jax.tree.map(lambda x: x.sharding, made.state)
+  state = jax.jit(fresh, out_shardings=placed)(jax.random.key(cfg.seed))
   if start_from is None:
     return state
-  return state._replace(params=inherit(state.params, start_from))
+  params = inherit(state.params, start_from)
+  if state.ema is None:
+    return state._replace(params=params)
+  return state._replace(params=params, ema=inherit(state.ema, start_from))
 
 
 def inherit(params: types.Params, donor: types.Params) -> types.Params:
@@ -232,7 +350,7 @@ def inherit(params: types.Params, donor: types.Params) -> types.Params:
       )
   return paths.map_named(
     lambda name, old: (
-      jax.device_put(given[name], old.sharding) if name in given else old
+      sharding.spread(given[name], old.sharding) if name in given else old
     ),
     params,
   )

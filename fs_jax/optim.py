@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -10,15 +11,35 @@ from fs_jax import config, paths, types
 
 
 def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
-  """Learning rate by step: linear warm-up, then the named shape."""
+  """Learning rate by step: linear warm-up, then the named shape.
+
+  rsqrt is peak * sqrt(warmup / step), wsd (warm-up, stable, decay) stays at the
+  peak; the last `cooldown` of the steps takes both to 0 in a straight line.
+  """
   warmup = min(cfg.warmup, steps)
+  peak = cfg.learning_rate
   if cfg.schedule == "constant":
     if not warmup:  # optax would stay at the first value, 0
-      return optax.constant_schedule(cfg.learning_rate)
-    return optax.warmup_constant_schedule(0.0, cfg.learning_rate, warmup)
-  return optax.warmup_cosine_decay_schedule(
-    0.0, cfg.learning_rate, warmup, max(steps, warmup + 1)
-  )
+      return optax.constant_schedule(peak)
+    return optax.warmup_constant_schedule(0.0, peak, warmup)
+  if cfg.schedule == "cosine":
+    return optax.warmup_cosine_decay_schedule(
+      0.0, peak, warmup, max(steps, warmup + 1)
+    )
+  cooldown = round(cfg.cooldown * (steps - warmup))
+
+  def rate(step: types.Array) -> types.Array:
+    at = jnp.asarray(step, jnp.float32)
+    factor = peak * jnp.ones_like(at)
+    if warmup:
+      factor *= jnp.minimum(at / warmup, 1.0)
+    if cfg.schedule == "rsqrt":
+      factor *= jnp.sqrt(warmup / jnp.maximum(at, warmup))
+    if cooldown:
+      factor *= jnp.clip((steps - at) / cooldown, 0.0, 1.0)
+    return factor
+
+  return rate
 
 
 def optimizer(
@@ -31,36 +52,83 @@ def optimizer(
       no regular expression.
   """
   decayed = _mask(params, cfg.decay, "optim.decay")
-  rate = schedule(cfg, steps)
-  if cfg.name == "muon":
-    matrices = optax.contrib.muon(
-      rate,
-      adam_b1=cfg.b1,
-      adam_b2=cfg.b2,
-      muon_weight_dimension_numbers=paths.map_named(_as_matrix, params),
-      consistent_rms=0.2,  # steps as large as Adam's: one learning rate for all
-    )
-    # Its own decay has no mask for what is no matrix: biases would decay too.
-    decay = optax.add_decayed_weights(
-      lambda step: -cfg.weight_decay * rate(step), decayed
-    )
-    update = optax.chain(matrices, decay)
-  else:
-    update = optax.adamw(
-      rate,
-      b1=cfg.b1,
-      b2=cfg.b2,
-      weight_decay=cfg.weight_decay,
-      mask=decayed,
-    )
+  update = _UPDATES[cfg.name](cfg, schedule(cfg, steps), params, decayed)
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
   chain = optax.chain(clip, update)
   if not cfg.freeze:
     return chain
-  frozen = _mask(params, cfg.freeze, "optim.freeze")
-  labels = paths.map_named(lambda _, f: "frozen" if f else "trained", frozen)
+  labels = jax.tree.map(
+    lambda f: "frozen" if f else "trained", frozen(cfg, params)
+  )
   return optax.partition(
     {"trained": chain, "frozen": optax.set_to_zero()}, labels
+  )
+
+
+def frozen(cfg: config.Optim, params: types.Params) -> types.Params:
+  """Which parameters keep their first value, as a tree of bool.
+
+  Raises:
+    ValueError: as `optimizer`.
+  """
+  return _mask(params, cfg.freeze, "optim.freeze")
+
+
+def _adamw(cfg, rate, params, decayed):
+  del params
+  return optax.adamw(
+    rate,
+    b1=cfg.b1,
+    b2=cfg.b2,
+    weight_decay=cfg.weight_decay,
+    mask=decayed,
+  )
+
+
+def _lion(cfg, rate, params, decayed):
+  del params
+  return optax.lion(
+    rate,
+    b1=cfg.b1,
+    b2=cfg.b2,
+    weight_decay=cfg.weight_decay,
+    mask=decayed,
+  )
+
+
+def _adafactor(cfg, rate, params, decayed):
+  """Second moments by row and column: its state is a fraction of Adam's."""
+  del params
+  # Steps of its own size, as Adam's: one learning rate and one decay for all.
+  shrink = optax.adafactor(
+    rate, multiply_by_parameter_scale=False, clipping_threshold=1.0
+  )
+  return optax.chain(shrink, _decay(cfg, rate, decayed))
+
+
+def _muon(cfg, rate, params, decayed):
+  matrices = optax.contrib.muon(
+    rate,
+    adam_b1=cfg.b1,
+    adam_b2=cfg.b2,
+    muon_weight_dimension_numbers=paths.map_named(_as_matrix, params),
+    consistent_rms=0.2,  # steps as large as Adam's: one learning rate for all
+  )
+  # Its own decay has no mask for what is no matrix: biases would decay too.
+  return optax.chain(matrices, _decay(cfg, rate, decayed))
+
+
+_UPDATES = {
+  "adamw": _adamw,
+  "lion": _lion,
+  "adafactor": _adafactor,
+  "muon": _muon,
+}
+
+
+def _decay(cfg, rate, decayed):
+  return optax.add_decayed_weights(
+    lambda step: -cfg.weight_decay * rate(step), decayed
   )
 
 
@@ -85,7 +153,22 @@ def _as_matrix(
   return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
 
-def global_norm(tree: types.Params) -> types.Array:
+def norms(grads: types.Params) -> dict[str, types.Array]:
+  """Norm of a gradient, and of each tower's part of it.
+
+  A tower is what a model's parts are called up to the first "_": vision and
+  text of Fast, encoder and readers of Slow.
+  """
+  towers: dict[str, list[types.Params]] = {}
+  for model in grads.values():
+    for name, part in model.items():
+      if isinstance(part, dict):
+        towers.setdefault(name.split("_")[0], []).append(part)
+  whole = {"grad_norm": _norm(grads)}
+  return whole | {f"grad_norm/{name}": _norm(x) for name, x in towers.items()}
+
+
+def _norm(tree: types.Params) -> types.Array:
   return optax.tree.norm(tree).astype(jnp.float32)
 
 

@@ -4,23 +4,28 @@ One file per stage, `metrics.jsonl`, one object a line. A resumed run drops the
 lines past its checkpoint, so that a curve never holds a step twice.
 """
 
+import contextlib
 import json
 import os
+import pathlib
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tensorboardX
 from etils import epath
 from rich import console
 from rich import progress as rich_progress
 
-from fs_jax import files
+from fs_jax import files, processes
 
 METRICS = "metrics.jsonl"
+GIB = 1 << 30
+_STATM = pathlib.Path("/proc/self/statm")
 
 
 class NonFinite(ArithmeticError):
@@ -57,19 +62,70 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
+class Clock:
+  """Where a step's seconds go, between two lines of a run's metrics."""
+
+  def __init__(self) -> None:
+    self._since = time.perf_counter()
+    self._spent: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def spent(self, on: str) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+      yield
+    finally:
+      seconds = time.perf_counter() - began
+      self._spent[on] = self._spent.get(on, 0.0) + seconds
+
+  def read(self) -> tuple[float, dict[str, float]]:
+    """Seconds since the last reading, and the parts of them, by name."""
+    now = time.perf_counter()
+    seconds, self._since = now - self._since, now
+    spent, self._spent = self._spent, {}
+    return seconds, spent
+
+
+# What is clocked: waiting for data and for the device, whose rest is the host's
+# own work, and what is no part of a step.
+DATA, DEVICE, SAVING, VALIDATION = "data", "device", "saving", "validation"
+START = "start"  # split of the line that each start of a run writes
+
+
 class Report:
   """Writes one stage's metrics and shows how far it is.
+
+  Of several processes only the first writes; all of them check.
 
   Args:
     folder: of the stage.
     name: said on the progress line.
     start: first step of this process; later lines on disk are dropped.
     steps: last step.
+    flops: multiplications and additions of a step, of all devices.
+    peak: of all devices together, FLOP/s; None where it is not known.
   """
 
-  def __init__(self, folder: epath.PathLike, name: str, start: int, steps: int):
+  def __init__(
+    self,
+    folder: epath.PathLike,
+    name: str,
+    start: int,
+    steps: int,
+    *,
+    flops: float = 0.0,
+    peak: float | None = None,
+  ):
+    self._name, self._steps = name, steps
+    self._flops, self._peak = flops, peak
+    self.clock = Clock()
+    self._board: Any = None
+    self._bar = Bar(name, steps, start)
+    if not processes.is_first():
+      return
     folder = epath.Path(folder)
-    kept = [line for line in read(folder) if line["step"] <= start]
+    known = read(folder)
+    kept = [x for x in known if x["step"] <= start or x.get("split") == START]
     files.write_text(
       folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept)
     )
@@ -79,9 +135,22 @@ class Report:
       # Names have a resolution of one second: restarts must not collide.
       filename_suffix=f".{os.getpid()}-{secrets.token_hex(4)}",
     )
-    self._name, self._steps = name, steps
-    self._done, self._since = start, time.perf_counter()
-    self._bar = Bar(name, steps, start)
+    self._began = min(
+      (line["time"] for line in kept if "time" in line), default=time.time()
+    )
+    self._useful = max(
+      (x.get("useful_seconds", 0.0) for x in kept), default=0.0
+    )
+    self.write(
+      start,
+      START,
+      {"devices": jax.device_count(), "processes": jax.process_count()},
+    )
+
+  def begin(self) -> None:
+    """What came before, such as compiling, was no step."""
+    self.clock.read()
+    self._bar.begin()
 
   def train(
     self, step: int, window: Sequence[Mapping[str, Any]], examples: int
@@ -91,17 +160,47 @@ class Report:
     Raises:
       NonFinite: as `check`; nothing of it is written.
     """
+    with self.clock.spent(DEVICE):  # reading waits for the last step
+      window = jax.device_get(list(window))
     self.check(step, window)
     means = {
       key: float(np.mean([np.asarray(m[key]) for m in window]))
       for key in window[0]
     }
-    now = time.perf_counter()
-    seconds, self._since = now - self._since, now
-    means["examples_per_second"] = examples * len(window) / seconds
-    self.write(step, "train", means)
+    if self._board is not None:
+      self.write(step, "train", means | self._pace(step, len(window), examples))
     self._bar.advance(step, {"loss": means["loss"]})
     return means
+
+  def _pace(self, step: int, steps: int, examples: int) -> dict[str, float]:
+    """How fast, where the time went, what was in use: of the last `steps`."""
+    whole, spent = self.clock.read()
+    data, device, saving, judging = (
+      spent.get(on, 0.0) for on in (DATA, DEVICE, SAVING, VALIDATION)
+    )
+    seconds = whole - saving - judging
+    self._useful += whole - saving
+    pace = {
+      "examples_per_second": examples * steps / seconds,
+      "step_seconds": seconds / steps,
+      "step_data_seconds": data / steps,
+      "step_device_seconds": device / steps,
+      "step_host_seconds": max(seconds - data - device, 0.0) / steps,
+      "eta_seconds": seconds / steps * (self._steps - step),
+      "useful_seconds": self._useful,
+      "goodput": self._useful / max(time.time() - self._began, self._useful),
+      "host_memory_gib": host_memory() / GIB,
+    }
+    used = (jax.local_devices()[0].memory_stats() or {}).get(
+      "peak_bytes_in_use"
+    )
+    if used:
+      pace["device_memory_gib"] = used / GIB
+    if self._flops:
+      pace["tflops_per_second"] = self._flops * steps / seconds / 1e12
+    if self._flops and self._peak:
+      pace["mfu"] = self._flops * steps / seconds / self._peak
+    return pace
 
   def check(self, step: int, window: Sequence[Mapping[str, Any]]) -> None:
     """Refuses steps, the last of them `step`, after which a state is lost.
@@ -123,19 +222,35 @@ class Report:
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """One line of metrics.jsonl, and the same to TensorBoard."""
+    if self._board is None:
+      return
     line = {"step": step, "time": round(time.time(), 3), "split": split}
     line |= {key: float(f"{value:.6g}") for key, value in values.items()}
     with open(self._path, "a") as file:
       file.write(json.dumps(line) + "\n")
+    if split == START:
+      return
     for key, value in values.items():
       self._board.add_scalar(f"{split}/{key}", float(value), step)
     if split != "train":
       said = "  ".join(f"{key} {value:.3g}" for key, value in values.items())
       self._bar.say(f"{self._name} step {step}: {split} {said}")
 
+  def say(self, text: str) -> None:
+    """A line for whoever watches."""
+    self._bar.say(f"{self._name}: {text}")
+
   def close(self) -> None:
     self._bar.close()
-    self._board.close()
+    if self._board is not None:
+      self._board.close()
+
+
+def host_memory() -> int:
+  """Bytes that this process holds in memory; 0 where nobody says."""
+  if not _STATM.exists():
+    return 0
+  return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Bar:
@@ -145,7 +260,8 @@ class Bar:
     self._name, self._total, self._start = name, total, start
     self._began = self._said = time.perf_counter()
     self._live = None
-    if sys.stderr.isatty():
+    self._silent = not processes.is_first()
+    if sys.stderr.isatty() and not self._silent:
       self._live = rich_progress.Progress(
         rich_progress.TextColumn("{task.description:<24}"),
         rich_progress.BarColumn(),
@@ -159,6 +275,10 @@ class Bar:
       self._task = self._live.add_task(
         name, total=total, completed=start, said=""
       )
+
+  def begin(self) -> None:
+    """From here on the time left is reckoned."""
+    self._began = time.perf_counter()
 
   def advance(self, done: int, values: Mapping[str, float] = {}) -> None:
     """Says that `done` of the total are done."""
@@ -176,6 +296,8 @@ class Bar:
 
   def say(self, text: str) -> None:
     """A line that stays."""
+    if self._silent:
+      return
     if self._live is not None:
       self._live.console.print(text)
     else:

@@ -8,9 +8,12 @@ programs read it there, and nobody types an architecture twice.
 """
 
 import json
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from clu import parameter_overview
 from etils import epath
 
 from fs_jax import (
@@ -20,7 +23,7 @@ from fs_jax import (
   configdict,
   contract,
   files,
-  sharding,
+  processes,
   tasks,
   types,
 )
@@ -31,6 +34,12 @@ CONFIG, TOKENIZER, FIT, DONE = (
   "tokenizer.json",
   "fit.json",
   "DONE",
+)
+PARAMETERS = "parameters.txt"
+# What may change while a run goes on: where it runs, and how often it speaks.
+FREE = (
+  *("mesh.", "data.threads", "data.cache", "data.dir"),
+  *("train.log_every", "train.save_every", "train.profile", "train.keep"),
 )
 
 
@@ -62,13 +71,24 @@ def begin(
 ) -> None:
   """Writes what a stage is made of, or checks that nothing of it changed.
 
+  The mesh may change, and how often is logged and saved: neither changes what
+  is trained.
+
   Raises:
     ValueError: the folder belongs to another config or vocabulary.
   """
+  with processes.first(f"{where}: begin"):
+    _begin(where, cfg, tokenizer)
+
+
+def _begin(
+  where: epath.Path, cfg: config.Config, tokenizer: tokenizers.Tokenizer
+) -> None:
   path = where / CONFIG
   if path.exists():
     old = configdict.from_json(path.read_text())
-    changed = configdict.differences(old, cfg)
+    differ = configdict.differences(old, cfg)
+    changed = [line for line in differ if not line.startswith(FREE)]
     if changed:
       shown = "; ".join(changed[:5])
       raise ValueError(
@@ -83,6 +103,8 @@ def begin(
         f"{tokenizer.hash[:12]} for {kept.hash[:12]}. the training captions or "
         "the first stage changed: delete that folder to start again"
       )
+    if differ and processes.is_first():
+      files.write_text(path, configdict.to_json(cfg))
     return
   tokenizer.save(where / TOKENIZER)
   files.write_text(path, configdict.to_json(cfg))  # last: its folder is whole
@@ -90,7 +112,28 @@ def begin(
 
 def finish(where: epath.Path, values: dict[str, Any]) -> None:
   """Marks a stage as done; `values` are kept for those who ask."""
-  files.write_json(where / DONE, values)
+  if processes.is_first():
+    files.write_json(where / DONE, values)
+
+
+def describe(
+  where: epath.Path, params: types.Params, say: Callable[[str], None]
+) -> None:
+  """Writes every parameter's shape and place to parameters.txt.
+
+  Args:
+    where: folder of the stage.
+    params: shapes with their shardings.
+    say: told how many there are.
+  """
+  if not processes.is_first():
+    return
+  table = parameter_overview.get_parameter_overview(
+    params, include_stats="sharding"
+  )
+  files.write_text(where / PARAMETERS, table + "\n")
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+  say(f"{count:,} parameters, laid out as in {where / PARAMETERS}")
 
 
 def finished(where: epath.Path) -> bool:
@@ -114,7 +157,10 @@ def read_config(where: epath.PathLike) -> config.Config:
 
 
 def load(where: epath.PathLike) -> Run:
-  """The newest parameters of a stage, on this process's first device.
+  """The parameters of a stage, on this process's first device.
+
+  Those of the newest step, or with `train.keep_best` of the best one on
+  validation; their running mean where the stage keeps one.
 
   Raises:
     ValueError: no such stage, nothing saved yet, or a damaged checkpoint.
@@ -122,8 +168,8 @@ def load(where: epath.PathLike) -> Run:
   where = epath.Path(where)
   cfg = read_config(where)
   tokenizer = tokenizers.load(where / TOKENIZER)
-  saved = checkpoint.Checkpoints(where / "checkpoints", keep=cfg.train.keep)
-  step = saved.latest()
+  saved = checkpoint.Checkpoints(where / "checkpoints", cfg.train, alone=True)
+  step = saved.best()
   if step is None:
     raise ValueError(
       f"{where}: must hold a checkpoint; got none yet. let its training reach "
@@ -133,7 +179,8 @@ def load(where: epath.PathLike) -> Run:
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   where_to = jax.tree.map(lambda _: here, shapes)
-  params = saved.params(step, checkpoint.abstract(shapes, where_to))
+  item = "ema" if cfg.optim.ema else "params"
+  params = saved.params(step, checkpoint.abstract(shapes, where_to), item)
   saved.close()
   return Run(where, cfg, tokenizer, params, step)
 
@@ -171,9 +218,3 @@ def load_fit(where: epath.PathLike, expected: Any = None) -> calibrate.Fit:
     mend=mend,
   )
   return fit
-
-
-def placed(run: Run, on: Any) -> types.Params:
-  """Parameters of a run laid out on a mesh, as a frozen argument."""
-  where = sharding.of_params(run.cfg.mesh.rules, run.params, on)
-  return jax.tree.map(jax.device_put, run.params, where)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fs_jax import config, paths
@@ -20,8 +21,12 @@ BATCH = PartitionSpec(("data", "fsdp"))  # leading axis of everything in a Batch
 def mesh(cfg: config.Mesh, devices: list | None = None) -> Mesh:
   """Devices as a grid of axes data x fsdp x model.
 
+  On a TPU neighbours of an axis are neighbours in the network, and slices,
+  which a slower one joins, lie side by side along `data` alone.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or the
+      slices are not those of the devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [cfg.data, cfg.fsdp, cfg.model]
@@ -33,21 +38,49 @@ def mesh(cfg: config.Mesh, devices: list | None = None) -> Mesh:
       f"mesh: data * fsdp * model must be the {len(devices)} devices; got "
       f"{cfg.data} * {cfg.fsdp} * {cfg.model}. set one to -1 for what is left"
     )
-  grid = np.array(devices).reshape(sizes)
+  _check_slices(cfg.slices, sizes[0], devices)
   axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return Mesh(grid, AXES, axis_types=axis_types)
+  return Mesh(_grid(sizes, cfg.slices, devices), AXES, axis_types=axis_types)
+
+
+def _grid(sizes: list[int], slices: int, devices: list) -> np.ndarray:
+  if devices[0].platform != "tpu":  # no other says who is near whom
+    return np.array(devices).reshape(sizes)
+  if slices == 1:
+    return mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  inside = [sizes[0] // slices, *sizes[1:]]
+  return mesh_utils.create_hybrid_device_mesh(
+    inside, [slices, 1, 1], devices, allow_split_physical_axes=True
+  )
+
+
+def _check_slices(slices: int, data: int, devices: list) -> None:
+  if data % slices:
+    raise ValueError(
+      "mesh.slices: must divide the axis data, which alone crosses slices; "
+      f"got {slices} for data={data}. change either"
+    )
+  found = {getattr(d, "slice_index", 0) for d in devices}
+  if devices[0].platform == "tpu" and len(found) != slices:
+    raise ValueError(
+      f"mesh.slices: must be the {len(found)} of the devices; got {slices}. "
+      "set it to that number"
+    )
 
 
 def check_batch(
-  batch_size: int, on: Mesh, field: str = "train.batch_size"
+  batch_size: int, on: Mesh, field: str = "train.batch_size", parts: int = 1
 ) -> None:
-  """Refuses a batch that the mesh cannot split evenly."""
-  ways = on.shape["data"] * on.shape["fsdp"]
-  if batch_size % ways:
+  """Refuses a batch that the mesh cannot split evenly, each part of it."""
+  shards = on.shape["data"] * on.shape["fsdp"]
+  if batch_size % (shards * parts):
+    in_parts = f" times {parts} parts (train.accumulate)" if parts > 1 else ""
     raise ValueError(
-      f"{field}: must be divisible by the {ways} batch shards of mesh (data="
-      f"{on.shape['data']}, fsdp={on.shape['fsdp']}); got {batch_size}. set it "
-      f"to a multiple of {ways}"
+      f"{field}: must be divisible by the {shards} batch shards of mesh (data="
+      f"{on.shape['data']}, fsdp={on.shape['fsdp']}){in_parts}; got "
+      f"{batch_size}. set it to a multiple of {shards * parts}"
     )
 
 
@@ -70,20 +103,43 @@ def of_params(rules: config.Rules, tree: Any, on: Mesh) -> Any:
   return paths.map_named(lambda name, x: _place(rules, name, x.shape, on), tree)
 
 
-def of_state(state: Any, params: Any, on: Mesh) -> Any:
+def of_frozen(rules: config.Rules, tree: Any, on: Mesh) -> Any:
+  """As `of_params`, for parameters that nobody trains, and numbers with them.
+
+  They may be of a part of a model, so a rule may have nothing to say.
+  """
+  return paths.map_named(
+    lambda name, x: (
+      _place(rules, name, x.shape, on) if x.shape else replicated(on)
+    ),
+    tree,
+  )
+
+
+def of_state(state: Any, shapes: Any, params: Any, on: Mesh) -> Any:
   """Shardings for a whole train state: moments lie where their parameter does.
 
-  `params` holds the parameters' shardings; a leaf of the state whose path ends
-  in a parameter's path follows it, anything else is replicated.
+  A leaf of the state whose path ends in a parameter's path, and which has its
+  shape, follows it; anything else is replicated.
+
+  Args:
+    state: shapes of the state.
+    shapes: of the parameters.
+    params: the parameters' shardings.
+    on: the mesh.
   """
-  by_name = dict(zip(paths.names(params), jax.tree.leaves(params), strict=True))
+  leaves = jax.tree.leaves(shapes), jax.tree.leaves(params)
+  known = {
+    name: (leaf.shape, where)
+    for name, leaf, where in zip(paths.names(shapes), *leaves, strict=True)
+  }
 
   def find(name: str, leaf: Any) -> NamedSharding:
     parts = name.split("/")
     for start in range(len(parts)):
-      found = by_name.get("/".join(parts[start:]))
-      if found is not None and len(found.spec) <= len(leaf.shape):
-        return found
+      shape, where = known.get("/".join(parts[start:]), (None, None))
+      if shape == leaf.shape:
+        return where
     return replicated(on)
 
   return paths.map_named(find, state)
@@ -96,11 +152,31 @@ def put(tree: Any, where: NamedSharding) -> Any:
   )
 
 
-def local_rows(batch_size: int) -> slice:
-  """Rows of the global batch that this process must produce."""
-  each = batch_size // jax.process_count()
-  start = each * jax.process_index()
-  return slice(start, start + each)
+def spread(value: Any, where: NamedSharding) -> jax.Array:
+  """A value that every process holds, laid out; each keeps its own part."""
+  held = np.asarray(value)
+  return jax.make_array_from_callback(held.shape, where, lambda i: held[i])
+
+
+def place(tree: Any, like: Any) -> Any:
+  """`spread` of a tree; `like` holds where each leaf goes."""
+  return jax.tree.map(lambda x, to: spread(x, to.sharding), tree, like)
+
+
+def local_rows(batch_size: int, on: Mesh) -> tuple[slice, ...]:
+  """Rows of the global batch that this process must produce: runs, in order.
+
+  They are those that its devices hold, so that no row is moved afterwards.
+  """
+  where = batch(on).addressable_devices_indices_map((batch_size,))
+  held = {index[0].indices(batch_size)[:2] for index in where.values() if index}
+  runs: list[slice] = []
+  for start, stop in sorted(held):
+    if runs and runs[-1].stop == start:
+      runs[-1] = slice(runs[-1].start, stop)
+    else:
+      runs.append(slice(start, stop))
+  return tuple(runs)
 
 
 def _place(rules: config.Rules, name: str, shape: tuple, on: Mesh):

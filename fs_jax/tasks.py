@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from fs_jax import config, losses, types
+from fs_jax import config, losses, ring, types
 from fs_jax.models import fast as fast_models
 from fs_jax.models import slow as slow_models
 from fs_jax.models import vision
@@ -42,31 +43,40 @@ def pixels(cfg: config.Config, visual: types.Array) -> types.Array:
   return vision.normalise(visual, cfg.data.mean, cfg.data.std)
 
 
-def make(cfg: config.Config, vocabulary: int) -> types.Task:
-  """The objective of cfg.stage."""
-  stages = {"fast": fast, "slow": slow, "distill": distill}
-  return stages[cfg.stage](cfg, vocabulary)
+def make(
+  cfg: config.Config, vocabulary: int, on: Mesh | None = None
+) -> types.Task:
+  """The objective of cfg.stage; `on` is the mesh of a loss made in a ring."""
+  if cfg.stage == "slow":
+    return slow(cfg, vocabulary)
+  stages = {"fast": fast, "distill": distill}
+  return stages[cfg.stage](cfg, vocabulary, on)
 
 
-def fast(cfg: config.Config, vocabulary: int) -> types.Task:
+def fast(
+  cfg: config.Config, vocabulary: int, on: Mesh | None = None
+) -> types.Task:
   """Contrastive: pairs of a batch told apart."""
   model = fast_model(cfg, vocabulary)
 
   def init(key):
     return {"fast": model.init(key, *_sample(cfg))["params"]}
 
-  def loss(trained, frozen, batch, key):
+  def rows(trained, frozen, batch, key):
     del frozen
-    return _contrastive(cfg, model, trained["fast"], batch, key)
+    return _embedded(cfg, model, trained["fast"], batch, key)
 
-  return types.Task(init, loss)
+  def loss(trained, rows, batch):
+    return _contrastive(cfg, model, trained["fast"], rows, batch, on)
+
+  return types.Task(init, rows, loss, _by_row)
 
 
 def slow(cfg: config.Config, vocabulary: int) -> types.Task:
   """Captioning in both directions, or the matching baseline.
 
-  Matching needs hard negatives: frozen["fast"] draws them inside the batch, in
-  proportion to the softmax of its own scores.
+  Matching needs hard negatives: frozen["fast"] draws them among what is on the
+  device, in proportion to the softmax of its own scores.
   """
   assert cfg.slow is not None
   model = slow_model(cfg, vocabulary)
@@ -75,7 +85,7 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
   def init(key):
     return {"slow": model.init(key, *_sample(cfg))["params"]}
 
-  def captioning(trained, frozen, batch, key):
+  def captioned(trained, frozen, batch, key):
     del frozen
     params = trained["slow"]
     drop, blank = jax.random.split(key)
@@ -99,13 +109,19 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
       method="word_log_likelihood",
       rngs=rngs,
     )
+    return {"words": words, "unseen": unseen.astype(jnp.float32)}
+
+  def captioning(trained, rows, batch):
+    del trained
+    words, unseen = rows["words"], rows["unseen"] > 0
+    text = batch.text.reshape(*words.shape[:2], batch.text.shape[-1])
     n = slow_models.targets_of(text)
     seen = losses.captioning(words, n, batch.mask & ~unseen)
     alone = losses.captioning(words, n, batch.mask & unseen)
     total = losses.captioning(words, n, batch.mask)
     return total, {"nats_per_word": seen, "nats_per_word_unseen": alone}
 
-  def matching(trained, frozen, batch, key):
+  def matched(trained, frozen, batch, key):
     params = trained["slow"]
     negatives = _hard_negatives(cfg, vocabulary, frozen["fast"], batch, key)
     first = batch.text[:: batch.captions_per_visual]
@@ -117,7 +133,7 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
     )
     flat = text.reshape(-1, text.shape[-1])
     states = apply(model, params, flat, True, method="read", rngs=rngs)
-    logits = apply(
+    return apply(
       model,
       params,
       memory,
@@ -127,16 +143,22 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
       method="match_logit",
       rngs=rngs,
     )
+
+  def matching(trained, logits, batch):
+    del trained
     same = jnp.broadcast_to(jnp.array([[True, False]]), logits.shape)
     valid = jnp.broadcast_to(batch.mask[:, None], logits.shape)
     total, accuracy = losses.matching(logits, same, valid)
     return total, {"accuracy": accuracy}
 
-  by_name = {"captioning": captioning, "matching": matching}
-  return types.Task(init, by_name[cfg.slow.loss])
+  if cfg.slow.loss == "matching":
+    return types.Task(init, matched, matching, _by_row)
+  return types.Task(init, captioned, captioning, _by_row, linear=True)
 
 
-def distill(cfg: config.Config, vocabulary: int) -> types.Task:
+def distill(
+  cfg: config.Config, vocabulary: int, on: Mesh | None = None
+) -> types.Task:
   """Contrastive on captioned pairs, plus Slow's opinion on clusters.
 
   frozen = {"slow": parameters, "gamma": [], "tau": []}. Online, the teacher
@@ -151,32 +173,34 @@ def distill(cfg: config.Config, vocabulary: int) -> types.Task:
     return {"fast": student.init(key, *_sample(cfg))["params"]}
 
   def taught(frozen, batch):
-    """u / tau as [clusters, captions, visuals]."""
+    """u / tau as [clusters * captions, visuals]."""
     h = batch.judged
     if cfg.distill.teacher == "online":
       h = teacher(frozen["slow"], batch.clusters)
     n = slow_models.targets_of(jnp.asarray(batch.clusters.text))[:, None]
     u = h / n ** frozen["gamma"]
-    return u.reshape(-1, size, size) / frozen["tau"]
+    return jax.lax.stop_gradient(u / frozen["tau"])
 
-  def loss(trained, frozen, batch, key):
+  def rows(trained, frozen, batch, key):
+    pairs = _embedded(cfg, student, trained["fast"], batch.pairs, key)
+    again = jax.random.fold_in(key, 1)
+    listed = _embedded(cfg, student, trained["fast"], batch.clusters, again)
+    taught_rows = {"taught": taught(frozen, batch)}
+    return {"pairs": pairs, "clusters": listed | taught_rows}
+
+  def loss(trained, rows, batch):
     contrast, metrics = _contrastive(
-      cfg, student, trained["fast"], batch.pairs, key
+      cfg, student, trained["fast"], rows["pairs"], batch.pairs, on
     )
-    clusters = batch.clusters
-    out = apply(
-      student,
-      trained["fast"],
-      pixels(cfg, clusters.visual),
-      clusters.text,
-      True,
-      rngs={"dropout": jax.random.fold_in(key, 1)},
-    )
-    visual = out["visual"].reshape(-1, size, cfg.fast.embed)
-    text = out["text"].reshape(-1, size, cfg.fast.embed)
-    learned = out["scale"] * jnp.einsum("ctd,cvd->ctv", text, visual)
-    mask = clusters.mask.reshape(-1, 1, size) & jnp.ones((1, size, 1), bool)
-    teach, entropy = losses.distillation(taught(frozen, batch), learned, mask)
+    of_lists = rows["clusters"]
+    visual = of_lists["visual"].reshape(-1, size, cfg.fast.embed)
+    text = of_lists["text"].reshape(-1, size, cfg.fast.embed)
+    scale = apply(student, trained["fast"], method="scale")
+    learned = scale * jnp.einsum("ctd,cvd->ctv", text, visual)
+    mask = batch.clusters.mask.reshape(-1, 1, size)
+    mask &= jnp.ones((1, size, 1), bool)
+    taught = of_lists["taught"].reshape(-1, size, size)
+    teach, entropy = losses.distillation(taught, learned, mask)
     total = contrast + cfg.distill.alpha * teach
     metrics |= {
       "contrastive": contrast,
@@ -185,7 +209,52 @@ def distill(cfg: config.Config, vocabulary: int) -> types.Task:
     }
     return total, metrics
 
-  return types.Task(init, loss)
+  def groups(batch) -> Any:
+    pairs, _ = _by_row(batch.pairs)
+    lists = batch.clusters.mask.shape[0] // size  # whole ones stay together
+    both = types.DistillBatch(pairs, lists, lists)  # type: ignore[arg-type]
+    return both, {"pairs": pairs, "clusters": lists}
+
+  return types.Task(init, rows, loss, groups)
+
+
+def frozen_shapes(cfg: config.Config, vocabulary: int) -> types.Params:
+  """Shapes of what the loss of cfg.stage reads and nobody trains."""
+  number = jax.ShapeDtypeStruct((), jnp.float32)
+
+  def teacher(stage: Callable[..., types.Task]) -> types.Params:
+    return jax.eval_shape(stage(cfg, vocabulary).init, jax.random.key(0))
+
+  if cfg.stage == "distill":
+    judges = teacher(slow) if cfg.distill.teacher == "online" else {}
+    return judges | {"gamma": number, "tau": number}
+  if cfg.stage == "slow" and cfg.slow is not None:
+    return teacher(fast) if cfg.slow.loss == "matching" else {}
+  return {}
+
+
+def batch_shapes(cfg: config.Config) -> types.Batch | types.DistillBatch:
+  """Shapes of a global batch of cfg.stage."""
+  of: Any = jax.ShapeDtypeStruct
+
+  def rows(count: int, captions: int) -> types.Batch:
+    size = cfg.data.image_size
+    return types.Batch(
+      visual=of((count, cfg.data.frames, size, size, 3), jnp.uint8),
+      text=of((count * captions, cfg.tokens.length), jnp.int32),
+      visual_id=of((count,), jnp.int32),
+      text_id=of((count * captions,), jnp.int32),
+      mask=of((count,), bool),
+    )
+
+  pairs = rows(cfg.train.batch_size, cfg.data.captions_per_visual)
+  if cfg.stage != "distill":
+    return pairs
+  judged = cfg.distill.clusters * cfg.distill.cluster_size
+  said = None
+  if cfg.distill.teacher == "offline":
+    said = of((judged, cfg.distill.cluster_size), jnp.float32)
+  return types.DistillBatch(pairs, rows(judged, 1), said)
 
 
 def judge(
@@ -213,7 +282,8 @@ def judge(
   return score
 
 
-def _contrastive(cfg, model, params, batch: types.Batch, key):
+def _embedded(cfg, model, params, batch: types.Batch, key):
+  """Unit vectors of a batch: {"visual" [B,E], "text" [R,E]}."""
   out = apply(
     model,
     params,
@@ -222,13 +292,27 @@ def _contrastive(cfg, model, params, batch: types.Batch, key):
     True,
     rngs={"dropout": key},
   )
+  return {"visual": out["visual"], "text": out["text"]}
+
+
+def _contrastive(cfg, model, params, rows, batch: types.Batch, on):
   ids = [jnp.asarray(x) for x in (batch.visual_id, batch.text_id, batch.mask)]
-  pair = (out["visual"], out["text"], out["scale"])
+  scale = apply(model, params, method="scale")
+  pair = [rows["visual"], rows["text"], scale]
   if cfg.fast.loss == "sigmoid":
-    total, metrics = losses.sigmoid(*pair, out["bias"], *ids)
-  else:
-    total, metrics = losses.info_nce(*pair, *ids)
-  return total, metrics | {"scale": out["scale"]}
+    pair.append(params["bias"])
+  where: Any = losses
+  how = {}
+  if cfg.fast.chunk:
+    where, how = ring, {"on": on, "chunk": cfg.fast.chunk}
+  of = where.sigmoid if cfg.fast.loss == "sigmoid" else where.info_nce
+  total, metrics = of(*pair, *ids, **how)
+  return total, metrics | {"scale": scale}
+
+
+def _by_row(batch: types.Batch) -> tuple[int, int]:
+  rows = batch.mask.shape[0]
+  return rows, rows
 
 
 def _hard_negatives(cfg, vocabulary, params, batch: types.Batch, key):

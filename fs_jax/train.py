@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -21,6 +20,7 @@ from fs_jax import (
   metrics,
   mine,
   paths,
+  processes,
   rerank,
   runs,
   sharding,
@@ -49,13 +49,15 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
   frozen = None if teacher is None else _frozen(cfg, teacher)
   clusters = None
   if cfg.stage == "distill":
-    loop.prepare(cfg, tokenizer)  # says what is wrong before anything is mined
+    # Says what is wrong before anything is mined.
+    loop.program(cfg, tokenizer.vocab_size, sharding.mesh(cfg.mesh))
     runs.begin(where, cfg, tokenizer)
-    clusters = _clusters(cfg, donor, source, where)
-    if teacher is not None and cfg.distill.teacher == "offline":
-      clusters = mine.judged(teacher, source, clusters, cfg, where)
+    with processes.first("clusters"):
+      clusters = _clusters(cfg, donor, source, where)
+      if teacher is not None and cfg.distill.teacher == "offline":
+        clusters = mine.judged(teacher, source, clusters, cfg, where)
 
-  def batches(start: int, rows: slice):
+  def batches(start: int, rows: tuple[slice, ...]):
     return pipeline.train_batches(
       source, tokenizer, cfg, start=start, rows=rows, clusters=clusters
     )
@@ -85,18 +87,21 @@ def quick_recall(
   if cfg.stage == "slow":
     size = max(size // 4, 1)
   captions = [source.captions(i)[0] for i in range(size)]
-  texts = jnp.asarray(tokenizer.encode(captions))
+  texts = tokenizer.encode(captions)
   visual = source.visuals(np.arange(size))
+  # Of parameters that lie on many hosts, all of them know the scores.
+  everywhere = sharding.replicated(sharding.mesh(cfg.mesh))
+  jit = functools.partial(jax.jit, out_shardings=everywhere)
 
-  @jax.jit
-  def fast(params: types.Params) -> jax.Array:
+  @jit
+  def fast(params, visual, texts):
     model = tasks.fast_model(cfg, tokenizer.vocab_size)
     seen = tasks.pixels(cfg, visual)
     out = tasks.apply(model, params["fast"], seen, texts)
     return out["text"] @ out["visual"].T
 
-  @jax.jit
-  def slow(params: types.Params) -> jax.Array:
+  @jit
+  def slow(params, visual, texts):
     model = tasks.slow_model(cfg, tokenizer.vocab_size)
     call = functools.partial(tasks.apply, model, params["slow"])
     memory = call(tasks.pixels(cfg, visual), method="encode_visual")
@@ -105,7 +110,8 @@ def quick_recall(
     return call(memory, each, texts[None], method="score").T
 
   def recall(params: types.Params) -> dict[str, float]:
-    scores = (slow if cfg.stage == "slow" else fast)(params)
+    scorer = slow if cfg.stage == "slow" else fast
+    scores = scorer(params, visual, texts)
     ranked = metrics.ranks_full(np.asarray(scores), np.arange(size)[:, None])
     return {
       f"R@{k}": float(metrics.recall_at(ranked, k).mean()) for k in (1, 5)
@@ -120,11 +126,15 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
   The fit lies in the stage trained last, <slow>/fit.json for the Fast that Slow
   began with and <distilled>/fit.json for the distilled one.
 
+  Of several processes the first one does it.
+
   Args:
     workdir: of both stages.
     fast_name: stage whose candidates Slow will look at.
     slow_name: the judge.
   """
+  if not processes.is_first():
+    return
   fast = runs.load(runs.folder(workdir, fast_name))
   slow = runs.load(runs.folder(workdir, slow_name))
   where = slow.folder if fast.cfg.stage == "fast" else fast.folder
@@ -165,13 +175,12 @@ def _earlier(workdir: epath.PathLike, stage: str) -> runs.Run | None:
 
 def _frozen(cfg: config.Config, teacher: runs.Run) -> types.Params:
   """The teacher's parameters, and how far to trust its scores."""
-  frozen = runs.placed(teacher, sharding.mesh(cfg.mesh))
   if cfg.stage != "distill":
-    return frozen
+    return teacher.params
   fit = runs.load_fit(teacher.folder)
   tau = cfg.distill.temperature or fit.tau
-  if cfg.distill.teacher == "offline":
-    frozen = {}  # it has said all
+  # An offline teacher has said all.
+  frozen = teacher.params if cfg.distill.teacher == "online" else {}
   return frozen | {"gamma": np.float32(fit.gamma), "tau": np.float32(tau)}
 
 

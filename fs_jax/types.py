@@ -69,17 +69,28 @@ class TrainState(NamedTuple):
   step: Array  # int32 []: the next step to run, which is the data state
   params: Params
   opt_state: Any
+  ema: Params | None = None  # running mean of params, where one is asked for
 
 
 class Task(NamedTuple):
-  """An objective as a value: two pure functions.
+  """An objective as a value: pure functions the loop does not look into.
 
-  init(key, batch) -> params
-  loss(trained, frozen, batch, key) -> (scalar, metrics)
+  A loss is split where its examples meet, so that a batch may be larger than
+  what is on the device at once:
+
+  init(key) -> params
+  rows(trained, frozen, batch, key) -> tree of floats, examples in front
+  loss(trained, rows, batch) -> (scalar, metrics), of the global batch
+  groups(batch) -> for the batch and for the rows, trees of how many parts
+    each may at most be split into
+  linear: whether loss is linear in rows, which then need no pass of their own
   """
 
   init: Callable[..., Params]
+  rows: Callable[..., Any]
   loss: Callable[..., tuple[Array, Metrics]]
+  groups: Callable[..., tuple[Any, Any]]
+  linear: bool = False
 
 
 class Corpus(NamedTuple):

@@ -18,8 +18,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 from absl import logging as absl_logging
+
+from fs_jax import processes
 
 DONE, FAILED, BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,13 +31,16 @@ _OWN = tuple(str(_ROOT / name) + os.sep for name in ("fs_jax", "launch"))
 _SHARED = ("data", "tokens", "fast", "slow", "seed", "compute", "mesh")
 
 
-class Preempted(BaseException):
-  """The machine is wanted elsewhere: not an Exception, so nobody keeps it."""
-
-
 def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
   """Runs a program: parses its flags, calls it, leaves with an exit code."""
-  sys.exit(call(main, doc, sys.argv))
+  code = call(main, doc, sys.argv)
+  if code != DONE and _has_peers():
+    # JAX would wait for them to leave as well, which they do not: the launcher
+    # ends them as soon as it sees this code.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def call(
@@ -103,8 +109,8 @@ def only(argv: Sequence[str], usage: str) -> str:
 def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
   try:
     main(_parse(argv))
-  except (KeyboardInterrupt, Preempted) as error:
-    gone = isinstance(error, Preempted)
+  except (KeyboardInterrupt, processes.Preempted) as error:
+    gone = isinstance(error, processes.Preempted)
     said = "preempted" if gone else "\ninterrupted"
     print(f"{said}: start it again and it goes on", file=sys.stderr)
     return PREEMPTED if gone else INTERRUPTED
@@ -293,13 +299,18 @@ def _told_to_stop() -> Iterator[None]:
     return
 
   def preempt(*_: object) -> None:
-    raise Preempted
+    raise processes.Preempted
 
   before = signal.signal(signal.SIGTERM, preempt)
   try:
     yield
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def _has_peers() -> bool:
+  """Whether this process joined others; asks nothing of a device."""
+  return jax.distributed.is_initialized()
 
 
 def _quiet() -> None:

@@ -16,7 +16,7 @@ goes on only with the one it began with.
 from absl import flags
 from ml_collections import config_flags
 
-from fs_jax import compiled, configdict, train
+from fs_jax import compiled, configdict, processes, train
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,6 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages")
 
 def main(_) -> None:
   cli.need("config", "workdir")
+  processes.start()
   compiled.keep(_WORKDIR.value)
   cfg = configdict.parse(_CONFIG.value)
   where = train.train(cfg, _WORKDIR.value)
@@ -34,6 +35,8 @@ def main(_) -> None:
     train.weigh(_WORKDIR.value, cfg.init.stage, cfg.folder)
   if cfg.stage == "distill":
     train.weigh(_WORKDIR.value, cfg.folder, cfg.init.teacher)
+  if not processes.is_first():
+    return
   print(f"{cfg.folder}: trained {cfg.train.steps} steps, in {where}")
   following = {"fast": "slow", "slow": "distill"}.get(cfg.stage)
   if following:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from grain import experimental as grain_experimental
 
@@ -44,7 +45,7 @@ def train_batches(
   cfg: config.Config,
   *,
   start: int,
-  rows: slice | None = None,
+  rows: tuple[slice, ...] | None = None,
   clusters: Clusters | None = None,
 ) -> Iterator[types.Batch | types.DistillBatch]:
   """Endless batches of numpy arrays, from step `start` on.
@@ -54,8 +55,8 @@ def train_batches(
     tok: makes the text rows.
     cfg: batch size, seed, captions of each visual, augmentation, threads.
     start: the first step, which is the whole state of the data.
-    rows: which rows of the global batch this process makes; None = all. Rows
-      of clusters follow in proportion.
+    rows: which rows of the global batch this process makes, in runs; None =
+      all. Rows of clusters follow in proportion.
     clusters: if given, batches are DistillBatch, with `cfg.distill.clusters`
       clusters a step: G visuals, and one caption of each of G text rows.
 
@@ -63,34 +64,53 @@ def train_batches(
     ValueError: a visual without captions, or arguments that do not fit.
   """
   size = cfg.train.batch_size
-  rows = _rows(rows, size)
+  runs = [_rows(r, size) for r in (rows or (slice(0, size),))]
   if start < 0:
     raise ValueError(f"start: must be >= 0; got {start}. name a step")
   captions = _captions(source, tok)
   _require_captions(source, captions, np.arange(len(source)))
   make = functools.partial(_pairs, source, captions, cfg)
+
+  def step(t: int) -> types.Batch:
+    return _together([make(t * size + r.start, r.stop - r.start) for r in runs])
+
+  steps = range(start, sys.maxsize)
   if clusters is None:
-    step = lambda t: make(t * size + rows.start, rows.stop - rows.start)
-    return _prefetched(step, range(start, sys.maxsize), cfg.data.threads)
+    return _prefetched(step, steps, cfg.data.threads)
 
   width = clusters.visual.shape[-1]
   _check_clusters(clusters, source)
   _require_captions(source, captions, np.unique(clusters.text))
   judged = cfg.distill.clusters * width
-  first, last = (_proportion(r, size, judged) for r in (rows.start, rows.stop))
-
+  listed = [
+    (_proportion(r.start, size, judged), _proportion(r.stop, size, judged))
+    for r in runs
+  ]
   said = None
   if clusters.judged is not None:
     said = _picked(captions, cfg, clusters.text.ravel(), 0)
 
   def distil_step(t: int) -> types.DistillBatch:
-    pairs = make(t * size + rows.start, rows.stop - rows.start)
-    numbers = np.arange(t * judged + first, t * judged + last)
-    return types.DistillBatch(
-      pairs, *_clustered(clusters, captions, cfg, said, numbers)
-    )
+    parts = [
+      _clustered(
+        clusters,
+        captions,
+        cfg,
+        said,
+        np.arange(t * judged + first, t * judged + last),
+      )
+      for first, last in listed
+    ]
+    return types.DistillBatch(step(t), *_together(parts))
 
-  return _prefetched(distil_step, range(start, sys.maxsize), cfg.data.threads)
+  return _prefetched(distil_step, steps, cfg.data.threads)
+
+
+def _together(parts: list[Any]) -> Any:
+  """Runs of rows, one after the other, as one batch."""
+  if len(parts) == 1:
+    return parts[0]
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def cluster_texts(

@@ -1,0 +1,139 @@
+"""The processes of a run: how they meet, wait and agree to stop.
+
+Every process runs the same program on its own devices; the first one writes. On
+one machine `python -m launch.local` starts them, on a pod its engine does.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+ADDRESS, COUNT, INDEX = (
+  "JAX_COORDINATOR_ADDRESS",
+  "JAX_NUM_PROCESSES",
+  "JAX_PROCESS_ID",
+)
+MULTIHOST = "FS_JAX_MULTIHOST"  # says what a TPU VM does not: more hosts work
+_PATIENCE = "FS_JAX_PEER_TIMEOUT"  # seconds until a silent peer is dead
+_MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
+
+
+class Preempted(BaseException):
+  """The machine is wanted elsewhere: not an Exception, so nobody keeps it."""
+
+
+def start() -> None:
+  """Joins the other processes of the run, if the environment says so.
+
+  It does with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+  where JAX finds the rest by itself: in a SLURM step of several tasks, on GKE,
+  and on a TPU VM with FS_JAX_MULTIHOST=1. A peer that does not come within five
+  minutes ends the process, as does one that falls silent later: that is for a
+  launcher to restart.
+
+  Raises:
+    ValueError: an incomplete environment.
+  """
+  env = os.environ
+  if ADDRESS not in env:
+    if _several_hosts(env):
+      jax.distributed.initialize()
+    return
+  missing = [name for name in (COUNT, INDEX) if name not in env]
+  if missing:
+    raise ValueError(
+      f"environment: {ADDRESS} needs {COUNT} and {INDEX} beside it; got no "
+      f"{missing[0]}. set it, or start with python -m launch.local"
+    )
+  count, index = (_integer(env, name) for name in (COUNT, INDEX))
+  if not 0 <= index < count:
+    raise ValueError(
+      f"environment: {INDEX} must be in 0 to {COUNT} - 1 = {count - 1}; got "
+      f"{index}. give each process its own"
+    )
+  patience = _integer(env, _PATIENCE) if _PATIENCE in env else None
+  jax.distributed.initialize(
+    env[ADDRESS],
+    count,
+    index,
+    initialization_timeout=patience or _MEETING,
+    heartbeat_timeout_seconds=patience or _HEARTBEAT,
+  )
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes."""
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first(what: str) -> Iterator[None]:
+  """The first process does what is inside, then the others find it done."""
+  if jax.process_count() == 1:
+    yield
+    return
+  if not is_first():
+    multihost_utils.sync_global_devices(what)
+  yield
+  if is_first():
+    multihost_utils.sync_global_devices(what)
+
+
+class Notice:
+  """Whether the machine is about to be taken away: SIGTERM, or what a TPU says.
+
+  A context: inside, the signal no longer ends the process; it is heard after
+  the step, by all processes after the same one. A second one ends at once.
+  """
+
+  def __init__(self) -> None:
+    self._given = False
+    self._before: object = None
+
+  def __enter__(self) -> "Notice":
+    # With several processes JAX listens and carries the word to all of them.
+    self._own = jax.process_count() == 1 and (
+      threading.current_thread() is threading.main_thread()
+    )
+    if self._own:
+      self._before = signal.signal(signal.SIGTERM, self._hear)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._own:
+      signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
+
+  def given(self, step: int) -> bool:
+    """To be asked once after each step, by every process."""
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._given
+
+  def _hear(self, *_: object) -> None:
+    if self._given:
+      raise Preempted
+    self._given = True
+
+
+def _several_hosts(env: Mapping[str, str]) -> bool:
+  return (
+    env.get(MULTIHOST, "") not in ("", "0")
+    or (int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in env)
+    or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    or "MEGASCALE_COORDINATOR_ADDRESS" in env
+  )
+
+
+def _integer(env: Mapping[str, str], name: str) -> int:
+  try:
+    return int(env[name])
+  except ValueError:
+    raise ValueError(
+      f"environment: {name} must be a whole number; got {env[name]!r}. "
+      "change it"
+    ) from None

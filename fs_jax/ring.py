@@ -1,0 +1,359 @@
+"""Contrastive losses of a batch whose pairs fit no memory.
+
+The values, gradients and metrics of `losses.info_nce` and `losses.sigmoid`,
+where all pairs of a batch are never held at once. Visuals stay on their
+device; blocks of texts, with their ids, mask and sums so far, travel around
+the ring of devices, and meet every visual. Within a device the meeting goes
+tile by tile, `chunk` visuals by `chunk` texts, so that memory grows with the
+rows of a device and not with their square. On one device only tiles are left.
+
+Gradients are written out (`jax.custom_vjp`) rather than left to
+`jax.checkpoint`, which keeps the text block and all sums of each step, on
+every device as many rows as the whole batch has. Written out, InfoNCE goes
+around a second time with nothing kept but the log-sum-exps; and the sigmoid
+loss, whose pairs know their gradient from their own logit, needs no second
+round at all.
+
+Rows here are pairs, R of them: a visual is repeated for each of its captions.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from fs_jax import losses, sharding
+
+Sums = tuple[Array, ...]  # running values of rows, each with R first
+Tile = Callable[[Any, Any, Sums, Sums], tuple[Sums, Sums]]
+
+
+class Pair(NamedTuple):
+  """Who a row is: it decides which other rows are its negatives."""
+
+  index: Int[Array, "R"]  # position in the global batch
+  visual_id: Int[Array, "R"]
+  text_id: Int[Array, "R"]
+  mask: Bool[Array, "R"]
+
+
+def info_nce(
+  visual: Float[Array, "B E"],
+  text: Float[Array, "R E"],
+  scale: Float[Array, ""],
+  visual_id: Int[Array, "B"],
+  text_id: Int[Array, "R"],
+  mask: Bool[Array, "B"],
+  *,
+  on: Mesh,
+  chunk: int,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """`losses.info_nce` of a batch that lies on a mesh as `sharding.BATCH` says.
+
+  Args:
+    visual, text, scale, visual_id, text_id, mask: as there. Logits and sums
+      are float32 whatever these are.
+    on: the mesh; devices along its axis "model" do the same work.
+    chunk: rows of a tile, at most: a tile holds chunk * chunk logits.
+
+  Raises:
+    ValueError: chunk < 1, or a batch that the mesh cannot split evenly.
+  """
+  visual, text, pair = _rows(visual, text, visual_id, text_id, mask, on, chunk)
+  to_text, to_visual, own, best = _log_sum_exps(
+    on, chunk, scale.astype(jnp.float32) * visual, text, pair
+  )
+  nats = (to_text - own + to_visual - own) / 2
+  return losses.masked_mean(nats, pair.mask), _metrics(best, pair)
+
+
+def sigmoid(
+  visual: Float[Array, "B E"],
+  text: Float[Array, "R E"],
+  scale: Float[Array, ""],
+  bias: Float[Array, ""],
+  visual_id: Int[Array, "B"],
+  text_id: Int[Array, "R"],
+  mask: Bool[Array, "B"],
+  *,
+  on: Mesh,
+  chunk: int,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """`losses.sigmoid`; mesh, chunk and errors as in `info_nce` above."""
+  visual, text, pair = _rows(visual, text, visual_id, text_id, mask, on, chunk)
+  biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.index.shape)
+  total, best = _log_likelihood(
+    on, chunk, scale.astype(jnp.float32) * visual, biases, text, pair
+  )
+  return -total / jnp.maximum(pair.mask.sum(), 1), _metrics(best, pair)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _log_sum_exps(
+  on: Mesh,
+  chunk: int,
+  visual: Float[Array, "R E"],
+  text: Float[Array, "R E"],
+  pair: Pair,
+) -> tuple[Array, Array, Array, Array]:
+  """Of each row [R]: log-sum-exp over texts, over visuals; own logit; best.
+
+  Logits are visual @ text.T: the scale is in `visual` already. Best is the
+  index of the visual that a text finds.
+  """
+  return _log_sum_exps_forward(on, chunk, visual, text, pair)[0]
+
+
+def _log_sum_exps_forward(on, chunk, visual, text, pair):
+  """Sums of exponentials below the highest logit so far."""
+
+  def tile(row, column, row_sums, column_sums):
+    logits, own = _logits(row, column)
+    top, total, found, best = column_sums
+    best = _best(top, best, logits, row[1].index)
+    top, total = _add(top, total, logits, axis=0)
+    found += jnp.where(own, logits, 0.0).sum(axis=0)
+    return _add(*row_sums, logits, axis=1), (top, total, found, best)
+
+  zero = jnp.zeros(pair.mask.shape)
+  least = zero + losses.EXCLUDED
+  over_texts, (*over_visuals, own, best) = _around(
+    on,
+    chunk,
+    tile,
+    rows=(visual, pair),
+    columns=(text, pair),
+    row_sums=(least, zero),
+    column_sums=(least, zero, zero, pair.index),
+  )
+  to_text, to_visual = (
+    top + jnp.log(total) for top, total in (over_texts, over_visuals)
+  )
+  saved = (visual, text, pair, over_texts, over_visuals)
+  return (to_text, to_visual, own, best), saved
+
+
+def _log_sum_exps_backward(on, chunk, saved, slopes):
+  """A sum's slope spreads over its logits by their shares of the total."""
+  visual, text, pair, (row_top, row_total), (column_top, column_total) = saved
+  by_text, by_visual, by_own, _ = slopes
+
+  def tile(row, column, row_sums, column_sums):
+    logits, own = _logits(row[:2], column[:2])
+    (row_top, by_text), (column_top, by_visual, by_own) = row[2:], column[2:]
+    # exp(logits - log_sum_exp) would round what the subtraction cancels.
+    slope = by_text[:, None] * jnp.exp(logits - row_top[:, None])
+    slope += by_visual[None] * jnp.exp(logits - column_top[None])
+    slope += jnp.where(own, by_own[None], 0.0)
+    of_row = row_sums[0] + slope @ column[0]
+    return (of_row,), (column_sums[0] + slope.T @ row[0],)
+
+  (of_visual,), (of_text,) = _around(
+    on,
+    chunk,
+    tile,
+    rows=(visual, pair, row_top, by_text / row_total),
+    columns=(text, pair, column_top, by_visual / column_total, by_own),
+    row_sums=(jnp.zeros_like(visual),),
+    column_sums=(jnp.zeros_like(text),),
+  )
+  return of_visual, of_text, None
+
+
+_log_sum_exps.defvjp(_log_sum_exps_forward, _log_sum_exps_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _log_likelihood(
+  on: Mesh,
+  chunk: int,
+  visual: Float[Array, "R E"],
+  bias: Float[Array, "R"],
+  text: Float[Array, "R E"],
+  pair: Pair,
+) -> tuple[Float[Array, ""], Int[Array, "R"]]:
+  """Sum over pairs of log sigma(z_ij l_ij); the visual that each text finds.
+
+  Logits are visual @ text.T + bias: the scale is in `visual` already, and the
+  bias is the same number for each row, so that nothing here is summed twice.
+  """
+
+  def tile(row, column, row_sums, column_sums):
+    log_p, _, *found = _judge(row, column, *column_sums)
+    return (row_sums[0] + log_p,), tuple(found)
+
+  zero = jnp.zeros_like(bias)
+  (log_p,), (_, best) = _around(
+    on,
+    chunk,
+    tile,
+    rows=(visual, pair, bias),
+    columns=(text, pair),
+    row_sums=(zero,),
+    column_sums=(zero + losses.EXCLUDED, pair.index),
+  )
+  return log_p.sum(), best
+
+
+def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
+  """Value and gradient in one round."""
+
+  def tile(row, column, row_sums, column_sums):
+    log_p, slope, *found = _judge(row, column, *column_sums[:2])
+    row_sums = (
+      row_sums[0] + log_p,
+      row_sums[1] + slope @ column[0],
+      row_sums[2] + slope.sum(axis=1),
+    )
+    return row_sums, (*found, column_sums[2] + slope.T @ row[0])
+
+  zero = jnp.zeros_like(bias)
+  (log_p, *of_rows), (_, best, of_text) = _around(
+    on,
+    chunk,
+    tile,
+    rows=(visual, pair, bias),
+    columns=(text, pair),
+    row_sums=(zero, jnp.zeros_like(visual), zero),
+    column_sums=(zero + losses.EXCLUDED, pair.index, jnp.zeros_like(text)),
+  )
+  return (log_p.sum(), best), (*of_rows, of_text)
+
+
+def _log_likelihood_backward(on, chunk, saved, slopes):
+  return *(slopes[0] * x for x in saved), None
+
+
+_log_likelihood.defvjp(_log_likelihood_forward, _log_likelihood_backward)
+
+
+def _judge(row, column, top, best):
+  """Of a tile: log p of each row, slope of each logit, best of each column."""
+  logits, own = _logits(row[:2], column)
+  logits += row[2][:, None]  # a logit that is left out stays EXCLUDED
+  signed = jnp.where(own, logits, -logits)
+  slope = jnp.where(own, 1.0, -1.0) * jax.nn.sigmoid(-signed)
+  best = _best(top, best, logits, row[1].index)
+  top = jnp.maximum(top, logits.max(axis=0))
+  return jax.nn.log_sigmoid(signed).sum(axis=1), slope, top, best
+
+
+def _logits(row, column):
+  """Logits of a tile, EXCLUDED where no pair; which are own pairs."""
+  (visual, one), (text, other) = row, column
+  own = one.index[:, None] == other.index[None]
+  same = one.visual_id[:, None] == other.visual_id[None]
+  same |= one.text_id[:, None] == other.text_id[None]
+  valid = one.mask[:, None] & other.mask[None]
+  keep = (own | ~same) & valid
+  return jnp.where(keep, visual @ text.T, losses.EXCLUDED), own & valid
+
+
+def _add(top, total, logits, axis):
+  """One more tile in a log-sum-exp top + log(total)."""
+  new = jnp.maximum(top, logits.max(axis=axis))
+  each = jnp.exp(logits - jnp.expand_dims(new, axis))
+  return new, total * jnp.exp(top - new) + each.sum(axis=axis)
+
+
+def _best(top, best, logits, index):
+  """Index of the highest logit of each column; the lower index of equals."""
+  here = logits.max(axis=0)
+  last = jnp.iinfo(index.dtype).max
+  first = jnp.where(logits == here[None], index[:, None], last).min(axis=0)
+  tie = jnp.where(here == top, jnp.minimum(first, best), best)
+  return jnp.where(here > top, first, tie)
+
+
+def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
+  """Both sides' sums after every row has met every column.
+
+  All arguments but the first three are pytrees of arrays with R first. `tile`
+  is called with some rows of each and returns their new sums.
+  """
+  axes = sharding.BATCH[0]
+  ways = on.shape["data"] * on.shape["fsdp"]
+  ring = [(i, (i + 1) % ways) for i in range(ways)]
+  shift = functools.partial(jax.lax.ppermute, axis_name=axes, perm=ring)
+
+  def local(*sides):
+    size = sides[1][0].shape[0]
+    rows, columns, *sums = _split(sides, chunk)
+
+    def step(state, _):
+      columns, row_sums, column_sums = state
+      # Not after the tiles: these travel while the tiles are computed.
+      coming = jax.tree.map(shift, columns)
+      row_sums, column_sums = _meet(tile, rows, columns, row_sums, column_sums)
+      return (coming, row_sums, jax.tree.map(shift, column_sums)), None
+
+    if ways == 1:
+      sums = _meet(tile, rows, columns, *sums)
+    else:
+      (_, *sums), _ = jax.lax.scan(step, (columns, *sums), length=ways)
+    return _join(sums, size)
+
+  spread = jax.shard_map(
+    local, mesh=on, in_specs=sharding.BATCH, out_specs=sharding.BATCH
+  )
+  return spread(rows, columns, row_sums, column_sums)
+
+
+def _meet(tile: Tile, rows, columns, row_sums, column_sums):
+  """Every chunk of rows with every chunk of columns; sums are chunked too."""
+
+  def column(row_sums, block):
+    columns, column_sums = block
+
+    def row(column_sums, block):
+      row_sums, column_sums = tile(block[0], columns, block[1], column_sums)
+      return column_sums, row_sums
+
+    return jax.lax.scan(row, column_sums, (rows, row_sums))[::-1]
+
+  return jax.lax.scan(column, row_sums, (columns, column_sums))
+
+
+def _split(tree, chunk: int):
+  """Arrays [R, ...] -> [chunks, R / chunks, ...], padded with zeros.
+
+  Chunks as equal as can be; what is padded is masked, as false is zero.
+  """
+
+  def split(x):
+    count = -(-x.shape[0] // chunk)
+    size = -(-x.shape[0] // count)
+    pad = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad).reshape(count, size, *x.shape[1:])
+
+  return jax.tree.map(split, tree)
+
+
+def _join(tree, size: int):
+  """Undoes `_split` of arrays with that many rows."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tuple(tree))
+
+
+def _rows(visual, text, visual_id, text_id, mask, on, chunk):
+  """Both sides in float32 with R rows, and who they are."""
+  if chunk < 1:
+    raise ValueError(
+      f"chunk: must be at least 1 row; got {chunk}. 1024 is a good start"
+    )
+  sharding.check_batch(visual.shape[0], on, "batch")
+  size = text.shape[0]
+  captions = size // visual.shape[0]
+  visual, visual_id, mask = (
+    jnp.repeat(x, captions, axis=0) for x in (visual, visual_id, mask)
+  )
+  pair = Pair(jnp.arange(size), visual_id, text_id, mask)
+  return visual.astype(jnp.float32), text.astype(jnp.float32), pair
+
+
+def _metrics(best, pair: Pair) -> dict[str, Array]:
+  hit = (best == pair.index).astype(jnp.float32)
+  return {"batch_recall": losses.masked_mean(hit, pair.mask)}
