@@ -161,43 +161,60 @@ def fit(
     processes.Preempted: the machine is wanted elsewhere; all is saved.
   """
   where = runs.folder(workdir, cfg.folder)
-  on = sharding.mesh(cfg.mesh, devices)
-  made = program(cfg, tokenizer.vocab_size, on, frozen or {})
+  made = program(
+    cfg,
+    tokenizer.vocab_size,
+    sharding.mesh(cfg.mesh, devices),
+    frozen or {},
+  )
   runs.begin(where, cfg, tokenizer)
   saved = checkpoint.Checkpoints(where / "checkpoints", cfg.train)
-  start = saved.latest() or 0
-  log = report.Report(where, cfg.folder, start, cfg.train.steps)
   began = time.perf_counter()
   try:
-    with (
-      processes.Notice() as notice,
-      profile.Tracer(where / "profile", cfg.train.profile) as tracer,
-    ):
-      state = _first_state(cfg, made, saved, start_from)
-      if start < cfg.train.steps:
-        runs.describe(where, made.state.params, log.say)
-        state = _loop(
-          cfg.train,
-          state,
-          _compiled(made, sharding.place(frozen or {}, made.frozen)),
-          _ahead(
-            batches(start, sharding.local_rows(cfg.train.batch_size, on)),
-            lambda batch: sharding.put(batch, sharding.batch(on)),
-          ),
-          log,
-          saved,
-          validate,
-          notice,
-          tracer,
-        )
-    saved.wait()
+    if (saved.latest() or 0) < cfg.train.steps:
+      state = _train(
+        cfg, where, made, saved, batches, frozen or {}, start_from, validate
+      )
+      saved.wait()
+    else:
+      state = _first_state(cfg, made, saved, None)
   finally:
-    log.close()
     saved.close()
   if not runs.finished(where):
     seconds = round(time.perf_counter() - began, 1)
     runs.finish(where, {"step": int(state.step), "seconds": seconds})
   return state
+
+
+def _train(
+  cfg: config.Config,
+  where: epath.Path,
+  made: Program,
+  saved: checkpoint.Checkpoints,
+  batches: Callable[[int, tuple[slice, ...]], Iterator[Any]],
+  frozen: types.Params,
+  start_from: types.Params | None,
+  validate: Validate | None,
+) -> types.TrainState:
+  """What is around the loop: who listens, who reports, what is compiled."""
+  start = saved.latest() or 0
+  rows = sharding.local_rows(cfg.train.batch_size, made.on)
+  of_batch = sharding.batch(made.on)
+  log = report.Report(where, cfg.folder, start, cfg.train.steps)
+  try:
+    with (
+      processes.Notice() as notice,
+      profile.Tracer(where / "profile", cfg.train.profile) as tracer,
+    ):
+      runs.describe(where, made.state.params, log.say)
+      state = _first_state(cfg, made, saved, start_from)
+      step = _compiled(made, sharding.place(frozen, made.frozen))
+      ready = _ahead(batches(start, rows), lambda b: sharding.put(b, of_batch))
+      return _loop(
+        cfg.train, state, step, ready, log, saved, validate, notice, tracer
+      )
+  finally:
+    log.close()
 
 
 def _loop(

@@ -167,8 +167,8 @@ class Report:
       key: float(np.mean([np.asarray(m[key]) for m in window]))
       for key in window[0]
     }
-    if self._board is not None:
-      self.write(step, "train", means | self._pace(step, len(window), examples))
+    means |= self._pace(step, len(window), examples)
+    self.write(step, "train", means)
     self._bar.advance(step, {"loss": means["loss"]})
     return means
 

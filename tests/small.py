@@ -8,6 +8,12 @@ import numpy as np
 from fs_jax import config, types
 
 VOCABULARY, LENGTH, IMAGE = 12, 7, 16
+# What a clock, and not the seed, puts into a line of metrics.jsonl.
+CLOCKED = {
+  *("time", "examples_per_second", "eta_seconds", "useful_seconds", "goodput"),
+  *("step_seconds", "step_data_seconds", "step_device_seconds"),
+  *("step_host_seconds", "host_memory_gib", "tflops_per_second", "mfu"),
+}
 
 
 def stack(layers: int = 1, **fields: Any) -> config.Stack:

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fs_jax import checkpoint, types
+from fs_jax import checkpoint, config, types
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -36,12 +36,12 @@ def assert_same(a, b):
 
 
 def saved(folder, *steps, keep=5):
-  with_steps = checkpoint.Checkpoints(str(folder), keep=keep)
+  with_steps = checkpoint.Checkpoints(str(folder), config.Train(keep=keep))
   for step in steps:
     with_steps.save(state_of(step, step))
   with_steps.wait()
   with_steps.close()
-  return checkpoint.Checkpoints(str(folder), keep=keep)
+  return checkpoint.Checkpoints(str(folder), config.Train(keep=keep))
 
 
 def steps_in(folder):
@@ -101,7 +101,7 @@ def test_a_half_written_step_does_not_exist(tmp_path, name):
   for path in list(half.rglob("*"))[::2]:
     if path.is_file():
       path.unlink()
-  found = checkpoint.Checkpoints(str(tmp_path), keep=5)
+  found = checkpoint.Checkpoints(str(tmp_path), config.Train(keep=5))
   assert found.latest() == 3
   assert_same(found.restore(3, like(state_of(3))), state_of(3, 3))
   found.save(state_of(9, 9))

@@ -22,12 +22,11 @@ import pytest
 from fs_jax import (
   config,
   configdict,
-  optim,
+  loop,
   paths,
   sharding,
   tasks,
   train,
-  types,
 )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -124,48 +123,28 @@ def test_nothing_is_written_down_that_is_no_more():
   assert written <= {f"{file}-{stage}" for file, stage in RECIPES}
 
 
-def batch_of(cfg, rows, captions):
-  """Shapes of a batch of a few rows."""
-  of = jax.ShapeDtypeStruct
-  size, data = cfg.data.image_size, cfg.data
-  return types.Batch(
-    visual=of((rows, data.frames, size, size, 3), np.uint8),
-    text=of((rows * captions, cfg.tokens.length), np.int32),
-    visual_id=of((rows,), np.int32),
-    text_id=of((rows * captions,), np.int32),
-    mask=of((rows,), bool),
-  )
-
-
 @each
 def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
-  cfg, shapes = recipe(file, stage), shapes_of(file, stage)
-  words = cfg.tokens.vocabulary
-  batch = batch_of(cfg, 4, cfg.data.captions_per_visual)
-  on = sharding.mesh(cfg.mesh)
-  sharding.check_batch(cfg.train.batch_size, on)
-  frozen = {}
-  if cfg.init.teacher:
-    frozen = shapes_of(file, earlier(file, cfg.init.teacher))
-  if cfg.stage == "distill":
-    number = jax.ShapeDtypeStruct((), np.float32)
-    frozen = frozen | {"gamma": number, "tau": number}
-    judged = cfg.distill.clusters * cfg.distill.cluster_size
-    sharding.check_batch(judged, on)
-    batch = types.DistillBatch(batch, batch_of(cfg, judged, 1))
-    if cfg.distill.teacher == "offline":
-      h = jax.ShapeDtypeStruct((judged, cfg.distill.cluster_size), np.float32)
-      batch = batch._replace(judged=h)
-      del frozen["slow"]
-  task = tasks.make(cfg, words)
-  loss, metrics = jax.eval_shape(
-    task.loss, shapes, frozen, batch, jax.random.key(0)
+  cfg = recipe(file, stage)
+  made = loop.program(cfg, cfg.tokens.vocabulary, sharding.mesh(cfg.mesh))
+  state, metrics = jax.eval_shape(
+    made.step, made.state, made.frozen, made.batch
   )
-  for number in jax.tree.leaves((loss, metrics)):
+  assert {"loss", "grad_norm", "learning_rate"} < metrics.keys()
+  for number in metrics.values():
     assert (number.shape, number.dtype) == ((), np.float32)
-  # The optimiser finds all parameters that its patterns name.
-  optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
-  assert jax.tree.leaves(jax.eval_shape(optimizer.init, shapes))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), made.state
+  )
+  if cfg.init.teacher and made.frozen.keys() - {"gamma", "tau"}:
+    teacher = shapes_of(file, earlier(file, cfg.init.teacher))
+    for name, leaf in named(made.frozen).items():
+      if name not in ("gamma", "tau"):
+        assert leaf.shape == named(teacher)[name].shape, name
+
+
+def named(tree):
+  return dict(zip(paths.names(tree), jax.tree.leaves(tree), strict=True))
 
 
 @each

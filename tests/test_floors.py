@@ -18,8 +18,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Modules and packages directly under fs_jax, lowest floor first.
 FLOORS = (
   ("types", "config", "configdict", "paths"),
-  ("models", "losses", "metrics", "optim"),
-  ("sharding", "checkpoint", "compiled", "files", "report", "parts", "data"),
+  ("models", "losses", "metrics", "optim", "gradients"),
+  (
+    *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
+    *("report", "profile", "parts", "data"),
+  ),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
     *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
@@ -31,7 +34,7 @@ FLOORS = (
 
 # Heavy packages, and the modules (with all under them) that may import them.
 OWNERS = {
-  "clu": ("fs_jax.metrics", "fs_jax.report", "fs_jax.tasks", "fs_jax.train"),
+  "clu": ("fs_jax.runs",),
   "grain": ("fs_jax.data.pipeline",),
   "ml_collections": ("fs_jax.configdict", "launch"),
   "orbax": ("fs_jax.checkpoint",),

@@ -26,29 +26,39 @@ STEPS, BATCH = 8, 4
 ONE = jax.devices()[:1]
 
 
-def toy(cfg, vocabulary):
+def toy(cfg=None, vocabulary=0, on=None):
   """Regression with noise of its own: compiles in no time."""
-  del cfg, vocabulary
+  del cfg, vocabulary, on
 
   def init(key):
     kernel = jax.random.normal(key, (3, 2))
     return {"fast": {"a": {"kernel": kernel, "embedding": jnp.zeros(2)}}}
 
-  def loss(trained, frozen, batch, key):
+  def rows(trained, frozen, batch, key):
     a = trained["fast"]["a"]
     noise = jax.random.normal(key, batch["y"].shape)
     y = batch["x"] @ a["kernel"] + a["embedding"][None]
-    error = (y - batch["y"] + 0.1 * noise) ** 2
-    # Fails on demand: a loss, or a gradient of a finite loss.
-    zero = a["embedding"] - jax.lax.stop_gradient(a["embedding"])
-    spoilt = jnp.sqrt(batch["spoil"] * zero**2 + 1 - batch["spoil"]).sum()
-    return error.mean() + batch["nan"] + spoilt, {"extra": error.max()}
+    return (y - batch["y"] + 0.1 * noise) ** 2
 
-  return types.Task(init, loss)
+  def loss(trained, error, batch):
+    # Fails on demand: a loss, or a gradient of a finite loss.
+    own = trained["fast"]["a"]["embedding"]
+    zero, spoil = own - jax.lax.stop_gradient(own), batch["spoil"].max()
+    spoilt = jnp.sqrt(spoil * zero**2 + 1 - spoil).sum()
+    total = error.mean() + batch["nan"].sum() + spoilt
+    return total, {"extra": error.max()}
+
+  return types.Task(init, rows, loss, lambda batch: (BATCH, BATCH))
+
+
+def shapes(cfg):
+  of = lambda *shape: jax.ShapeDtypeStruct((BATCH, *shape), np.float32)
+  return {"x": of(3), "y": of(2), "nan": of(), "spoil": of()}
 
 
 def batches(start, rows, *, nan_at=-1, spoil_at=-1, die_at=-1, die=None):
-  assert rows == slice(0, BATCH)
+  """Dies on its way to a batch, two of which are made ahead of their use."""
+  assert rows == (slice(0, BATCH),)
   step = start
   while True:
     if step == die_at:
@@ -57,8 +67,8 @@ def batches(start, rows, *, nan_at=-1, spoil_at=-1, die_at=-1, die=None):
     yield {
       "x": rng.normal(size=(BATCH, 3)).astype(np.float32),
       "y": rng.normal(size=(BATCH, 2)).astype(np.float32),
-      "nan": np.float32(np.nan if step == nan_at else 0),
-      "spoil": np.float32(step == spoil_at),
+      "nan": np.full(BATCH, np.nan if step == nan_at else 0, np.float32),
+      "spoil": np.full(BATCH, step == spoil_at, np.float32),
     }
     step += 1
 
@@ -77,12 +87,9 @@ def fit(
 ):
   cfg = cfg or cfg_of()
   tokenizer = tokenizers.train([text], cfg.tokens)
-  put = lambda tree, where: jax.tree.map(jnp.asarray, tree)
   with (
     mock.patch.object(tasks, "make", toy),
-    # Scalars of the toy have no rows to lay out.
-    mock.patch.object(loop.sharding, "put", put),
-    mock.patch.object(loop.sharding, "batch", loop.sharding.replicated),
+    mock.patch.object(tasks, "batch_shapes", shapes),
   ):
     return loop.fit(
       cfg,
@@ -97,10 +104,10 @@ def fit(
 
 def lines(workdir):
   """metrics.jsonl without what a clock put there."""
-  apart = ("time", "examples_per_second")
   return [
-    {k: v for k, v in line.items() if k not in apart}
+    {k: v for k, v in line.items() if k not in small.CLOCKED}
     for line in report.read(workdir / "fast")
+    if line["split"] != report.START
   ]
 
 
@@ -158,7 +165,7 @@ def test_a_finished_run_is_left_alone(whole):
   assert (workdir / "fast" / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("at", [1, 4, 7])
+@pytest.mark.parametrize("at", [1, 5, 8])
 def test_a_killed_run_ends_as_an_undisturbed_one(whole, tmp_path, at):
   undisturbed, want = whole
   with pytest.raises(Killed):
@@ -174,7 +181,7 @@ def test_resuming_continues_the_optimiser(whole, tmp_path):
   """What the test above would miss if moments and noise did not matter."""
   _, want = whole
   with pytest.raises(Killed):
-    fit(tmp_path, die_at=5, die=killed)
+    fit(tmp_path, die_at=6, die=killed)
   zeros = lambda self, step, like: RESTORE(self, step, like)._replace(
     opt_state=jax.tree.map(jnp.zeros_like, like.opt_state)
   )
@@ -190,7 +197,7 @@ RESTORE = checkpoint.Checkpoints.restore
 def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
   undisturbed, want = whole
   done = subprocess.run(
-    [sys.executable, "-m", "tests.test_loop", str(tmp_path), "7"],
+    [sys.executable, "-m", "tests.test_loop", str(tmp_path), "8"],
     cwd=pathlib.Path(__file__).parent.parent,
     capture_output=True,
     timeout=120,
@@ -206,13 +213,14 @@ def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
 
 
 def test_every_step_draws_anew_and_every_seed_otherwise():
-  task = toy(None, 0)
-  batch = next(batches(0, slice(0, BATCH)))
+  task = toy()
+  batch = next(batches(0, (slice(0, BATCH),)))
   still = optax.sgd(0.0)
   params = task.init(jax.random.key(0))
 
   def losses(seed, start):
-    step = jax.jit(loop.make_train_step(task, still, seed))
+    cfg = dataclasses.replace(cfg_of(), seed=seed)
+    step = jax.jit(loop.make_train_step(cfg, task, still))
     state = types.TrainState(jnp.int32(start), params, still.init(params))
     found = []
     for _ in range(3):
@@ -228,7 +236,7 @@ def test_every_step_draws_anew_and_every_seed_otherwise():
 def test_lines_past_the_checkpoint_are_written_again(tmp_path):
   cfg = cfg_of(log_every=1, save_every=4)
   with pytest.raises(Killed):
-    fit(tmp_path, cfg, die_at=7, die=killed)
+    fit(tmp_path, cfg, die_at=8, die=killed)
   assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
   assert saved_steps(tmp_path) == [4]
   fit(tmp_path, cfg)
@@ -310,6 +318,7 @@ def test_validation_is_heard_when_due(tmp_path):
 
   state = fit(tmp_path, cfg_of(eval_every=3), validate=validate)
   found = [x for x in lines(tmp_path) if x["split"] == "validation"]
+  assert len(seen) == 3
   assert found == [
     {"step": s, "split": "validation", "R@1": 0.5} for s in (3, 6, 8)
   ]

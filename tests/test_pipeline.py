@@ -2,6 +2,7 @@ import collections
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -131,7 +132,7 @@ def test_slices_of_processes_make_the_batch(source, tok, processes, distil):
   parts = [
     take(
       pipeline.train_batches(
-        source, tok, make_cfg(), rows=slice(p * each, (p + 1) * each), **kw
+        source, tok, make_cfg(), rows=(slice(p * each, (p + 1) * each),), **kw
       ),
       4,
     )
@@ -139,6 +140,22 @@ def test_slices_of_processes_make_the_batch(source, tok, processes, distil):
   ]
   for t, batch in enumerate(whole):
     assert_same(batch, joined([part[t] for part in parts]))
+
+
+def test_rows_may_lie_apart(source, tok):
+  """As a torus of devices deals them to its hosts."""
+  kw = {"start": 1, "clusters": make_clusters(source)}
+  (whole,) = take(pipeline.train_batches(source, tok, make_cfg(), **kw), 1)
+  apart = (slice(0, 2), slice(4, 6))
+  (got,) = take(
+    pipeline.train_batches(source, tok, make_cfg(), rows=apart, **kw), 1
+  )
+  assert len(got.pairs.mask) == 4
+  for have, want in zip(
+    jax.tree.leaves(got), jax.tree.leaves(whole), strict=True
+  ):
+    quarters = np.split(want, BATCH // 2)
+    np.testing.assert_array_equal(have, np.concatenate(quarters[::2]))
 
 
 def test_an_epoch_holds_every_example_once_and_wraps(source, tok):
@@ -291,7 +308,7 @@ def test_errors(source, tok):
   with pytest.raises(ValueError, match="start: must be >= 0; got -1"):
     batches(start=-1)
   with pytest.raises(ValueError, match="rows: must be a contiguous part"):
-    batches(rows=slice(4, 9))
+    batches(rows=(slice(4, 9),))
   clusters = make_clusters(source)
   with pytest.raises(ValueError, match="must split as the 8 rows"):
     pipeline.train_batches(
@@ -299,7 +316,7 @@ def test_errors(source, tok):
       tok,
       make_cfg(clusters=1),
       start=0,
-      rows=slice(0, 1),
+      rows=(slice(0, 1),),
       clusters=clusters,
     )
   with pytest.raises(ValueError, match=r"clusters\.text: must be rows of 23"):
