@@ -335,7 +335,9 @@ def _split(tree, chunk: int):
 
 def _join(tree, size: int):
   """Undoes `_split` of arrays with that many rows."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tuple(tree))
+  return jax.tree.map(
+    lambda x: x.reshape(-1, *x.shape[2:])[:size], tuple(tree)
+  )
 
 
 def _rows(visual, text, visual_id, text_id, mask, on, chunk):
