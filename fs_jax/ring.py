@@ -28,14 +28,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fs_jax import losses, sharding
 
-Sums = tuple[Array, ...]  # running values of rows, each with R first
+Sums = tuple[Any, ...]  # running values of rows: pytrees with R first
 Tile = Callable[[Any, Any, Sums, Sums], tuple[Sums, Sums]]
 
 
 class Pair(NamedTuple):
   """Who a row is: it decides which other rows are its negatives."""
 
-  index: Int[Array, "R"]  # position in the global batch
+  place: Int[Array, "R"]  # in the global batch
   visual_id: Int[Array, "R"]
   text_id: Int[Array, "R"]
   mask: Bool[Array, "R"]
@@ -63,10 +63,10 @@ def info_nce(
   Raises:
     ValueError: chunk < 1, or a batch that the mesh cannot split evenly.
   """
-  visual, text, pair = _rows(visual, text, visual_id, text_id, mask, on, chunk)
-  to_text, to_visual, own, best = _log_sum_exps(
-    on, chunk, scale.astype(jnp.float32) * visual, text, pair
-  )
+  _check(visual, on, chunk)
+  scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
+  found = _log_sum_exps(on, chunk, scaled, text, pair)
+  to_text, to_visual, own, best = found
   nats = (to_text - own + to_visual - own) / 2
   return losses.masked_mean(nats, pair.mask), _metrics(best, pair)
 
@@ -84,11 +84,10 @@ def sigmoid(
   chunk: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """`losses.sigmoid`; mesh, chunk and errors as in `info_nce` above."""
-  visual, text, pair = _rows(visual, text, visual_id, text_id, mask, on, chunk)
-  biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.index.shape)
-  total, best = _log_likelihood(
-    on, chunk, scale.astype(jnp.float32) * visual, biases, text, pair
-  )
+  _check(visual, on, chunk)
+  scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
+  biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.place.shape)
+  total, best = _log_likelihood(on, chunk, scaled, biases, text, pair)
   return -total / jnp.maximum(pair.mask.sum(), 1), _metrics(best, pair)
 
 
@@ -113,22 +112,22 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
 
   def tile(row, column, row_sums, column_sums):
     logits, own = _logits(row, column)
-    top, total, found, best = column_sums
-    best = _best(top, best, logits, row[1].index)
-    top, total = _add(top, total, logits, axis=0)
+    over_visuals, found, best = column_sums
+    best = _best(over_visuals[0], best, logits, row[1].place)
+    over_visuals = _add(over_visuals, logits, axis=0)
     found += jnp.where(own, logits, 0.0).sum(axis=0)
-    return _add(*row_sums, logits, axis=1), (top, total, found, best)
+    return _add(row_sums, logits, axis=1), (over_visuals, found, best)
 
   zero = jnp.zeros(pair.mask.shape)
   least = zero + losses.EXCLUDED
-  over_texts, (*over_visuals, own, best) = _around(
+  over_texts, (over_visuals, own, best) = _around(
     on,
     chunk,
     tile,
     rows=(visual, pair),
     columns=(text, pair),
     row_sums=(least, zero),
-    column_sums=(least, zero, zero, pair.index),
+    column_sums=((least, zero), zero, pair.place),
   )
   to_text, to_visual = (
     top + jnp.log(total) for top, total in (over_texts, over_visuals)
@@ -194,7 +193,7 @@ def _log_likelihood(
     rows=(visual, pair, bias),
     columns=(text, pair),
     row_sums=(zero,),
-    column_sums=(zero + losses.EXCLUDED, pair.index),
+    column_sums=(zero + losses.EXCLUDED, pair.place),
   )
   return log_p.sum(), best
 
@@ -219,7 +218,7 @@ def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
     rows=(visual, pair, bias),
     columns=(text, pair),
     row_sums=(zero, jnp.zeros_like(visual), zero),
-    column_sums=(zero + losses.EXCLUDED, pair.index, jnp.zeros_like(text)),
+    column_sums=(zero + losses.EXCLUDED, pair.place, jnp.zeros_like(text)),
   )
   return (log_p.sum(), best), (*of_rows, of_text)
 
@@ -237,7 +236,7 @@ def _judge(row, column, top, best):
   logits += row[2][:, None]  # a logit that is left out stays EXCLUDED
   signed = jnp.where(own, logits, -logits)
   slope = jnp.where(own, 1.0, -1.0) * jax.nn.sigmoid(-signed)
-  best = _best(top, best, logits, row[1].index)
+  best = _best(top, best, logits, row[1].place)
   top = jnp.maximum(top, logits.max(axis=0))
   return jax.nn.log_sigmoid(signed).sum(axis=1), slope, top, best
 
@@ -245,7 +244,7 @@ def _judge(row, column, top, best):
 def _logits(row, column):
   """Logits of a tile, EXCLUDED where no pair; which are own pairs."""
   (visual, one), (text, other) = row, column
-  own = one.index[:, None] == other.index[None]
+  own = one.place[:, None] == other.place[None]
   same = one.visual_id[:, None] == other.visual_id[None]
   same |= one.text_id[:, None] == other.text_id[None]
   valid = one.mask[:, None] & other.mask[None]
@@ -253,8 +252,9 @@ def _logits(row, column):
   return jnp.where(keep, visual @ text.T, losses.EXCLUDED), own & valid
 
 
-def _add(top, total, logits, axis):
-  """One more tile in a log-sum-exp top + log(total)."""
+def _add(sums, logits, axis):
+  """One more tile in a log-sum-exp: (top, total) of top + log(total)."""
+  top, total = sums
   new = jnp.maximum(top, logits.max(axis=axis))
   each = jnp.exp(logits - jnp.expand_dims(new, axis))
   return new, total * jnp.exp(top - new) + each.sum(axis=axis)
@@ -335,27 +335,29 @@ def _split(tree, chunk: int):
 
 def _join(tree, size: int):
   """Undoes `_split` of arrays with that many rows."""
-  return jax.tree.map(
-    lambda x: x.reshape(-1, *x.shape[2:])[:size], tuple(tree)
-  )
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tuple(tree))
 
 
-def _rows(visual, text, visual_id, text_id, mask, on, chunk):
-  """Both sides in float32 with R rows, and who they are."""
+def _check(visual, on: Mesh, chunk: int) -> None:
   if chunk < 1:
     raise ValueError(
       f"chunk: must be at least 1 row; got {chunk}. 1024 is a good start"
     )
   sharding.check_batch(visual.shape[0], on, "batch")
-  size = text.shape[0]
-  captions = size // visual.shape[0]
-  visual, visual_id, mask = (
-    jnp.repeat(x, captions, axis=0) for x in (visual, visual_id, mask)
+
+
+def _rows(visual, text, scale, visual_id, text_id, mask):
+  """Scaled visuals and texts, float32, R rows each; and who they are."""
+  scaled = scale.astype(jnp.float32) * visual.astype(jnp.float32)
+  count = text.shape[0]
+  scaled, visual_id, mask = (
+    jnp.repeat(x, count // x.shape[0], axis=0)
+    for x in (scaled, visual_id, mask)
   )
-  pair = Pair(jnp.arange(size), visual_id, text_id, mask)
-  return visual.astype(jnp.float32), text.astype(jnp.float32), pair
+  pair = Pair(jnp.arange(count), visual_id, text_id, mask)
+  return scaled, text.astype(jnp.float32), pair
 
 
 def _metrics(best, pair: Pair) -> dict[str, Array]:
-  hit = (best == pair.index).astype(jnp.float32)
+  hit = (best == pair.place).astype(jnp.float32)
   return {"batch_recall": losses.masked_mean(hit, pair.mask)}

@@ -19,7 +19,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ("types", "config", "configdict", "paths"),
   ("models", "losses", "metrics", "optim"),
-  ("sharding", "checkpoint", "compiled", "files", "report", "parts", "data"),
+  (
+    *("sharding", "ring", "checkpoint", "compiled", "files", "report"),
+    *("parts", "data"),
+  ),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
     *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
