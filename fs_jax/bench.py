@@ -158,7 +158,7 @@ def loss_cost(
     args = _pairs(batch, embed, scalars, on)
     step, held = _compiled(plain if way == "plain" else loss, args)
     found[f"{way}_bytes"] = held
-    if way != "plain" or held < _free_bytes():
+    if way != "plain" or held < free_bytes():
       seconds = median_seconds(functools.partial(step, *args), runs)
       found[f"{way}_seconds"] = seconds
   for way in meshes.keys() - {"plain"}:
@@ -185,10 +185,11 @@ def _compiled(loss, args) -> tuple[Callable[..., Any], int]:
   floats = [i for i, x in enumerate(args) if x.dtype == jnp.float32]
   step = jax.jit(jax.value_and_grad(loss, floats, has_aux=True))
   compiled = step.lower(*args).compile()
-  return compiled, compiled.memory_analysis().temp_size_in_bytes
+  memory: Any = compiled.memory_analysis()
+  return compiled, memory.temp_size_in_bytes
 
 
-def _free_bytes() -> float:
+def free_bytes() -> float:
   """Memory of the first device that nobody holds; 0 if that cannot be told."""
   stats = jax.devices()[0].memory_stats()
   if stats:
@@ -196,7 +197,8 @@ def _free_bytes() -> float:
   host = pathlib.Path("/proc/meminfo")
   if not host.exists():
     return 0
-  return 1024 * int(re.search(r"MemAvailable:\s*(\d+)", host.read_text())[1])
+  kilobytes = re.findall(r"MemAvailable:\s*(\d+)", host.read_text())
+  return 1024 * int(kilobytes[0])
 
 
 def _found(searcher: index.Index, asked: np.ndarray, k: int) -> types.Array:

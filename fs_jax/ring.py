@@ -66,7 +66,7 @@ def info_nce(
   _check(visual, on, chunk)
   scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
   found = _log_sum_exps(on, chunk, scaled, text, pair)
-  to_text, to_visual, own, best = found
+  to_text, to_visual, own, best, pair = found
   nats = (to_text - own + to_visual - own) / 2
   return losses.masked_mean(nats, pair.mask), _metrics(best, pair)
 
@@ -87,7 +87,8 @@ def sigmoid(
   _check(visual, on, chunk)
   scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
   biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.place.shape)
-  total, best = _log_likelihood(on, chunk, scaled, biases, text, pair)
+  found = _log_likelihood(on, chunk, scaled, biases, text, pair)
+  total, best, pair = found
   return -total / jnp.maximum(pair.mask.sum(), 1), _metrics(best, pair)
 
 
@@ -98,11 +99,12 @@ def _log_sum_exps(
   visual: Float[Array, "R E"],
   text: Float[Array, "R E"],
   pair: Pair,
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array, Pair]:
   """Of each row [R]: log-sum-exp over texts, over visuals; own logit; best.
 
   Logits are visual @ text.T: the scale is in `visual` already. Best is the
-  index of the visual that a text finds.
+  place of the visual that a text finds. The last result is `pair`, as it came
+  around (see `_around`).
   """
   return _log_sum_exps_forward(on, chunk, visual, text, pair)[0]
 
@@ -120,7 +122,7 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
 
   zero = jnp.zeros(pair.mask.shape)
   least = zero + losses.EXCLUDED
-  over_texts, (over_visuals, own, best) = _around(
+  (_, home), over_texts, (over_visuals, own, best) = _around(
     on,
     chunk,
     tile,
@@ -133,13 +135,13 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
     top + jnp.log(total) for top, total in (over_texts, over_visuals)
   )
   saved = (visual, text, pair, over_texts, over_visuals)
-  return (to_text, to_visual, own, best), saved
+  return (to_text, to_visual, own, best, home), saved
 
 
 def _log_sum_exps_backward(on, chunk, saved, slopes):
   """A sum's slope spreads over its logits by their shares of the total."""
   visual, text, pair, (row_top, row_total), (column_top, column_total) = saved
-  by_text, by_visual, by_own, _ = slopes
+  by_text, by_visual, by_own, *_ = slopes
 
   def tile(row, column, row_sums, column_sums):
     logits, own = _logits(row[:2], column[:2])
@@ -151,7 +153,7 @@ def _log_sum_exps_backward(on, chunk, saved, slopes):
     of_row = row_sums[0] + slope @ column[0]
     return (of_row,), (column_sums[0] + slope.T @ row[0],)
 
-  (of_visual,), (of_text,) = _around(
+  _, (of_visual,), (of_text,) = _around(
     on,
     chunk,
     tile,
@@ -174,8 +176,8 @@ def _log_likelihood(
   bias: Float[Array, "R"],
   text: Float[Array, "R E"],
   pair: Pair,
-) -> tuple[Float[Array, ""], Int[Array, "R"]]:
-  """Sum over pairs of log sigma(z_ij l_ij); the visual that each text finds.
+) -> tuple[Float[Array, ""], Int[Array, "R"], Pair]:
+  """Sum over pairs of log sigma(z_ij l_ij); best and `pair` as above.
 
   Logits are visual @ text.T + bias: the scale is in `visual` already, and the
   bias is the same number for each row, so that nothing here is summed twice.
@@ -186,7 +188,7 @@ def _log_likelihood(
     return (row_sums[0] + log_p,), tuple(found)
 
   zero = jnp.zeros_like(bias)
-  (log_p,), (_, best) = _around(
+  (_, home), (log_p,), (_, best) = _around(
     on,
     chunk,
     tile,
@@ -195,7 +197,7 @@ def _log_likelihood(
     row_sums=(zero,),
     column_sums=(zero + losses.EXCLUDED, pair.place),
   )
-  return log_p.sum(), best
+  return log_p.sum(), best, home
 
 
 def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
@@ -211,7 +213,7 @@ def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
     return row_sums, (*found, column_sums[2] + slope.T @ row[0])
 
   zero = jnp.zeros_like(bias)
-  (log_p, *of_rows), (_, best, of_text) = _around(
+  (_, home), (log_p, *of_rows), (_, best, of_text) = _around(
     on,
     chunk,
     tile,
@@ -220,7 +222,7 @@ def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
     row_sums=(zero, jnp.zeros_like(visual), zero),
     column_sums=(zero + losses.EXCLUDED, pair.place, jnp.zeros_like(text)),
   )
-  return (log_p.sum(), best), (*of_rows, of_text)
+  return (log_p.sum(), best, home), (*of_rows, of_text)
 
 
 def _log_likelihood_backward(on, chunk, saved, slopes):
@@ -270,10 +272,15 @@ def _best(top, best, logits, index):
 
 
 def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
-  """Both sides' sums after every row has met every column.
+  """Columns, and both sides' sums, after every row has met every column.
 
   All arguments but the first three are pytrees of arrays with R first. `tile`
   is called with some rows of each and returns their new sums.
+
+  Columns come home unchanged. Sums over devices of what they hold should be
+  taken of these: of those that were given, they might be taken while the ring
+  turns, and the CPU backend, short of threads, waits forever in two
+  collectives at once.
   """
   axes = sharding.BATCH[0]
   ways = on.shape["data"] * on.shape["fsdp"]
@@ -292,10 +299,10 @@ def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
       return (coming, row_sums, jax.tree.map(shift, column_sums)), None
 
     if ways == 1:
-      sums = _meet(tile, rows, columns, *sums)
+      found = columns, *_meet(tile, rows, columns, *sums)
     else:
-      (_, *sums), _ = jax.lax.scan(step, (columns, *sums), length=ways)
-    return _join(sums, size)
+      found, _ = jax.lax.scan(step, (columns, *sums), length=ways)
+    return _join(found, size)
 
   spread = jax.shard_map(
     local, mesh=on, in_specs=sharding.BATCH, out_specs=sharding.BATCH
@@ -335,7 +342,7 @@ def _split(tree, chunk: int):
 
 def _join(tree, size: int):
   """Undoes `_split` of arrays with that many rows."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tuple(tree))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)
 
 
 def _check(visual, on: Mesh, chunk: int) -> None:
