@@ -133,7 +133,8 @@ def loss_cost(
 
   Plain and chunked run on one device, the ring on all where there are several.
   Bytes are what the compiled program sets aside on a device, arguments and
-  results left out. The plain loss is timed only if its bytes are free.
+  results left out. The plain loss is timed only if its bytes are free, and a
+  quarter more.
 
   Args:
     batch: pairs of a visual and a text.
@@ -158,7 +159,7 @@ def loss_cost(
     args = _pairs(batch, embed, scalars, on)
     step, held = _compiled(plain if way == "plain" else loss, args)
     found[f"{way}_bytes"] = held
-    if way != "plain" or held < free_bytes():
+    if way != "plain" or held < 0.8 * free_bytes():  # others want some too
       seconds = median_seconds(functools.partial(step, *args), runs)
       found[f"{way}_seconds"] = seconds
   for way in meshes.keys() - {"plain"}:
