@@ -5,6 +5,8 @@ machine does in a plain matrix product, a moment before, can be compared.
 """
 
 import functools
+import pathlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from fs_jax import config, index, rerank, types
+from fs_jax import config, index, losses, rerank, ring, sharding, types
 from fs_jax.models import slow as slow_models
 
 RUNS = 20
+CHUNK = 1024  # of a loss: a tile of 4 MB stays in a cache
 
 
 def median_seconds(run: Callable[[], Any], runs: int = RUNS) -> float:
@@ -115,6 +119,87 @@ def search_speed(
     listed = np.asarray(searcher.search(asked, k).rows)
     result[f"{name}_recall"] = index.recall(listed, found)
   return result
+
+
+def loss_cost(
+  batch: int = 32_768,
+  *,
+  embed: int = 512,
+  chunk: int = CHUNK,
+  kind: str = "softmax",
+  runs: int = 3,
+) -> dict[str, float]:
+  """A contrastive loss and its gradient: all pairs at once, tiles, a ring.
+
+  Plain and chunked run on one device, the ring on all where there are several.
+  Bytes are what the compiled program sets aside on a device, arguments and
+  results left out. The plain loss is timed only if its bytes are free, and a
+  quarter more.
+
+  Args:
+    batch: pairs of a visual and a text.
+    embed: width of their embeddings.
+    chunk: rows of a tile.
+    kind: config.Fast.loss, softmax or sigmoid.
+    runs: timed calls, after one that is not.
+  """
+  name, scalars = {
+    "softmax": ("info_nce", (14.0,)),
+    "sigmoid": ("sigmoid", (10.0, -10.0)),
+  }[kind]
+  plain, tiled = getattr(losses, name), getattr(ring, name)
+  devices = jax.devices()
+  meshes = {"chunked": devices[:1], "ring": devices, "plain": devices[:1]}
+  if len(devices) == 1:
+    del meshes["ring"]
+  found: dict[str, float] = {}
+  for way, used in meshes.items():
+    on = sharding.mesh(config.Mesh(-1, 1, 1), used)
+    loss = functools.partial(tiled, on=on, chunk=chunk)
+    args = _pairs(batch, embed, scalars, on)
+    step, held = _compiled(plain if way == "plain" else loss, args)
+    found[f"{way}_bytes"] = held
+    if way != "plain" or held < 0.8 * free_bytes():  # others want some too
+      seconds = median_seconds(functools.partial(step, *args), runs)
+      found[f"{way}_seconds"] = seconds
+  for way in meshes.keys() - {"plain"}:
+    for what in ("bytes", "seconds"):
+      if f"plain_{what}" in found:
+        ratio = found[f"{way}_{what}"] / found[f"plain_{what}"]
+        found[f"{way}_{what}_of_plain"] = ratio
+  return found
+
+
+def _pairs(batch: int, embed: int, scalars: tuple[float, ...], on: Mesh):
+  """Arguments of a loss: random embeddings on a mesh, all rows different."""
+  rng = np.random.default_rng(0)
+  sides = [_unit(rng.normal(size=(batch, embed))) for _ in range(2)]
+  ids = np.arange(batch, dtype=np.int32)
+  rows = sharding.put(
+    (*sides, ids, ids, np.ones(batch, bool)), sharding.batch(on)
+  )
+  return *rows[:2], *map(jnp.float32, scalars), *rows[2:]
+
+
+def _compiled(loss, args) -> tuple[Callable[..., Any], int]:
+  """Value and gradients of all float arguments; bytes of its intermediates."""
+  floats = [i for i, x in enumerate(args) if x.dtype == jnp.float32]
+  step = jax.jit(jax.value_and_grad(loss, floats, has_aux=True))
+  compiled = step.lower(*args).compile()
+  memory: Any = compiled.memory_analysis()
+  return compiled, memory.temp_size_in_bytes
+
+
+def free_bytes() -> float:
+  """Memory of the first device that nobody holds; 0 if that cannot be told."""
+  stats = jax.devices()[0].memory_stats()
+  if stats:
+    return stats["bytes_limit"] - stats["bytes_in_use"]
+  host = pathlib.Path("/proc/meminfo")
+  if not host.exists():
+    return 0
+  kilobytes = re.findall(r"MemAvailable:\s*(\d+)", host.read_text())
+  return 1024 * int(kilobytes[0])
 
 
 def _found(searcher: index.Index, asked: np.ndarray, k: int) -> types.Array:

@@ -28,14 +28,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fs_jax import losses, sharding
 
-Sums = tuple[Array, ...]  # running values of rows, each with R first
+Sums = tuple[Any, ...]  # running values of rows: pytrees with R first
 Tile = Callable[[Any, Any, Sums, Sums], tuple[Sums, Sums]]
 
 
 class Pair(NamedTuple):
   """Who a row is: it decides which other rows are its negatives."""
 
-  index: Int[Array, "R"]  # position in the global batch
+  place: Int[Array, "R"]  # in the global batch
   visual_id: Int[Array, "R"]
   text_id: Int[Array, "R"]
   mask: Bool[Array, "R"]
@@ -63,10 +63,10 @@ def info_nce(
   Raises:
     ValueError: chunk < 1, or a batch that the mesh cannot split evenly.
   """
-  visual, text, pair = _rows(visual, text, visual_id, text_id, mask, on, chunk)
-  to_text, to_visual, own, best = _log_sum_exps(
-    on, chunk, scale.astype(jnp.float32) * visual, text, pair
-  )
+  _check(visual, on, chunk)
+  scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
+  found = _log_sum_exps(on, chunk, scaled, text, pair)
+  to_text, to_visual, own, best, pair = found
   nats = (to_text - own + to_visual - own) / 2
   return losses.masked_mean(nats, pair.mask), _metrics(best, pair)
 
@@ -84,11 +84,11 @@ def sigmoid(
   chunk: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """`losses.sigmoid`; mesh, chunk and errors as in `info_nce` above."""
-  visual, text, pair = _rows(visual, text, visual_id, text_id, mask, on, chunk)
-  biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.index.shape)
-  total, best = _log_likelihood(
-    on, chunk, scale.astype(jnp.float32) * visual, biases, text, pair
-  )
+  _check(visual, on, chunk)
+  scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
+  biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.place.shape)
+  found = _log_likelihood(on, chunk, scaled, biases, text, pair)
+  total, best, pair = found
   return -total / jnp.maximum(pair.mask.sum(), 1), _metrics(best, pair)
 
 
@@ -99,11 +99,12 @@ def _log_sum_exps(
   visual: Float[Array, "R E"],
   text: Float[Array, "R E"],
   pair: Pair,
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array, Pair]:
   """Of each row [R]: log-sum-exp over texts, over visuals; own logit; best.
 
   Logits are visual @ text.T: the scale is in `visual` already. Best is the
-  index of the visual that a text finds.
+  place of the visual that a text finds. The last result is `pair`, as it came
+  around (see `_around`).
   """
   return _log_sum_exps_forward(on, chunk, visual, text, pair)[0]
 
@@ -113,34 +114,34 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
 
   def tile(row, column, row_sums, column_sums):
     logits, own = _logits(row, column)
-    top, total, found, best = column_sums
-    best = _best(top, best, logits, row[1].index)
-    top, total = _add(top, total, logits, axis=0)
+    over_visuals, found, best = column_sums
+    best = _best(over_visuals[0], best, logits, row[1].place)
+    over_visuals = _add(over_visuals, logits, axis=0)
     found += jnp.where(own, logits, 0.0).sum(axis=0)
-    return _add(*row_sums, logits, axis=1), (top, total, found, best)
+    return _add(row_sums, logits, axis=1), (over_visuals, found, best)
 
   zero = jnp.zeros(pair.mask.shape)
   least = zero + losses.EXCLUDED
-  over_texts, (*over_visuals, own, best) = _around(
+  (_, home), over_texts, (over_visuals, own, best) = _around(
     on,
     chunk,
     tile,
     rows=(visual, pair),
     columns=(text, pair),
     row_sums=(least, zero),
-    column_sums=(least, zero, zero, pair.index),
+    column_sums=((least, zero), zero, pair.place),
   )
   to_text, to_visual = (
     top + jnp.log(total) for top, total in (over_texts, over_visuals)
   )
   saved = (visual, text, pair, over_texts, over_visuals)
-  return (to_text, to_visual, own, best), saved
+  return (to_text, to_visual, own, best, home), saved
 
 
 def _log_sum_exps_backward(on, chunk, saved, slopes):
   """A sum's slope spreads over its logits by their shares of the total."""
   visual, text, pair, (row_top, row_total), (column_top, column_total) = saved
-  by_text, by_visual, by_own, _ = slopes
+  by_text, by_visual, by_own, *_ = slopes
 
   def tile(row, column, row_sums, column_sums):
     logits, own = _logits(row[:2], column[:2])
@@ -152,7 +153,7 @@ def _log_sum_exps_backward(on, chunk, saved, slopes):
     of_row = row_sums[0] + slope @ column[0]
     return (of_row,), (column_sums[0] + slope.T @ row[0],)
 
-  (of_visual,), (of_text,) = _around(
+  _, (of_visual,), (of_text,) = _around(
     on,
     chunk,
     tile,
@@ -175,8 +176,8 @@ def _log_likelihood(
   bias: Float[Array, "R"],
   text: Float[Array, "R E"],
   pair: Pair,
-) -> tuple[Float[Array, ""], Int[Array, "R"]]:
-  """Sum over pairs of log sigma(z_ij l_ij); the visual that each text finds.
+) -> tuple[Float[Array, ""], Int[Array, "R"], Pair]:
+  """Sum over pairs of log sigma(z_ij l_ij); best and `pair` as above.
 
   Logits are visual @ text.T + bias: the scale is in `visual` already, and the
   bias is the same number for each row, so that nothing here is summed twice.
@@ -187,16 +188,16 @@ def _log_likelihood(
     return (row_sums[0] + log_p,), tuple(found)
 
   zero = jnp.zeros_like(bias)
-  (log_p,), (_, best) = _around(
+  (_, home), (log_p,), (_, best) = _around(
     on,
     chunk,
     tile,
     rows=(visual, pair, bias),
     columns=(text, pair),
     row_sums=(zero,),
-    column_sums=(zero + losses.EXCLUDED, pair.index),
+    column_sums=(zero + losses.EXCLUDED, pair.place),
   )
-  return log_p.sum(), best
+  return log_p.sum(), best, home
 
 
 def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
@@ -212,16 +213,16 @@ def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
     return row_sums, (*found, column_sums[2] + slope.T @ row[0])
 
   zero = jnp.zeros_like(bias)
-  (log_p, *of_rows), (_, best, of_text) = _around(
+  (_, home), (log_p, *of_rows), (_, best, of_text) = _around(
     on,
     chunk,
     tile,
     rows=(visual, pair, bias),
     columns=(text, pair),
     row_sums=(zero, jnp.zeros_like(visual), zero),
-    column_sums=(zero + losses.EXCLUDED, pair.index, jnp.zeros_like(text)),
+    column_sums=(zero + losses.EXCLUDED, pair.place, jnp.zeros_like(text)),
   )
-  return (log_p.sum(), best), (*of_rows, of_text)
+  return (log_p.sum(), best, home), (*of_rows, of_text)
 
 
 def _log_likelihood_backward(on, chunk, saved, slopes):
@@ -237,7 +238,7 @@ def _judge(row, column, top, best):
   logits += row[2][:, None]  # a logit that is left out stays EXCLUDED
   signed = jnp.where(own, logits, -logits)
   slope = jnp.where(own, 1.0, -1.0) * jax.nn.sigmoid(-signed)
-  best = _best(top, best, logits, row[1].index)
+  best = _best(top, best, logits, row[1].place)
   top = jnp.maximum(top, logits.max(axis=0))
   return jax.nn.log_sigmoid(signed).sum(axis=1), slope, top, best
 
@@ -245,7 +246,7 @@ def _judge(row, column, top, best):
 def _logits(row, column):
   """Logits of a tile, EXCLUDED where no pair; which are own pairs."""
   (visual, one), (text, other) = row, column
-  own = one.index[:, None] == other.index[None]
+  own = one.place[:, None] == other.place[None]
   same = one.visual_id[:, None] == other.visual_id[None]
   same |= one.text_id[:, None] == other.text_id[None]
   valid = one.mask[:, None] & other.mask[None]
@@ -253,8 +254,9 @@ def _logits(row, column):
   return jnp.where(keep, visual @ text.T, losses.EXCLUDED), own & valid
 
 
-def _add(top, total, logits, axis):
-  """One more tile in a log-sum-exp top + log(total)."""
+def _add(sums, logits, axis):
+  """One more tile in a log-sum-exp: (top, total) of top + log(total)."""
+  top, total = sums
   new = jnp.maximum(top, logits.max(axis=axis))
   each = jnp.exp(logits - jnp.expand_dims(new, axis))
   return new, total * jnp.exp(top - new) + each.sum(axis=axis)
@@ -270,10 +272,15 @@ def _best(top, best, logits, index):
 
 
 def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
-  """Both sides' sums after every row has met every column.
+  """Columns, and both sides' sums, after every row has met every column.
 
   All arguments but the first three are pytrees of arrays with R first. `tile`
   is called with some rows of each and returns their new sums.
+
+  Columns come home unchanged. Sums over devices of what they hold should be
+  taken of these: of those that were given, they might be taken while the ring
+  turns, and the CPU backend, short of threads, waits forever in two
+  collectives at once.
   """
   axes = sharding.BATCH[0]
   ways = on.shape["data"] * on.shape["fsdp"]
@@ -292,10 +299,10 @@ def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
       return (coming, row_sums, jax.tree.map(shift, column_sums)), None
 
     if ways == 1:
-      sums = _meet(tile, rows, columns, *sums)
+      found = columns, *_meet(tile, rows, columns, *sums)
     else:
-      (_, *sums), _ = jax.lax.scan(step, (columns, *sums), length=ways)
-    return _join(sums, size)
+      found, _ = jax.lax.scan(step, (columns, *sums), length=ways)
+    return _join(found, size)
 
   spread = jax.shard_map(
     local, mesh=on, in_specs=sharding.BATCH, out_specs=sharding.BATCH
@@ -335,25 +342,29 @@ def _split(tree, chunk: int):
 
 def _join(tree, size: int):
   """Undoes `_split` of arrays with that many rows."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tuple(tree))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)
 
 
-def _rows(visual, text, visual_id, text_id, mask, on, chunk):
-  """Both sides in float32 with R rows, and who they are."""
+def _check(visual, on: Mesh, chunk: int) -> None:
   if chunk < 1:
     raise ValueError(
       f"chunk: must be at least 1 row; got {chunk}. 1024 is a good start"
     )
   sharding.check_batch(visual.shape[0], on, "batch")
-  size = text.shape[0]
-  captions = size // visual.shape[0]
-  visual, visual_id, mask = (
-    jnp.repeat(x, captions, axis=0) for x in (visual, visual_id, mask)
+
+
+def _rows(visual, text, scale, visual_id, text_id, mask):
+  """Scaled visuals and texts, float32, R rows each; and who they are."""
+  scaled = scale.astype(jnp.float32) * visual.astype(jnp.float32)
+  count = text.shape[0]
+  scaled, visual_id, mask = (
+    jnp.repeat(x, count // x.shape[0], axis=0)
+    for x in (scaled, visual_id, mask)
   )
-  pair = Pair(jnp.arange(size), visual_id, text_id, mask)
-  return visual.astype(jnp.float32), text.astype(jnp.float32), pair
+  pair = Pair(jnp.arange(count), visual_id, text_id, mask)
+  return scaled, text.astype(jnp.float32), pair
 
 
 def _metrics(best, pair: Pair) -> dict[str, Array]:
-  hit = (best == pair.index).astype(jnp.float32)
+  hit = (best == pair.place).astype(jnp.float32)
   return {"batch_recall": losses.masked_mean(hit, pair.mask)}

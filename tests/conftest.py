@@ -25,7 +25,7 @@ import jaxtyping
 # Shapes and types of every call into these modules are checked. Modules that
 # define pytree dataclasses stay out: jax rebuilds those with non-arrays inside.
 jaxtyping.install_import_hook(
-  ["fs_jax.models", "fs_jax.losses"], "beartype.beartype"
+  ["fs_jax.models", "fs_jax.losses", "fs_jax.ring"], "beartype.beartype"
 )
 
 # A broadcast that adds an axis has to be written out.
