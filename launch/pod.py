@@ -97,7 +97,7 @@ _FLAGS = flags.DEFINE_string(
 
 def main(_) -> None:
   cli.need("on", "config", "workdir")
-  engine = ENGINES[_ON.value]
+  engine = ENGINES[str(_ON.value)]
   job = _job(configdict.parse(_CONFIG.value))
   text = engine.render(job)
   if _DRY.value:
@@ -143,7 +143,7 @@ def _job(cfg: config.Config) -> pods.Job:
       *edits,
       f"--workdir={_WORKDIR.value}",
     ),
-    workdir=_WORKDIR.value,
+    workdir=str(_WORKDIR.value),
     topology=topology,
     slices=slices,
     restarts=_RESTARTS.value,
