@@ -90,6 +90,8 @@ def tpu_vm(job: Job) -> str:
     f"name={job.name}",
     f"restarts={job.restarts}",
     f"grace={GRACE}",
+    # A TPU VM does not say whether it is one of several.
+    f"multihost={int(job.slices * at.hosts > 1)}",
     _array("command", job.command),
     _shell("worker"),
   ]

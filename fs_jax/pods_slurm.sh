@@ -6,7 +6,8 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
 told=0
 # Not `kill`: srun makes of a SIGTERM to itself a SIGKILL to all tasks.
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-srun --label --gpu-bind=none --kill-on-bad-exit=0 "${command[@]}" &
+# A process that ends leaves its peers a minute to end by themselves.
+srun --label --gpu-bind=none --kill-on-bad-exit=0 --wait=60 "${command[@]}" &
 step=$!
 wait "$step"
 code=$?

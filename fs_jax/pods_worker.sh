@@ -1,6 +1,6 @@
 # On every host: the code, an environment, and a service that trains. systemd
 # starts it again after a crash or a reboot, at most $restarts times an hour.
-# Given above: name, restarts, grace, command.
+# Given above: name, restarts, grace, multihost, command.
 set -euo pipefail
 mkdir -p "$HOME/$name"
 cd "$HOME/$name"
@@ -11,7 +11,8 @@ python3 -m uv pip install --quiet --python=.venv/bin/python \
   -c constraints.txt -e '.[tpu]'
 # Without its TPU a process would else train on the CPU, in silence.
 cat >start.sh <<START
-export PATH="$PWD/.venv/bin:\$PATH" JAX_PLATFORMS=tpu,cpu
+export PATH="$PWD/.venv/bin:\$PATH"
+export JAX_PLATFORMS=tpu,cpu FS_JAX_MULTIHOST=$multihost
 exec ${command[*]@Q}
 START
 sudo tee "/etc/systemd/system/$name.service" >/dev/null <<UNIT

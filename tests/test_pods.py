@@ -18,7 +18,7 @@ import jax._src.clusters as clusters
 import pytest
 import yaml
 
-from fs_jax import pods
+from fs_jax import pods, processes
 from launch import cli
 from tests import kubernetes, programs
 
@@ -341,15 +341,18 @@ def test_tpu_vm_runs_no_config_that_is_not_committed(run, tmp_path):
   assert "git cat-file -e HEAD:configs/scenes.py" in log
 
 
-def test_a_worker_is_a_service_that_trains(run, tmp_path):
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5e:4x4"])
+def test_a_worker_is_a_service_that_trains(run, tmp_path, topology):
   with tarfile.open(tmp_path / "demo.tar.gz", "w:gz") as tar:
     tar.addfile(tarfile.TarInfo("constraints.txt"), io.BytesIO())
   python = tmp_path / "demo" / ".venv" / "bin" / "python"
   python.parent.mkdir(parents=True)
-  python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+  python.write_text(
+    f'#!/bin/bash\nprintf "%s\\n" "${processes.MULTIHOST}" "$@"\n'
+  )
   python.chmod(0o755)
   process, log = run(
-    worker(pods.tpu_vm(TPU)),
+    worker(pods.tpu_vm(dataclasses.replace(TPU, topology=topology))),
     {"sudo": '[ "$1" != tee ] || cat >unit', "python3": ""},
   )
   assert process.returncode == 0
@@ -368,7 +371,9 @@ def test_a_worker_is_a_service_that_trains(run, tmp_path):
     text=True,
     check=True,
   )
-  assert tuple(started.stdout.splitlines()) == COMMAND[1:]
+  multihost, *arguments = started.stdout.splitlines()
+  assert multihost == str(int(topology == "v5e:4x4"))
+  assert tuple(arguments) == COMMAND[1:]
 
 
 # What is refused.
