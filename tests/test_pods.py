@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import yaml
 
 from fs_jax import pods, processes
 from launch import cli
-from tests import kubernetes, programs
+from tests import kubernetes
 
 COMMAND = (
   *("python", "-m", "launch.train", "--config=configs/scenes.py:fast"),
@@ -341,32 +342,37 @@ def test_tpu_vm_runs_no_config_that_is_not_committed(run, tmp_path):
   assert "git cat-file -e HEAD:configs/scenes.py" in log
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x4", "v5e:4x4"])
-def test_a_worker_is_a_service_that_trains(run, tmp_path, topology):
+def service(run, tmp_path, topology):
+  """Runs the worker's part as a host would; (its systemd unit, the log)."""
   with tarfile.open(tmp_path / "demo.tar.gz", "w:gz") as tar:
     tar.addfile(tarfile.TarInfo("constraints.txt"), io.BytesIO())
+  script = worker(pods.tpu_vm(dataclasses.replace(TPU, topology=topology)))
+  process, log = run(
+    script, {"sudo": '[ "$1" != tee ] || cat >unit', "python3": ""}
+  )
+  assert process.returncode == 0
+  return (tmp_path / "demo" / "unit").read_text(), log.read_text()
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5e:4x4"])
+def test_a_worker_is_a_service_that_trains(run, tmp_path, topology):
+  text, log = service(run, tmp_path, topology)
+  assert log.splitlines()[-1] == "sudo systemctl restart demo"
+  unit = configparser.ConfigParser()
+  unit.optionxform = str
+  unit.read_string(text)
+  assert unit["Service"]["Restart"] == "on-failure"
+  stops = [str(cli.BAD_INPUT), str(cli.DIVERGED)]
+  assert unit["Service"]["RestartPreventExitStatus"].split() == stops
   python = tmp_path / "demo" / ".venv" / "bin" / "python"
   python.parent.mkdir(parents=True)
   python.write_text(
     f'#!/bin/bash\nprintf "%s\\n" "${processes.MULTIHOST}" "$@"\n'
   )
   python.chmod(0o755)
-  process, log = run(
-    worker(pods.tpu_vm(dataclasses.replace(TPU, topology=topology))),
-    {"sudo": '[ "$1" != tee ] || cat >unit', "python3": ""},
-  )
-  assert process.returncode == 0
-  assert log.read_text().splitlines()[-1] == "sudo systemctl restart demo"
-  unit = configparser.ConfigParser()
-  unit.optionxform = str
-  unit.read_string((tmp_path / "demo" / "unit").read_text())
-  service = unit["Service"]
-  assert service["Restart"] == "on-failure"
-  stops = [str(cli.BAD_INPUT), str(cli.DIVERGED)]
-  assert service["RestartPreventExitStatus"].split() == stops
   started = subprocess.run(
-    shlex.split(service["ExecStart"]),
-    cwd=service["WorkingDirectory"],
+    shlex.split(unit["Service"]["ExecStart"]),
+    cwd=unit["Service"]["WorkingDirectory"],
     capture_output=True,
     text=True,
     check=True,
@@ -374,6 +380,27 @@ def test_a_worker_is_a_service_that_trains(run, tmp_path, topology):
   multihost, *arguments = started.stdout.splitlines()
   assert multihost == str(int(topology == "v5e:4x4"))
   assert tuple(arguments) == COMMAND[1:]
+
+
+@pytest.mark.skipif(
+  shutil.which("systemd-analyze") is None, reason="no systemd here"
+)
+def test_systemd_reads_the_service(run, tmp_path):
+  text, _ = service(run, tmp_path, "v5e:4x4")
+  path = tmp_path / "demo.service"
+
+  def said(unit):
+    path.write_text(unit)
+    done = subprocess.run(
+      ["systemd-analyze", "verify", path],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    return [line for line in done.stderr.splitlines() if path.name in line]
+
+  assert said(text) == []
+  assert said(text.replace("Restart=", "Restarts="))
 
 
 # What is refused.
@@ -433,78 +460,3 @@ def test_a_job_refuses(changes):
 def test_the_longest_name_on_gke_still_names_its_pods():
   manifest(name="a" * 47)
   assert len("a" * 47 + "-slice-0-3-abcde") == 63
-
-
-# The program.
-
-
-def launch(*arguments, stage="fast"):
-  return programs.launch(
-    "pod", f"--config=tests/tiny.py:{stage}", "--zone=z", *arguments
-  )
-
-
-def test_a_dry_run_prints_what_would_be_run():
-  done = launch(
-    *("--on=gke", "--image=i", "--workdir=gs://b/x", "--dry-run"),
-    *("--config.mesh.topology=v5e:4x4", "--config.mesh.slices=2"),
-    "--config.optim.learning_rate=0.5",
-  )
-  assert done.code == 0, done.err
-  read = kubernetes.read(yaml.safe_load(done.out))
-  assert read.metadata.name == "tiny-fast"
-  (replicated,) = read.spec.replicatedJobs
-  assert replicated.replicas == 2
-  (container,) = replicated.template.spec.template.spec.containers
-  assert container.command[2:] == [
-    "launch.train",
-    "--config=tests/tiny.py:fast",
-    "--config.mesh.topology=v5e:4x4",
-    "--config.mesh.slices=2",
-    "--config.optim.learning_rate=0.5",
-    "--workdir=gs://b/x",
-  ]
-
-
-@pytest.mark.parametrize(
-  ("arguments", "edits"),
-  [
-    ("--on=tpu-vm --topology=v6e:4x4 --slices=3", ("v6e:4x4", "3")),
-    ("--on=slurm --topology=h100:2x8", ("", "1")),
-  ],
-)
-def test_a_machine_given_here_is_what_the_training_reads(arguments, edits):
-  done = launch(
-    *arguments.split(),
-    *("--workdir=gs://b/x", "--dry-run"),
-    *("--config.mesh.topology=v5e:4x4", "--config.mesh.slices=2"),
-  )
-  assert done.code == 0, done.err
-  for name, value in zip(("topology", "slices"), edits, strict=True):
-    found = re.findall(rf"--config\.mesh\.{name}=(\S*)", done.out)
-    assert found[-1] == value  # the last one counts
-
-
-def test_a_tool_that_is_missing(monkeypatch, tmp_path):
-  monkeypatch.setenv("PATH", str(tmp_path))
-  tools = {"tpu-vm": "gcloud", "gke": "kubectl", "slurm": "sbatch"}
-  for on, tool in tools.items():
-    topology = "gpu:1x1" if on == "slurm" else "v5e:4x4"
-    done = launch(
-      f"--on={on}", f"--topology={topology}", "--image=i", "--workdir=gs://b/x"
-    )
-    assert done.code == 2
-    assert f"needs {tool} on PATH" in done.err and "--dry-run" in done.err
-
-
-@pytest.mark.parametrize("code", [0, 1])
-def test_sbatch_is_given_the_script(monkeypatch, tmp_path, code):
-  fake(tmp_path, "sbatch", f'cat >>"$LOG"; exit {code}')
-  monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-  monkeypatch.setenv("LOG", str(tmp_path / "log"))
-  arguments = ("--on=slurm", "--topology=gpu:1x1", "--workdir=/shared/x")
-  done = launch(*arguments)
-  _, _, script = (tmp_path / "log").read_text().partition("\n")
-  assert script == launch(*arguments, "--dry-run").out
-  assert done.code == (2 if code else 0)
-  assert ("scancel" in done.out) == (code == 0)
