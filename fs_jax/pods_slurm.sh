@@ -3,11 +3,19 @@
 # Given above: restarts, command.
 set -uo pipefail
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
+# One process may end with bad input and its peers by SIGABRT, for want of it;
+# srun tells of the last alone. So each leaves its own code.
+export codes="$SLURM_JOB_NAME-$SLURM_JOB_ID.codes"
+mkdir -p "$codes"
+rm -f "$codes"/*
+# shellcheck disable=SC2016 # it is the task's shell that expands them
+task='trap : TERM; "$@"; code=$?; echo $code >"$codes/$SLURM_PROCID"; exit $code'
 told=0
 # Not `kill`: srun makes of a SIGTERM to itself a SIGKILL to all tasks.
 trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # A process that ends leaves its peers a minute to end by themselves.
-srun --label --gpu-bind=none --kill-on-bad-exit=0 --wait=60 "${command[@]}" &
+srun --label --gpu-bind=none --kill-on-bad-exit=0 --wait=60 \
+  bash -c "$task" task "${command[@]}" &
 step=$!
 wait "$step"
 code=$?
@@ -15,6 +23,9 @@ while [ "$told" = 1 ]; do # the signal ended `wait`, not the training
   told=0
   wait "$step"
   code=$?
+done
+for known in 75 3 2; do
+  cat "$codes"/* 2>/dev/null | grep -qx "$known" && code=$known
 done
 
 again() {

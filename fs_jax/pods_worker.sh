@@ -1,5 +1,5 @@
 # On every host: the code, an environment, and a service that trains. systemd
-# starts it again after a crash or a reboot, at most $restarts times an hour.
+# starts it again after a crash or a reboot, at most $restarts times a day.
 # Given above: name, restarts, grace, multihost, command.
 set -euo pipefail
 mkdir -p "$HOME/$name"
@@ -19,7 +19,7 @@ sudo tee "/etc/systemd/system/$name.service" >/dev/null <<UNIT
 [Unit]
 Wants=network-online.target
 After=network-online.target
-StartLimitIntervalSec=1h
+StartLimitIntervalSec=1d
 StartLimitBurst=$((restarts + 1))
 [Service]
 User=$USER

@@ -234,37 +234,61 @@ def test_slurm_asks_for_a_task_a_gpu():
   )
 
 
+# Plays four tasks of a step: each runs what srun is given, with its own fate.
+SRUN = """
+while [ "$1" != bash ]; do shift; done
+for SLURM_PROCID in 0 1 2 3; do
+  export SLURM_PROCID
+  "$@" & tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait "$task" || code=$?; done
+exit "${code:-0}" # of the last
+"""
+
+
 @pytest.mark.parametrize(
-  ("code", "before", "again"),
+  ("codes", "before", "code", "again"),
   [
-    (cli.DONE, 0, False),
-    (cli.BAD_INPUT, 0, False),
-    (cli.DIVERGED, 0, False),
-    (cli.PREEMPTED, 0, True),
-    (cli.PREEMPTED, 99, True),  # is no crash
-    (cli.FAILED, 0, True),
-    (137, GPU.restarts - 1, True),
-    (137, GPU.restarts, False),
+    ("0 0 0 0", 0, cli.DONE, False),
+    ("2 2 2 2", 0, cli.BAD_INPUT, False),
+    ("134 2 134 134", 0, cli.BAD_INPUT, False),  # its peers gave it up
+    ("134 3 134 75", 0, cli.DIVERGED, False),
+    ("75 75 75 75", 0, cli.PREEMPTED, True),
+    ("75 75 75 134", 99, cli.PREEMPTED, True),  # is no crash
+    ("1 134 134 134", 0, 134, True),
+    ("1 1 1 1", GPU.restarts - 1, 1, True),
+    ("1 1 1 1", GPU.restarts, 1, False),
   ],
 )
-def test_slurm_queues_again_by_exit_code(run, tmp_path, code, before, again):
+def test_slurm_queues_again_by_exit_code(
+  run, tmp_path, codes, before, code, again
+):
   (tmp_path / "demo-7.crashes").write_text("1\n" * before)
+  (tmp_path / "demo-7.codes").mkdir()
+  (tmp_path / "demo-7.codes" / "9").write_text("2\n")  # of an earlier start
   process, log = run(
     pods.slurm(GPU),
-    {"srun": f"exit {code}", "scontrol": ""},
+    {
+      "srun": SRUN,
+      "python": f'codes=({codes}); exit "${{codes[$SLURM_PROCID]}}"',
+      "scontrol": "",
+    },
     SLURM_JOB_ID="7",
     SLURM_JOB_NAME="demo",
   )
-  assert ("scontrol requeue 7" in log.read_text()) == again
+  text = log.read_text()
+  assert ("scontrol requeue 7" in text) == again
   assert process.returncode == (0 if again else code)
+  assert text.splitlines().count(f"python {' '.join(COMMAND[1:])}") == 4
 
 
 def test_slurm_waits_for_a_checkpoint_when_told_to_stop(run, tmp_path):
   process, log = run(
     pods.slurm(GPU),
     {
+      "srun": SRUN,
       # The training goes on for a while after its signal, then ends with 75.
-      "srun": "until [ -e told ]; do sleep 0.05; done; sleep 0.3; exit 75",
+      "python": "until [ -e told ]; do sleep 0.05; done; sleep 0.3; exit 75",
       "scancel": "touch told",
       "scontrol": "",
     },
@@ -272,14 +296,13 @@ def test_slurm_waits_for_a_checkpoint_when_told_to_stop(run, tmp_path):
     SLURM_JOB_ID="7",
     SLURM_JOB_NAME="demo",
   )
-  while "srun" not in log.read_text():
+  while log.read_text().count("python") < 4:
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
   process.communicate(timeout=30)
   assert process.returncode == 0
   lines = log.read_text().splitlines()
-  assert lines[0].endswith(" ".join(COMMAND))
-  assert lines[1:] == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+  assert lines[-2:] == ["scancel --signal=TERM 7", "scontrol requeue 7"]
 
 
 # TPU VMs: the script, with a gcloud that plays a queued resource.
