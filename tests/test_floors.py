@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Modules and packages directly under fs_jax, lowest floor first.
 FLOORS = (
-  ("types", "config", "configdict", "paths"),
+  ("types", "config", "configdict", "paths", "machines"),
   ("models", "losses", "metrics", "optim", "gradients"),
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
@@ -28,7 +28,7 @@ FLOORS = (
     *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
     *("attention", "cases", "figures", "plots"),
   ),
-  ("train", "retrieve", "evaluate", "page", "bench", "serve", "plan"),
+  ("train", "retrieve", "evaluate", "page", "bench", "serve", "plan", "pods"),
   ("gallery", "study", "evidence"),
 )
 
@@ -46,6 +46,7 @@ OWNERS = {
   "tensorflow_datasets": ("fs_jax.data",),
   "tokenizers": ("fs_jax.data.tokenizer",),
   "uvicorn": ("fs_jax.serve", "launch"),
+  "yaml": ("fs_jax.pods",),
 }
 
 # What `import fs_jax` and its vocabulary (floor 0) leave alone.

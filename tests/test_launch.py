@@ -115,7 +115,7 @@ def test_doctor():
 
 @pytest.mark.parametrize(
   "name",
-  ["train", "encode", "export_index", "search", "evaluate", "doctor"],
+  ["train", "encode", "export_index", "search", "evaluate", "doctor", "pod"],
 )
 def test_help_begins_with_an_example(name):
   done = programs.launch(name, "--help")

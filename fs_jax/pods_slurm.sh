@@ -1,0 +1,44 @@
+# One process a GPU. JAX takes SLURM_LOCALID for the number of a process's only
+# GPU, so every task has to see all GPUs of its node: no binding.
+# Given above: restarts, command.
+set -uo pipefail
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
+# One process may end with bad input and its peers by SIGABRT, for want of it;
+# srun tells of the last alone. So each leaves its own code.
+export codes="$SLURM_JOB_NAME-$SLURM_JOB_ID.codes"
+mkdir -p "$codes"
+rm -f "$codes"/*
+# shellcheck disable=SC2016 # it is the task's shell that expands them
+task='trap : TERM; "$@"; code=$?; echo $code >"$codes/$SLURM_PROCID"; exit $code'
+told=0
+# Not `kill`: srun makes of a SIGTERM to itself a SIGKILL to all tasks.
+trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+# A process that ends leaves its peers a minute to end by themselves.
+srun --label --gpu-bind=none --kill-on-bad-exit=0 --wait=60 \
+  bash -c "$task" task "${command[@]}" &
+step=$!
+wait "$step"
+code=$?
+while [ "$told" = 1 ]; do # the signal ended `wait`, not the training
+  told=0
+  wait "$step"
+  code=$?
+done
+for known in 75 3 2; do
+  grep -qx "$known" "$codes"/* 2>/dev/null && code=$known
+done
+
+again() {
+  echo "exit code $code: queued again"
+  scontrol requeue "$SLURM_JOB_ID" || exit "$code"
+  exit 0
+}
+case "$code" in
+  0 | 2 | 3) exit "$code" ;; # done, bad input, diverged: nothing to repeat
+  75) again ;;               # told to stop
+esac
+crashes="$SLURM_JOB_NAME-$SLURM_JOB_ID.crashes"
+echo "$code" >>"$crashes"
+[ "$(wc -l <"$crashes")" -gt "$restarts" ] || again
+echo "crashed more than $restarts times: $crashes has the exit codes"
+exit "$code"

@@ -1,0 +1,159 @@
+"""Starts a training on a TPU pod or a cluster, with the engine that is there.
+
+  python -m launch.pod --on=tpu-vm --config=configs/cc12m.py:fast \\
+      --workdir=gs://bucket/runs/x --zone=us-west4-a --dry-run
+  python -m launch.pod --on=gke --config=configs/cc12m.py:fast \\
+      --workdir=gs://bucket/runs/x --image=europe-docker.pkg.dev/p/r/fs_jax
+  python -m launch.pod --on=slurm --config=configs/cc12m.py:fast \\
+      --workdir=/shared/runs/x --topology=h100:4x8 --flags="--time=24:00:00"
+
+--dry-run prints what would be given to gcloud (a shell script), kubectl (a
+JobSet) or sbatch (a script), and starts nothing. Every process of every host
+runs launch.train with this --config, its edits and --workdir. The machine is
+the config's: mesh.topology ("v5e:16x16") and mesh.slices, unless given here.
+launch/README.md is the guide.
+"""
+
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from fs_jax import config, configdict, pods
+from launch import cli
+
+
+class Engine(NamedTuple):
+  render: Callable[[pods.Job], str]
+  tool: str  # must be on PATH
+  argv: Callable[[pods.Job, str], list[str]]
+  reads: bool  # the text, from its standard input
+  after: tuple[str, ...]  # what a user would run next; {0} is the job's name
+
+
+ENGINES = {
+  "tpu-vm": Engine(
+    pods.tpu_vm,
+    "gcloud",
+    lambda job, text: ["bash", "-c", text],
+    reads=False,
+    after=(
+      "gcloud compute tpus queued-resources ssh {0} --zone={1} "
+      "--command='journalctl --unit={0} --follow'",
+      "gcloud compute tpus queued-resources delete {0} --zone={1} --force",
+    ),
+  ),
+  "gke": Engine(
+    pods.gke,
+    "kubectl",
+    lambda job, text: ["kubectl", "apply", "--filename=-", *job.flags],
+    reads=True,
+    after=(
+      "kubectl logs --follow job/{0}-slice-0",
+      "kubectl delete jobset {0}",
+    ),
+  ),
+  "slurm": Engine(
+    pods.slurm,
+    "sbatch",
+    lambda job, text: ["sbatch"],
+    reads=True,
+    after=("tail --follow {0}-<number>.out", "scancel <number>"),
+  ),
+}
+
+_ON = flags.DEFINE_enum("on", None, list(ENGINES), "the engine that starts it")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "configs/<name>.py:<stage>; --config.<field>=<value> edits it"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages")
+_DRY = flags.DEFINE_bool("dry-run", False, "print it, start nothing")
+_NAME = flags.DEFINE_string("name", "", "of the job; else <config>-<stage>")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "instead of the config's machine; h100:4x8: 4 nodes, 8 GPUs"
+)
+_SLICES = flags.DEFINE_integer("slices", 0, "how many of them")
+_RESTARTS = flags.DEFINE_integer("restarts", 10, "at most, after crashes")
+_IMAGE = flags.DEFINE_string("image", "", "gke: container with this repository")
+_ACCOUNT = flags.DEFINE_string(
+  "service-account", "", "gke: Kubernetes service account that may use gs://"
+)
+_ZONE = flags.DEFINE_string("zone", "", "tpu-vm: where such TPUs are")
+_SPOT = flags.DEFINE_bool("spot", False, "tpu-vm, gke: may be taken away")
+_FLAGS = flags.DEFINE_string(
+  "flags",
+  "",
+  "more for the engine's own command: queued-resources create, kubectl apply, "
+  "sbatch",
+)
+
+
+def main(_) -> None:
+  cli.need("on", "config", "workdir")
+  engine = ENGINES[str(_ON.value)]
+  job = _job(configdict.parse(_CONFIG.value))
+  text = engine.render(job)
+  if _DRY.value:
+    print(text, end="")
+    return
+  if shutil.which(engine.tool) is None:
+    raise ValueError(
+      f"--on={_ON.value}: needs {engine.tool} on PATH; got none. install it, "
+      "or take --dry-run's output to a machine that has it"
+    )
+  argv = engine.argv(job, text)
+  print(f"{job.name}: {job.slices} x {job.topology}, with {engine.tool}")
+  sys.stdout.flush()
+  done = subprocess.run(
+    argv, input=text if engine.reads else None, text=True, check=False
+  )
+  if done.returncode:
+    raise ValueError(
+      f"{engine.tool}: must take the job; got exit code {done.returncode}. its "
+      "message is above, --dry-run shows what it was given"
+    )
+  cli.then(*(line.format(job.name, job.zone) for line in engine.after))
+
+
+def _job(cfg: config.Config) -> pods.Job:
+  path, _, stage = cli.config_words()[0].partition(":")
+  name = f"{pathlib.Path(path).stem}-{stage or cfg.folder}".lower()
+  topology = _TOPOLOGY.value or cfg.mesh.topology
+  slices = _SLICES.value or (1 if _TOPOLOGY.value else cfg.mesh.slices)
+  edits = []
+  if _TOPOLOGY.value or _SLICES.value:
+    # What trains there names its machine too; SLURM's is "this machine".
+    theirs = "" if _ON.value == "slurm" else topology
+    edits = [
+      f"--config.mesh.topology={theirs}",
+      f"--config.mesh.slices={slices}",
+    ]
+  return pods.Job(
+    name=_NAME.value or re.sub("[^a-z0-9]+", "-", name),
+    command=(
+      *("python", "-m", "launch.train"),
+      *cli.config_words(),
+      *edits,
+      f"--workdir={_WORKDIR.value}",
+    ),
+    workdir=str(_WORKDIR.value),
+    topology=topology,
+    slices=slices,
+    restarts=_RESTARTS.value,
+    image=_IMAGE.value,
+    account=_ACCOUNT.value,
+    zone=_ZONE.value,
+    spot=_SPOT.value,
+    flags=tuple(shlex.split(_FLAGS.value)),
+  )
+
+
+if __name__ == "__main__":
+  cli.run(main, __doc__)

@@ -1,0 +1,74 @@
+"""Names of machines against the tables of Cloud TPU's and GKE's guides."""
+
+import math
+
+import pytest
+
+from fs_jax import machines
+
+
+@pytest.mark.parametrize(
+  ("topology", "accelerator", "hosts", "machine"),
+  [
+    ("v4:2x2x1", "v4-8", 1, "ct4p-hightpu-4t"),
+    ("v4:4x4x4", "v4-128", 16, "ct4p-hightpu-4t"),
+    ("v5e:2x2", "v5litepod-4", 1, "ct5lp-hightpu-4t"),
+    ("v5e:2x4", "v5litepod-8", 1, "ct5lp-hightpu-8t"),
+    ("v5e:4x4", "v5litepod-16", 4, "ct5lp-hightpu-4t"),
+    ("v5e:16x16", "v5litepod-256", 64, "ct5lp-hightpu-4t"),
+    ("v5p:2x2x1", "v5p-8", 1, "ct5p-hightpu-4t"),
+    ("v5p:4x4x4", "v5p-128", 16, "ct5p-hightpu-4t"),
+    ("v6e:2x4", "v6e-8", 1, "ct6e-standard-8t"),
+    ("v6e:16x16", "v6e-256", 64, "ct6e-standard-4t"),
+  ],
+)
+def test_a_slice_by_its_other_names(topology, accelerator, hosts, machine):
+  at = machines.tpu_slice(topology)
+  assert at.accelerator_type == accelerator
+  assert (at.hosts, at.machine_type) == (hosts, machine)
+
+
+@pytest.mark.parametrize("version", machines.TPUS)
+def test_an_accelerator_type_stands_for_one_shape(version):
+  shapes = machines.TPUS[version].shapes
+  names = {
+    machines.tpu_slice(f"{version}:{shape}").accelerator_type
+    for shape in shapes
+  }
+  assert len(names) == len(shapes)
+  for shape in shapes:
+    at = machines.tpu_slice(f"{version}:{shape}")
+    assert at.hosts * at.chips_per_host == at.chips
+    assert at.chips == math.prod(int(side) for side in shape.split("x"))
+
+
+@pytest.mark.parametrize(
+  ("topology", "said"),
+  [
+    ("", "must begin with one of v4, v5e, v5p, v6e; got ''"),
+    ("v9:2x2", "must begin with"),
+    ("16x16", "must begin with"),
+    ("v5e", "v5e must be one of 2x2"),
+    ("v5e:16x15", "v5e must be one of 2x2"),
+    ("v5e:4x4x4", "v5e must be one of 2x2"),
+    ("v5p:4x4", "v5p must be one of 2x2x1"),
+    ("h100:4x8", "must begin with"),
+  ],
+)
+def test_a_slice_that_nobody_sells(topology, said):
+  with pytest.raises(ValueError, match=said):
+    machines.tpu_slice(topology)
+
+
+def test_gpus():
+  assert machines.gpus("h100:4x8") == ("h100", 4, 8)
+  assert machines.gpus("gpu:1x2") == ("", 1, 2)
+  assert machines.gpus("nvidia_a100-sxm4-80gb:2x4").nodes == 2
+
+
+@pytest.mark.parametrize(
+  "topology", ["", "v5e:16x16", "h100", "h100:8", "h100:0x8", "h100:2x2x2"]
+)
+def test_gpus_that_are_none(topology):
+  with pytest.raises(ValueError, match="give --topology=h100:4x8"):
+    machines.gpus(topology)
