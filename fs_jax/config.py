@@ -341,6 +341,8 @@ class Train:
     )
 
 
+ROWS = ("data", "fsdp")  # mesh axes that split the rows of a batch
+
 # Axis of each dimension of a parameter, first match wins; a scanned stack has
 # its layers in front. Placement lives here, not in the models.
 _STACKED = r".*/(blocks|level\d)/.*"

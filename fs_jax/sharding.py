@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fs_jax import config, paths
 
 AXES = ("data", "fsdp", "model")
-BATCH = PartitionSpec(("data", "fsdp"))  # leading axis of everything in a Batch
+BATCH = PartitionSpec(config.ROWS)  # leading axis of everything in a Batch
 
 
 def mesh(cfg: config.Mesh, devices: list | None = None) -> Mesh:
