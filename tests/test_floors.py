@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Modules and packages directly under fs_jax, lowest floor first.
 FLOORS = (
   ("types", "config", "configdict", "paths"),
-  ("models", "losses", "metrics", "optim"),
+  ("models", "losses", "metrics", "optim", "chips", "flops", "hlo"),
   ("sharding", "checkpoint", "compiled", "files", "report", "parts", "data"),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
