@@ -14,6 +14,7 @@ COLLECTIVES = (
   *("all-gather", "all-reduce", "reduce-scatter"),
   *("all-to-all", "collective-permute"),
 )
+SLICES = "between slices"  # of a TPU: sent through the hosts
 # Neither read nor write memory themselves, or are counted where they start.
 _FREE = frozenset(
   "parameter constant tuple get-tuple-element bitcast while conditional call "
@@ -52,11 +53,11 @@ class Program(NamedTuple):
 class Collective(NamedTuple):
   """A collective, and what a device sends for it in a whole run."""
 
-  kind: str  # one of COLLECTIVES
+  kind: str  # one of COLLECTIVES, or SLICES
   bytes: float  # sent by a device, for all `times`
   group: int  # devices that take part together
   times: int
-  stride: int  # of device numbers from one member of a group to the next
+  backward: bool  # of a permute: to the device before, not after
   where: str  # what of the source it comes from
 
 
@@ -118,23 +119,27 @@ def trips(program: Program, loop: Instruction) -> int:
 def collectives(program: Program) -> list[Collective]:
   """All that devices exchange; what is started and awaited counts once."""
   found: dict[str, Collective] = {}
-  for made, _, times, _ in executed(program):
+  for made, _, times, fused in executed(program):
     kind = made.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if made.opcode == "send" and "megascale" in made.text:
+      kind = SLICES
+    if kind not in (*COLLECTIVES, SLICES):
       continue
-    channel = re.search(r"channel_id=(\d+)", made.text)
+    # Fused with what hides it, one appears at its start, middle and end.
+    channel = re.search(r"channel_id=(\d+)", made.text) if fused else None
     one = _collective(kind, made, times)
-    key = channel[1] if channel else made.name
+    key = f"channel {channel[1]}" if channel else made.name
     if key not in found or one.bytes > found[key].bytes:
       found[key] = one
   return list(found.values())
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, float]:
-  total = collections.Counter({kind: 0.0 for kind in COLLECTIVES})
+  """Bytes that a device sends, of each kind that there is."""
+  total: dict[str, float] = collections.defaultdict(float)
   for one in found:
     total[one.kind] += one.bytes
-  return {kind: total[kind] for kind in COLLECTIVES if total[kind]}
+  return {k: total[k] for k in (*COLLECTIVES, SLICES) if total[k]}
 
 
 def cycles(program: Program) -> float:
@@ -228,7 +233,9 @@ def _collective(kind: str, made: Instruction, times: int) -> Collective:
     shapes = shapes[len(shapes) // 2 :]
   elif made.opcode == "collective-permute-start":
     shapes = shapes[1:2]
-  group, stride = _group(made.text)
+  elif kind == SLICES:
+    shapes = shapes[:1]
+  group = 2 if kind == SLICES else _group(made.text)
   size = float(sum(s.bytes for s in shapes))
   others = (group - 1) / group
   sent = {
@@ -236,36 +243,31 @@ def _collective(kind: str, made: Instruction, times: int) -> Collective:
     "all-reduce": 2 * size * others,  # reduced in parts, the parts gathered
     "reduce-scatter": size * group * others,
     "all-to-all": size * others,
-    "collective-permute": size,
-  }[kind]
+  }.get(kind, size)
+  pairs = re.findall(r"\{(\d+),(\d+)\}", made.text.partition("_pairs=")[2])
+  # Not of the first pair: where devices are a ring it may be the one around.
+  backward = len(pairs) > 1 and int(pairs[1][1]) < int(pairs[1][0])
   where = re.search(r'op_name="([^"]*)"', made.text)
   return Collective(
-    kind, sent * times, group, times, stride, where[1] if where else ""
+    kind, sent * times, group, times, backward, where[1] if where else ""
   )
 
 
-def _group(text: str) -> tuple[int, int]:
-  """Devices of a group, and the step from one to the next."""
-  pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text)
-  if pairs:
-    return 2, abs(int(pairs[2]) - int(pairs[1]))
+def _group(text: str) -> int:
+  """Devices of a group."""
   listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
   if listed:
-    members = [int(x) for x in listed[1].split(",") if x]
-    stride = members[1] - members[0] if len(members) > 1 else 1
-    return max(len(members), 1), stride
-  tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", text)
+    return max(len(listed[1].split(",")), 1)
+  tiled = re.search(r"replica_groups=\[\d+,(\d+)\]", text)
   if tiled:
-    return int(tiled[2]), 1
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
-  if mesh:
-    axes = [(a, int(n)) for a, n in re.findall(r"'(\w+)'=(\d+)", mesh[1])]
-    used = re.findall(r"'(\w+)'", mesh[2])
-    sizes = dict(axes)
-    group = math.prod(sizes[a] for a in used)
-    last = [a for a, _ in axes].index(used[-1]) if used else 0
-    return max(group, 1), math.prod(n for _, n in axes[last + 1 :])
-  return 1, 1
+    return int(tiled[1])
+  axes = re.search(r"replica_groups=mesh\[([^\]]*)\].*? ?\{([^}]*)\}", text)
+  if axes:
+    sizes = {a: int(n) for a, n in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+    # 'axis_0' whole, or a part of it: 'axis_0':(1)2
+    used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
+    return math.prod(int(part) if part else sizes[a] for a, part in used)
+  return 1
 
 
 def _stride(body: dict[str, Instruction], index: int) -> int:

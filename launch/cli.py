@@ -85,6 +85,13 @@ def config_command(stage: str) -> str:
   return " ".join(words)
 
 
+def config_typed() -> str:
+  """The value of --config with its edits, as they were typed."""
+  given = _given(sys.argv, "config")
+  edits = [f"--{name}={value}" for name, value in given if name != "config"]
+  return " ".join([*(v for name, v in given if name == "config"), *edits])
+
+
 def then(*lines: str) -> None:
   """Says what a user would do next."""
   print("next:")

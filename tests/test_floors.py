@@ -26,7 +26,7 @@ FLOORS = (
     *("attention", "cases", "figures", "plots"),
   ),
   ("train", "retrieve", "evaluate", "page", "bench", "serve", "plan"),
-  ("gallery", "study", "evidence"),
+  ("gallery", "study", "evidence", "plans"),
 )
 
 # Heavy packages, and the modules (with all under them) that may import them.
