@@ -6,6 +6,7 @@ no compiler here skips what a mask hides.
 """
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 from fs_jax import config
@@ -61,7 +62,60 @@ def train_step(cfg: config.Config, vocabulary: int) -> Step:
       parts["teacher"] = Part(
         sum(p.forward for p in _judged(cfg, vocabulary, lists).values())
       )
-  return Step(parts)
+  return Step({name: _held(cfg, name, part) for name, part in parts.items()})
+
+
+def _held(cfg: config.Config, name: str, part: Part) -> Part:
+  """A tower whose parameters are frozen has a forward pass only."""
+  towers = {
+    "vision": ("fast/vision", "slow/encoder/vision"),
+    "text": ("fast/text_tower", "slow/readers_0/text"),
+  }
+  for tower in towers.get(name.removeprefix("lists "), ()):
+    kernel = f"{tower}/encoder/blocks/mlp/up/kernel"
+    if tower.startswith("slow/readers"):
+      kernel = f"{tower}/blocks/mlp/up/kernel"
+    own = tower.startswith("slow") == (cfg.stage == "slow")
+    if own and any(re.fullmatch(p, kernel) for p in cfg.optim.freeze):
+      return Part(part.forward)
+  return part
+
+
+def shallow(cfg: config.Config) -> config.Config:
+  """`cfg` with so few layers that no loop is left, and a batch of eight.
+
+  What a compiler counts of it can be compared.
+  """
+
+  def cut(stack: config.Stack, layers: int = 2) -> config.Stack:
+    return dataclasses.replace(stack, layers=layers)
+
+  def tower(of: config.Vision) -> config.Vision:
+    return dataclasses.replace(of, stack=cut(of.stack))
+
+  fast, slow, batch = cfg.fast, cfg.slow, 8
+  text = dataclasses.replace(fast.text, stack=cut(fast.text.stack))
+  if slow is not None:
+    decoder = cut(slow.decoder, 2 * slow.levels)
+    slow = dataclasses.replace(
+      slow,
+      vision=tower(slow.vision),
+      decoder=decoder,
+      text_layers=min(slow.text_layers, 2),
+    )
+  return dataclasses.replace(
+    cfg,
+    fast=dataclasses.replace(
+      fast,
+      vision=tower(fast.vision),
+      text=text,
+      chunk=fast.chunk and batch * cfg.data.captions_per_visual,
+    ),
+    slow=slow,
+    distill=dataclasses.replace(cfg.distill, clusters=2, cluster_size=4),
+    mesh=config.Mesh(rules=cfg.mesh.rules),
+    train=dataclasses.replace(cfg.train, batch_size=batch, accumulate=1),
+  )
 
 
 def _texts(cfg: config.Config) -> int:
@@ -139,15 +193,15 @@ def slow_parts(
   if slow.text_layers:
     own = dataclasses.replace(stack, layers=slow.text_layers)
     text.append(_stack(own, texts * DIRECTIONS, read))
-  levels = [_vision(slow.vision, cfg.data, rows)]
-  crossed = []
+  levels, crossed = [], []
   words = rows * seen * DIRECTIONS * read
   for k, (tokens, made) in enumerate(_levels(slow, cfg.data, rows)):
     levels.append(made)
     group = dataclasses.replace(stack, layers=slow.groups[k])
     crossed.append(_crossed(group, slow.d_mem, words, read, tokens))
   return {
-    "vision": _sum(levels),
+    "vision": _vision(slow.vision, cfg.data, rows),
+    "levels": _sum(levels),
     "text": _sum(text),
     "crossed": _sum(crossed),
     "words": _products(words, stack.width, vocabulary),

@@ -244,6 +244,19 @@ def refused(message: str, available: int) -> Memory:
   )
 
 
+def counted(cfg: config.Config) -> tuple[float, float]:
+  """FLOPs of a step of `flops.shallow(cfg)`: ours, and XLA's of one CPU.
+
+  XLA also counts what is no matrix product, a few percent.
+  """
+  cfg = flops.shallow(cfg)
+  on = sharding.mesh(cfg.mesh, jax.devices("cpu")[:1])
+  made = loop.program(cfg, cfg.tokens.vocabulary, on)
+  step = made.step.lower(made.state, made.frozen, made.batch).compile()
+  ours = flops.train_step(cfg, cfg.tokens.vocabulary).hardware
+  return ours, step.cost_analysis()["flops"]
+
+
 def times(
   chip: chips.Chip,
   sides: tuple[int, ...],
