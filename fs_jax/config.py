@@ -20,7 +20,9 @@ def _require(ok: bool, field: str, rule: str, got: object, mend: str) -> None:
 class Data:
   """Where examples come from and what is done to them before the device."""
 
-  dataset: Literal["scenes", "emoji", "folder"] = "scenes"
+  dataset: Literal[
+    "scenes", "emoji", "folder", "coco", "flickr30k", "vatex", "cc12m"
+  ] = "scenes"
   dir: str = "data"  # where datasets are prepared; of `folder`, its root
   seed: int = 0  # of a generated dataset: another seed, other pictures
   sizes: tuple[tuple[str, int], ...] = ()  # of generated splits, if not default
@@ -340,6 +342,8 @@ class Train:
       "give two numbers",
     )
 
+
+ROWS = ("data", "fsdp")  # mesh axes that split the rows of a batch
 
 # Axis of each dimension of a parameter, first match wins; a scanned stack has
 # its layers in front. Placement lives here, not in the models.

@@ -115,7 +115,7 @@ def program(
   batch = tasks.batch_shapes(cfg)
   of_batch = jax.tree.map(lambda _: sharding.batch(on), batch)
   step = jax.jit(
-    make_train_step(cfg, task, optimizer),
+    sharding.known(on, make_train_step(cfg, task, optimizer)),
     in_shardings=(placed, of_frozen, of_batch),
     out_shardings=(placed, everywhere),
     donate_argnums=0,

@@ -4,7 +4,9 @@ What used to be `pjit` is `jax.jit` with shardings: the train step is jitted
 with the shardings made here, and the compiler places the collectives.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fs_jax import config, paths
 
 AXES = ("data", "fsdp", "model")
-BATCH = PartitionSpec(("data", "fsdp"))  # leading axis of everything in a Batch
+BATCH = PartitionSpec(config.ROWS)  # leading axis of everything in a Batch
 
 
 def mesh(cfg: config.Mesh, devices: list | None = None) -> Mesh:
@@ -82,6 +84,20 @@ def check_batch(
       f"{on.shape['data']}, fsdp={on.shape['fsdp']}){in_parts}; got "
       f"{batch_size}. set it to a multiple of {shards * parts}"
     )
+
+
+def known(on: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
+  """`fn`, which is traced where models see the mesh (`layers.by_rows`).
+
+  The mesh without its devices: they may be described only.
+  """
+
+  @functools.wraps(fn)
+  def traced(*args: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(on.abstract_mesh):
+      return fn(*args)
+
+  return traced
 
 
 def replicated(on: Mesh) -> NamedSharding:

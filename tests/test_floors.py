@@ -18,7 +18,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Modules and packages directly under fs_jax, lowest floor first.
 FLOORS = (
   ("types", "config", "configdict", "paths", "machines"),
-  ("models", "losses", "metrics", "optim", "gradients"),
+  (
+    "models",
+    "losses",
+    "metrics",
+    "optim",
+    "gradients",
+    "chips",
+    "flops",
+    "hlo",
+  ),
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
     *("report", "profile", "parts", "data"),
@@ -28,8 +37,18 @@ FLOORS = (
     *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
     *("attention", "cases", "figures", "plots"),
   ),
-  ("train", "retrieve", "evaluate", "page", "bench", "serve", "plan", "pods"),
-  ("gallery", "study", "evidence"),
+  (
+    "train",
+    "retrieve",
+    "evaluate",
+    "page",
+    "bench",
+    "serve",
+    "plan",
+    "pods",
+    "local",
+  ),
+  ("gallery", "study", "evidence", "plans"),
 )
 
 # Heavy packages, and the modules (with all under them) that may import them.

@@ -116,6 +116,12 @@ def open_split(
       stored = records.folder(cfg, split)
     case "scenes" | "emoji":
       stored = records.generated(cfg, split)
+    case _:
+      raise ValueError(
+        f"data.dataset: {cfg.dataset!r} is planned for, and cannot be read "
+        "yet; got it for a run. put its files in a folder and set "
+        "--config.data.dataset=folder --config.data.dir=..."
+      )
   if not stored.ids:
     raise ValueError(
       f"split {split!r} of {cfg.dataset!r}: must hold examples; got none. "

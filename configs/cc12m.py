@@ -1,0 +1,88 @@
+"""CC12M: pre-training at batch 32,768 on a pod slice, B/16 or L/14.
+
+    python -m launch.plan --config=configs/cc12m.py:fast
+    python -m launch.plan --config=configs/cc12m.py:fast_l14@v5p:4x4x4
+    python -m launch.train --config=configs/cc12m.py:fast --workdir=gs://my/cc
+
+What follows an @ is the topology: fast@2*v5e:16x16 is two slices.
+"""
+
+import dataclasses
+from typing import Any
+
+from configs import coco
+from fs_jax import config, configdict
+
+# What `launch.plan --all` plans beside each stage's own topology.
+ELSEWHERE = tuple(
+  f"{stage}@{topology}"
+  for stage in ("fast", "fast_l14")
+  for topology in ("v6e:16x16", "v5p:4x4x4", "2*v5e:16x16")
+)
+COMMON: dict[str, Any] = {
+  "compute": "bfloat16",
+  "data": config.Data("cc12m", image_size=224, augment="crop", threads=32),
+  "tokens": config.Tokens("bpe", vocabulary=32_000, length=48),
+  "optim": config.Optim(learning_rate=1e-3, warmup=2000, b2=0.95, ema=0.9999),
+}
+
+
+def get_config(stage: str = "fast"):
+  """stage: fast, fast_l14, slow or distill."""
+  stage, _, where = stage.partition("@")
+  stages = {"fast": fast, "fast_l14": fast_l14, "slow": slow}
+  cfg = (stages | {"distill": distill})[stage]()
+  slices, _, topology = where.rpartition("*")
+  mesh = dataclasses.replace(
+    cfg.mesh,
+    slices=int(slices or 1),
+    topology=topology or cfg.mesh.topology,
+  )
+  return configdict.edit(dataclasses.replace(cfg, mesh=mesh))
+
+
+def fast(size: str = "B/16", name: str = "", fsdp: int = 1):
+  towers = _recomputed(config.VISION[size]), _recomputed(config.TEXT["B"])
+  return config.Config(
+    "fast",
+    config.Fast(*towers, chunk=512),
+    name=name,
+    **COMMON,
+    mesh=config.Mesh(fsdp=fsdp, topology="v5e:16x16"),
+    train=config.Train(steps=12_000, batch_size=32_768),
+  )
+
+
+def fast_l14():
+  return fast("L/14", "fast_l14", fsdp=8)
+
+
+def slow():
+  cfg = fast()
+  judge = dataclasses.replace(
+    coco.SLOW,
+    vision=cfg.fast.vision,
+    decoder=dataclasses.replace(coco.SLOW.decoder, remat="full"),
+  )
+  return dataclasses.replace(
+    cfg,
+    stage="slow",
+    slow=judge,
+    init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
+    train=config.Train(steps=24_000, batch_size=8192),
+  )
+
+
+def distill():
+  return dataclasses.replace(
+    slow(),
+    stage="distill",
+    distill=config.Distill(clusters=256, cluster_size=16, lists=65_536),
+    init=config.Init("fast", teacher="slow"),
+    train=config.Train(steps=6000, batch_size=16_384),
+  )
+
+
+def _recomputed(tower: Any) -> Any:
+  stack = dataclasses.replace(tower.stack, remat="full")
+  return dataclasses.replace(tower, stack=stack)

@@ -1,0 +1,158 @@
+"""Several real processes of one run on this machine, started again together.
+
+What a pod's engine does, on a laptop: they meet over the loopback (gloo). One
+that dies takes the others with it, since each holds a part of the state; then
+all of them start again from the last checkpoint.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, NamedTuple
+
+from fs_jax import processes
+
+DONE, PREEMPTED = 0, 75
+FINAL = (2, 3, 130)  # bad input, diverged, interrupted: it would end so again
+_LOOK = 0.1  # seconds between two looks at who is still there
+
+
+class Job(NamedTuple):
+  """What to run, and how patiently."""
+
+  command: Sequence[str]  # the same for every process
+  processes: int = 2
+  devices: int = 0  # virtual CPU devices of each; 0: those there are
+  restarts: int = 5  # after crashes; being told to stop does not count
+  grace: float = 30.0  # seconds that the others have to end by themselves
+
+
+def run(job: Job, say: Callable[[str], None]) -> int:
+  """Runs the job to its end; returns its exit code.
+
+  SIGTERM is passed on: every process saves, and the code is 75.
+
+  Raises:
+    ValueError: fewer than one process.
+  """
+  if job.processes < 1:
+    raise ValueError(
+      f"processes: must be at least 1; got {job.processes}. raise it"
+    )
+  told = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+  try:
+    crashes = 0
+    while True:
+      code = _once(job, told)
+      if code == DONE or code in FINAL or told.is_set():
+        return code
+      if code != PREEMPTED:
+        crashes += 1
+        say(f"a process {_ended(code)} ({crashes} of {job.restarts} crashes)")
+        if crashes > job.restarts:
+          return 1
+        time.sleep(min(crashes, 10))
+      say(f"starting {job.processes} processes again")
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _once(job: Job, told: threading.Event) -> int:
+  """One life of all processes; the code that says most about its end."""
+  port = _free_port()
+  alive = {i: _start(job, i, port) for i in range(job.processes)}
+  codes: list[int] = []
+  deadline = None
+  try:
+    while alive:
+      for index, process in list(alive.items()):
+        code = process.poll()
+        if code is not None:
+          del alive[index]
+          codes.append(code)
+      if deadline is None and (told.is_set() or any(codes)):
+        deadline = time.monotonic() + job.grace
+        for process in alive.values():
+          process.send_signal(signal.SIGTERM)
+      # After a crash the others wait for a word that never comes.
+      crashed = any(c not in (DONE, PREEMPTED, *FINAL) for c in codes)
+      over = deadline is not None and time.monotonic() > deadline
+      if alive and (crashed or over or set(codes) & set(FINAL)):
+        _kill(alive)
+        return _telling(codes)
+      time.sleep(_LOOK)
+  finally:
+    _kill(alive)
+  return _telling(codes)
+
+
+def _telling(codes: Sequence[int]) -> int:
+  """Of several exit codes the one that decides what happens next."""
+  for code in (*FINAL, PREEMPTED):
+    if code in codes:
+      return code
+  return next((c for c in codes if c != DONE), DONE if codes else PREEMPTED)
+
+
+def _start(job: Job, index: int, port: int) -> subprocess.Popen:
+  env = os.environ | {
+    processes.ADDRESS: f"127.0.0.1:{port}",
+    processes.COUNT: str(job.processes),
+    processes.INDEX: str(index),
+  }
+  if job.devices:
+    env["JAX_PLATFORMS"] = "cpu"
+    env["XLA_FLAGS"] = _with_devices(env, job.devices)
+  if index == 0:
+    return subprocess.Popen(job.command, env=env)
+  process = subprocess.Popen(
+    job.command,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    errors="replace",
+  )
+  assert process.stdout is not None
+  pass_on = threading.Thread(
+    target=_prefixed, args=(process.stdout, index), daemon=True
+  )
+  pass_on.start()
+  return process
+
+
+def _prefixed(lines: IO[str], index: int) -> None:
+  for line in lines:
+    sys.stderr.write(f"[{index}] {line}")
+    sys.stderr.flush()
+
+
+def _with_devices(env: Mapping[str, str], count: int) -> str:
+  name = "--xla_force_host_platform_device_count"
+  others = [f for f in env.get("XLA_FLAGS", "").split() if name not in f]
+  return " ".join([*others, f"{name}={count}"])
+
+
+def _kill(alive: Mapping[int, subprocess.Popen]) -> None:
+  for process in alive.values():
+    process.kill()
+  for process in alive.values():
+    process.wait()
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+def _ended(code: int) -> str:
+  if code < 0:
+    return f"died of {signal.Signals(-code).name}"
+  return f"ended with code {code}"

@@ -1,0 +1,316 @@
+"""What a training run will need and take, before a device is paid for.
+
+The train step that `fit` runs is compiled for a TPU that need not be there:
+its compiler says whether the step fits and what it does, data sheets say how
+long that takes. No step was timed to make these figures.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from fs_jax import chips, config, flops, hlo, loop, sharding
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",
+# "Used 17.16G of 15.75G hbm"
+_REFUSED = re.compile(
+  r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
+  r"|Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"
+)
+# Of a machine without a TPU: what libtpu would ask a metadata server for.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
+
+
+class Memory(NamedTuple):
+  """Bytes of a device; `needed` exceeds `available` where it is refused."""
+
+  arguments: int  # state, frozen parameters and batch; 0 where refused
+  needed: int
+  available: int
+
+  @property
+  def fits(self) -> bool:
+    return self.needed <= self.available
+
+
+class Times(NamedTuple):
+  """Seconds that a step keeps each part of a chip busy, at the least."""
+
+  compute: float  # matrix units, at their peak
+  hbm: float
+  interconnect: float  # between chips of a slice
+  network: float  # between slices
+  cycles: float  # of the core, by the compiler's own estimate
+
+  @property
+  def step(self) -> float:
+    """What the step takes if all of it overlaps: the slowest part."""
+    return max(self)
+
+  @property
+  def bound(self) -> str:
+    return self._fields[self.index(max(self))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A stage on a topology. Times and rates are None where it does not fit."""
+
+  config: str
+  topology: str
+  slices: int
+  devices: int
+  mesh: dict[str, int]
+  batch_size: int
+  accumulate: int
+  parameters: int  # trained
+  memory: Memory
+  model_flops: float  # of a step, all devices
+  hardware_flops: float  # with what is computed twice to save memory
+  collectives: dict[str, float]  # bytes a device sends in a step, by kind
+  times: Times | None
+  steps: int
+  compile_seconds: float
+  versions: dict[str, str]
+
+  @property
+  def fits(self) -> bool:
+    return self.memory.fits
+
+  @property
+  def mfu(self) -> float | None:
+    """Model FLOPs as a share of the chips' peak, if nothing waits."""
+    if self.times is None:
+      return None
+    peak = chips.tpu(self.topology.partition(":")[0]).flops * self.devices
+    return self.model_flops / self.times.step / peak
+
+  @property
+  def examples_per_second(self) -> float | None:
+    return None if self.times is None else self.batch_size / self.times.step
+
+  @property
+  def days(self) -> float | None:
+    return None if self.times is None else self.steps * self.times.step / 86400
+
+  @property
+  def device_hours(self) -> float | None:
+    return None if self.days is None else self.days * 24 * self.devices
+
+  def to_json(self) -> dict[str, Any]:
+    values = dataclasses.asdict(self)
+    values["memory"] = self.memory._asdict()
+    values["times"] = self.times and self.times._asdict()
+    derived = ("fits", "mfu", "examples_per_second", "days", "device_hours")
+    return values | {name: getattr(self, name) for name in derived}
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> "Plan":
+    own = {f.name: values[f.name] for f in dataclasses.fields(cls)}
+    own["memory"] = Memory(**own["memory"])
+    own["times"] = own["times"] and Times(**own["times"])
+    return cls(**own)
+
+
+def devices(topology: str, slices: int = 1) -> list[Any]:
+  """Described devices of "v5e:16x16", or of several such slices.
+
+  Raises:
+    ValueError: libtpu is missing, or knows no such topology.
+  """
+  generation = topology.partition(":")[0]
+  chips.tpu(generation)
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError(
+      "libtpu: compiling for a TPU needs its compiler; got a machine without. "
+      "pip install 'fs_jax[aot]' (Linux, x86_64), or `make plan`"
+    )
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+  if generation == "v4":  # a device a chip, not a core
+    options["chip_config_name"] = "megacore"
+  try:
+    described = topologies.get_topology_desc(
+      platform="tpu", topology_name=topology, **options
+    )
+  except Exception as error:  # of whatever kind libtpu raises
+    raise ValueError(
+      "topology: must be one that libtpu knows, such as v5e:2x4, v6e:16x16 or "
+      f"v5p:4x4x4; got {topology!r} ({str(error).splitlines()[0][:120]}). name "
+      "another"
+    ) from None
+  return list(described.devices)
+
+
+def plan(name: str, cfg: config.Config) -> Plan:
+  """Compiles the step of `cfg` for `cfg.mesh.topology`.
+
+  Args:
+    name: what the plan is called: "configs/coco.py:fast".
+    cfg: of a training stage.
+
+  Raises:
+    ValueError: no topology, or a config that does not fit its mesh.
+  """
+  topology, slices = cfg.mesh.topology, cfg.mesh.slices
+  if not topology:
+    raise ValueError(
+      "mesh.topology: a plan is for a topology; got none. give one with "
+      "--topology=v5e:2x4"
+    )
+  chip = chips.tpu(topology.partition(":")[0])
+  on = sharding.mesh(cfg.mesh, devices(topology, slices))
+  count = flops.train_step(cfg, cfg.tokens.vocabulary)
+  made = loop.program(cfg, cfg.tokens.vocabulary, on)
+  began = time.perf_counter()
+  memory, program = compiled(made, chip.hbm)
+  seconds = time.perf_counter() - began
+  found = hlo.collectives(program) if program else []
+  return Plan(
+    config=name,
+    topology=topology,
+    slices=slices,
+    devices=on.size,
+    mesh=dict(on.shape),
+    batch_size=cfg.train.batch_size,
+    accumulate=cfg.train.accumulate,
+    parameters=_count(made.state.params),
+    memory=memory,
+    model_flops=count.model,
+    hardware_flops=count.hardware,
+    collectives=hlo.bytes_by_kind(found),
+    times=program
+    and times(
+      chip,
+      sides(topology),
+      count.hardware / on.size,
+      hlo.hbm_bytes(program),
+      hlo.cycles(program),
+      found,
+    ),
+    steps=cfg.train.steps,
+    compile_seconds=round(seconds, 1),
+    versions=versions(),
+  )
+
+
+def compiled(
+  made: loop.Program, available: int
+) -> tuple[Memory, hlo.Program | None]:
+  """Memory of the step and what it does; None where it does not fit.
+
+  The compiler is who knows: temporaries may add up to more than `available`
+  bytes and still fit one after the other.
+  """
+  try:
+    step = made.step.lower(made.state, made.frozen, made.batch).compile()
+  except jax.errors.JaxRuntimeError as error:
+    return refused(str(error), available), None
+  said = step.memory_analysis()
+  needed = max(said.peak_memory_in_bytes, said.argument_size_in_bytes)
+  memory = Memory(said.argument_size_in_bytes, needed, available)
+  return memory, hlo.parse(step.as_text())
+
+
+def refused(message: str, available: int) -> Memory:
+  """What a compiler needed that ran out of memory, from what it says.
+
+  Raises:
+    RuntimeError: it failed for another reason: a bug of ours or its own.
+  """
+  if "RESOURCE_EXHAUSTED" not in message:
+    raise RuntimeError(message)
+  found = _REFUSED.search(message)
+  if not found:
+    return Memory(0, available + 1, available)
+  needed, a, limit, b = (x for x in found.groups() if x)
+  return Memory(
+    0, int(float(needed) * _UNITS[a]), int(float(limit) * _UNITS[b])
+  )
+
+
+def counted(cfg: config.Config) -> tuple[float, float]:
+  """FLOPs of a step of `flops.shallow(cfg)`: ours, and XLA's of one CPU.
+
+  XLA also counts what is no matrix product, a few percent.
+  """
+  cfg = flops.shallow(cfg)
+  on = sharding.mesh(cfg.mesh, jax.devices("cpu")[:1])
+  made = loop.program(cfg, cfg.tokens.vocabulary, on)
+  step = made.step.lower(made.state, made.frozen, made.batch).compile()
+  ours = flops.train_step(cfg, cfg.tokens.vocabulary).hardware
+  return ours, step.cost_analysis()["flops"]
+
+
+def times(
+  chip: chips.Chip,
+  sides: tuple[int, ...],
+  hardware_flops: float,
+  hbm_bytes: float,
+  cycles: float,
+  collectives: list[hlo.Collective],
+) -> Times:
+  """The roofline of a device: each part at its peak, alone.
+
+  A collective goes both ways around one axis of the torus, or around all of
+  them where its group is larger than the longest; a permutation goes one way
+  over one link.
+
+  Args:
+    chip: its peaks.
+    sides: of the torus, in chips.
+    hardware_flops, hbm_bytes, cycles: of one device's step.
+    collectives: of one device's step.
+  """
+  spread = ways = 0.0
+  one_way = {False: 0.0, True: 0.0}
+  for one in collectives:
+    if one.kind == hlo.SLICES:
+      spread += one.bytes / chip.network
+    elif one.kind == "collective-permute":
+      one_way[one.backward] += one.bytes / chip.link
+    else:
+      axes = chip.axes if one.group > max(sides) else 1
+      ways += one.bytes / (2 * axes * chip.link)
+  return Times(
+    compute=hardware_flops / chip.flops,
+    hbm=hbm_bytes / chip.hbm_bandwidth,
+    interconnect=ways + max(one_way.values()),
+    network=spread,
+    cycles=cycles / chip.clock,
+  )
+
+
+def sides(topology: str) -> tuple[int, ...]:
+  """(16, 16) of "v5e:16x16"."""
+  return tuple(int(n) for n in re.findall(r"\d+", topology.partition(":")[2]))
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that decide what is compiled."""
+  found = {}
+  for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = ""
+  return found
+
+
+def _count(params: Any) -> int:
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

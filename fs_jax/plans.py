@@ -1,0 +1,359 @@
+"""Plans in words: one with what would make it fit, all of them in a table.
+
+A row is kept beside its config's hash, the versions of the compiler and the
+source of what it compiled: only what changed is compiled again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import rich.console
+import rich.table
+from etils import epath
+
+from fs_jax import chips, config, configdict, files, plan, report
+
+BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
+_TRIES = 12  # compilations that look for something that fits
+# Where a table of all pairs is worth a ring: a quarter of a GB in float32.
+_TABLE = 8192
+_CHUNK = 512
+
+
+class Change(NamedTuple):
+  """Flags that change a config, and the config they make."""
+
+  flags: str
+  cfg: config.Config
+
+
+def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
+  """Plans a stage, says so, and what would fit where it does not.
+
+  Args:
+    name: what the plan is called: a config, and how it was changed.
+    cfg: of the stage.
+    out: JSON file, or the folder of it.
+  """
+  made = plan.plan(name, cfg)
+  print(summary(made), flush=True)
+  if not made.fits:
+    tried = advise(name, cfg, made.memory.needed)
+    if tried and tried[-1][1].fits:
+      change, fitting = tried[-1]
+      print(f"this fits:\n  {change.flags}\n{summary(fitting)}")
+    else:
+      print(
+        "nothing that was tried fits: a larger topology, or a smaller model"
+      )
+  path = epath.Path(out)
+  if path.suffix != ".json":
+    path = path / file_name(name)
+  _write(path, made.to_json())
+  print(f"written to {path}")
+  return made
+
+
+def everything(
+  recipes: Mapping[str, config.Config], folder: str, readme: str
+) -> list[plan.Plan]:
+  """Plans all of `recipes`, those that did not change from their rows.
+
+  Prints a table, and writes it between the markers of `readme`.
+  """
+  rows: list[plan.Plan] = []
+  began = time.perf_counter()
+  for number, (name, cfg) in enumerate(recipes.items(), start=1):
+    path = epath.Path(folder) / "rows" / file_name(name)
+    made = _kept(path, cfg)
+    if made is None:
+      made = plan.plan(name, cfg)
+      _write(path, made.to_json() | {"key": key(cfg)})
+      jax.clear_caches()  # of steps that nobody compiles again
+    rows.append(made)
+    said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
+    minutes = (time.perf_counter() - began) / 60
+    report.say(f"{number}/{len(recipes)}  {name}: {said}  ({minutes:.1f} min)")
+  console = rich.console.Console(width=None if _terminal() else 200)
+  shown = rich.table.Table(*COLUMNS)
+  for made in rows:
+    shown.add_row(*row(made))
+  console.print(shown)
+  path = epath.Path(readme)
+  text = rewrite(path.read_text(), table([row(made) for made in rows]))
+  files.write_text(path, text)
+  return rows
+
+
+def _terminal() -> bool:
+  return sys.stdout.isatty()
+
+
+def _kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
+  """The plan that was made of this config, this code and these versions."""
+  if not path.exists():
+    return None
+  try:
+    values = json.loads(path.read_text())
+    return plan.Plan.from_json(values) if values["key"] == key(cfg) else None
+  except (ValueError, KeyError, TypeError):  # of an earlier version, or cut
+    return None
+
+
+def _write(path: epath.Path, values: Mapping[str, Any]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  files.write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def file_name(name: str) -> str:
+  """ "configs/coco.py:fast@v5e:2x4" -> "coco-fast-v5e-2x4.json"."""
+  name = name.removeprefix("configs/").replace(".py", "")
+  return re.sub(r"[^\w.]+", "-", name) + ".json"
+
+
+def key(cfg: config.Config) -> str:
+  """Changes when the compiled step may: its config, its source, its makers."""
+  digest = hashlib.sha256(configdict.to_json(cfg).encode())
+  digest.update(json.dumps(plan.versions(), sort_keys=True).encode())
+  here = pathlib.Path(plan.__file__).parent
+  for path in sorted([*here.glob("*.py"), *here.glob("models/*.py")]):
+    if path.stem in _SOURCE or path.parent.name == "models":
+      digest.update(path.read_bytes())
+  return digest.hexdigest()[:16]
+
+
+_SOURCE = frozenset(
+  [
+    "types",
+    "losses",
+    "ring",
+    "optim",
+    "gradients",
+    "sharding",
+    "tasks",
+    "loop",
+    "chips",
+    "flops",
+    "hlo",
+    "plan",
+  ]
+)
+
+
+def advise(
+  name: str,
+  cfg: config.Config,
+  needed: int,
+  say: Callable[[str], None] = report.say,
+) -> list[tuple[Change, plan.Plan]]:
+  """Changes tried one on top of the other, until the step fits.
+
+  The last one fits, or nothing that was tried does. One that needs no less
+  memory is not kept.
+  """
+  tried: list[tuple[Change, plan.Plan]] = []
+  flags, least = "", needed
+  for _ in range(_TRIES):
+    for change in changes(cfg):
+      try:
+        made = plan.plan(name, change.cfg)
+      except ValueError:  # one that the mesh does not divide
+        continue
+      if made.fits or made.memory.needed < 0.98 * least:
+        break
+      say(f"{change.flags}: needs {gigabytes(made.memory.needed)} GB, no less")
+    else:
+      return tried
+    flags, cfg, least = (
+      f"{flags} {change.flags}",
+      change.cfg,
+      made.memory.needed,
+    )
+    tried.append((Change(flags.strip(), cfg), made))
+    say(f"{flags.strip()}: needs {gigabytes(least)} GB a device")
+    if made.fits:
+      return tried
+  return tried
+
+
+def changes(cfg: config.Config) -> Iterator[Change]:
+  """What may save memory, cheapest first; each of them alone."""
+  again = _recomputed(cfg)
+  if again is not None:
+    yield again
+  train, mesh = cfg.train, cfg.mesh
+  if cfg.stage != "slow" and not cfg.fast.chunk and train.batch_size >= _TABLE:
+    fast = dataclasses.replace(cfg.fast, chunk=_CHUNK)
+    yield _changed(cfg, f"--config.fast.chunk={_CHUNK}", fast=fast)
+  if train.batch_size % (2 * train.accumulate) == 0:
+    parts = 2 * train.accumulate
+    yield _changed(
+      cfg,
+      f"--config.train.accumulate={parts}",
+      train=dataclasses.replace(train, accumulate=parts),
+    )
+  if mesh.fsdp >= 1 and mesh.data == -1:
+    yield _changed(
+      cfg,
+      f"--config.mesh.fsdp={2 * mesh.fsdp}",
+      mesh=dataclasses.replace(mesh, fsdp=2 * mesh.fsdp),
+    )
+  if train.batch_size % (2 * train.accumulate) == 0:
+    yield _changed(
+      cfg,
+      f"--config.train.batch_size={train.batch_size // 2}",
+      train=dataclasses.replace(train, batch_size=train.batch_size // 2),
+    )
+
+
+def _changed(cfg: config.Config, flags: str, **values: Any) -> Change:
+  return Change(flags, dataclasses.replace(cfg, **values))
+
+
+def _recomputed(cfg: config.Config) -> Change | None:
+  """Every trained stack with remat="full"; None where they all have it."""
+  full = lambda stack: dataclasses.replace(stack, remat="full")
+  if cfg.stage == "slow":
+    assert cfg.slow is not None
+    slow = cfg.slow
+    vision = dataclasses.replace(slow.vision, stack=full(slow.vision.stack))
+    new = dataclasses.replace(slow, vision=vision, decoder=full(slow.decoder))
+    where = ("slow.vision.stack", "slow.decoder")
+    changed: dict[str, Any] = {"slow": new}
+    same = new == slow
+  else:
+    fast = cfg.fast
+    vision = dataclasses.replace(fast.vision, stack=full(fast.vision.stack))
+    text = dataclasses.replace(fast.text, stack=full(fast.text.stack))
+    tower = dataclasses.replace(fast, vision=vision, text=text)
+    where = ("fast.vision.stack", "fast.text.stack")
+    changed = {"fast": tower}
+    same = tower == fast
+  flags = " ".join(f"--config.{name}.remat=full" for name in where)
+  return None if same else _changed(cfg, flags, **changed)
+
+
+def summary(made: plan.Plan) -> str:
+  """A plan in lines."""
+  m, t = made.memory, made.times
+  chip = chips.tpu(made.topology.partition(":")[0])
+  mesh = " x ".join(f"{axis} {n}" for axis, n in made.mesh.items() if n > 1)
+  parts = f" in {made.accumulate} parts" if made.accumulate > 1 else ""
+  lines = [
+    f"{made.config} on {place(made)}: {made.devices} chips as {mesh or 'one'}",
+    f"  parameters     {made.parameters / 1e6:.1f} M trained",
+    f"  batch          {made.batch_size}{parts}",
+    f"  FLOPs a step   {made.model_flops / 1e12:.1f} T, "
+    f"{made.hardware_flops / 1e12:.1f} T with what is computed twice",
+  ]
+  if t is None:
+    over = m.needed - m.available
+    return "\n".join(
+      [
+        *lines,
+        f"  memory         DOES NOT FIT: {gigabytes(m.needed)} of "
+        f"{gigabytes(m.available)} GB a chip, {gigabytes(over)} too many",
+      ]
+    )
+  sent = ", ".join(
+    f"{kind} {_bytes(n)}" for kind, n in made.collectives.items()
+  )
+  lines += [
+    f"  memory         fits: {gigabytes(m.needed)} of "
+    f"{gigabytes(m.available)} GB a chip at its peak, "
+    f"{gigabytes(m.arguments)} of them arguments",
+    f"  sent a chip    {sent or 'nothing'}",
+    "  busy, seconds  "
+    + ", ".join(f"{k} {v:.4f}" for k, v in t._asdict().items() if v),
+    f"  step           {t.step:.4f} s if all of that overlaps, bound by "
+    f"{t.bound}; {sum(t[1:]) if t.cycles == 0 else _serial(t):.4f} s if "
+    "nothing does",
+    f"  MFU            {made.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s "
+    "a chip",
+    f"  examples/s     {made.examples_per_second:,.0f}",
+    f"  whole run      {made.steps:,} steps: {made.days:.2f} days, "
+    f"{made.device_hours:,.0f} chip-hours",
+    f"  compiled in    {made.compile_seconds} s",
+  ]
+  return "\n".join(lines)
+
+
+def _serial(t: plan.Times) -> float:
+  """The core, which reads memory as it computes, then what is sent."""
+  return max(t.compute, t.hbm, t.cycles) + t.interconnect + t.network
+
+
+def place(made: plan.Plan) -> str:
+  return f"{made.slices} x {made.topology}" * (made.slices > 1) or made.topology
+
+
+COLUMNS = (
+  *("config", "topology", "mesh", "batch", "M params", "GB/chip of"),
+  *("TFLOP/chip", "MB sent/chip", "step s", "bound by", "MFU"),
+  *("examples/s", "days", "chip-hours"),
+)
+
+
+def row(made: plan.Plan) -> tuple[str, ...]:
+  m, t = made.memory, made.times
+  mesh = " ".join(f"{axis}={n}" for axis, n in made.mesh.items() if n > 1)
+  used = f"{gigabytes(m.needed)} / {gigabytes(m.available)}"
+  each = made.hardware_flops / made.devices / 1e12
+  values = (
+    made.config.removeprefix("configs/"),
+    place(made),
+    mesh or "-",
+    f"{made.batch_size}" + f" / {made.accumulate}" * (made.accumulate > 1),
+    f"{made.parameters / 1e6:.0f}",
+    used if made.fits else f"{used}: does not fit",
+    f"{each:.2f}",
+  )
+  if t is None:
+    return (*values, *["-"] * (len(COLUMNS) - len(values)))
+  return (
+    *values,
+    f"{sum(made.collectives.values()) / 1e6:.0f}",
+    f"{t.step:.3f}",
+    t.bound,
+    f"{made.mfu:.0%}",
+    f"{made.examples_per_second:,.0f}",
+    f"{made.days:.2f}",
+    f"{made.device_hours:,.0f}",
+  )
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+  """Markdown."""
+  lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rewrite(text: str, made: str) -> str:
+  """`text` with what lies between its markers replaced.
+
+  Raises:
+    ValueError: the markers are not there.
+  """
+  begin, end = text.find(BEGIN), text.find(END)
+  if begin < 0 or end < begin:
+    raise ValueError(
+      f"launch/README.md: must hold {BEGIN} and {END}, in this order; got a "
+      "text without. put them back"
+    )
+  return f"{text[: begin + len(BEGIN)]}\n{made}\n{text[end:]}"
+
+
+def gigabytes(n: float) -> str:
+  return f"{n / chips.GB:.2f}"
+
+
+def _bytes(n: float) -> str:
+  return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
