@@ -30,10 +30,10 @@ from fs_jax import (
   types,
 )
 from fs_jax.data import sources
-from tests import programs, tiny
+from tests import programs, small, tiny
 
 STAGES = ("fast", "slow", "distill")
-CLOCK = ("time", "examples_per_second")  # what a clock said
+CLOCK = small.CLOCKED  # what a clock said
 
 
 class Made(NamedTuple):

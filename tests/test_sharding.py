@@ -36,6 +36,7 @@ def cfg_of(stage, mesh):
     stage,
     slow=None if stage == "fast" else slow,
     mesh=mesh,
+    data={"captions_per_visual": 1 if stage == "distill" else 2},
     train={"steps": 3, "log_every": 1, "save_every": 99},
   )
 
