@@ -15,7 +15,7 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv quickstart test lint format-check types unit \
-  format evidence bench clean
+  format evidence bench plan plan-here clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' \
@@ -61,6 +61,12 @@ evidence: $(READY) ## the measurements behind the README's numbers (ARGS)
 
 bench: $(READY) ## benchmarks (ARGS)
 	$(PY) -m launch.bench $(ARGS)
+
+plan: ## compile every config's step for its TPU, without a TPU (ARGS)
+	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=dev,aot plan-here
+
+plan-here: $(READY)
+	$(PY) -m launch.plan $(or $(ARGS),--all)
 
 clean: ## remove what tools left; .venv and runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
