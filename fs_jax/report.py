@@ -120,6 +120,7 @@ class Report:
     self._flops, self._peak = flops, peak
     self.clock = Clock()
     self._board: Any = None
+    self._began, self._useful = time.time(), 0.0
     self._bar = Bar(name, steps, start)
     if not processes.is_first():
       return

@@ -14,6 +14,7 @@ import runpy
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,13 @@ _SHARED = ("data", "tokens", "fast", "slow", "seed", "compute", "mesh")
 
 def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
   """Runs a program: parses its flags, calls it, leaves with an exit code."""
-  code = call(main, doc, sys.argv)
+  try:
+    code = call(main, doc, sys.argv)
+  except Exception:
+    if not _has_peers():
+      raise
+    traceback.print_exc()
+    code = FAILED
   if code != DONE and _has_peers():
     # JAX would wait for them to leave as well, which they do not: the launcher
     # ends them as soon as it sees this code.
