@@ -168,7 +168,7 @@ def edited(path, value):
     ("data.mean", (0.5, 0.5), "config.data.mean", "3 items"),
     ("data.mean", (0.5, 0.5, "x"), "config.data.mean[2]", "float"),
     ("init.prefixes", (("a",),), "config.init.prefixes[0]", "2 items"),
-    ("data.dataset", "coco", "config.data.dataset", "'scenes', 'emoji'"),
+    ("data.dataset", "laion", "config.data.dataset", "'scenes', 'emoji'"),
     ("slow.vision.pool", "max", "config.slow.vision.pool", "'map', 'mean'"),
     ("slow.vision", 3, "config.slow.vision", "group"),
     (
