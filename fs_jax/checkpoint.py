@@ -42,10 +42,12 @@ class Checkpoints:
       preservation_policy=_policy(train),
       best_fn=best,  # without it metrics are not written
       enable_async_checkpointing=True,
-      create=not alone,
+      create=False,
       **(_alone() if alone and jax.process_count() > 1 else {}),
     )
     with self._explained():
+      if not alone:  # orbax does not mind a file in its place until it writes
+        self._folder.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def latest(self) -> int | None:

@@ -16,24 +16,11 @@ COLLECTIVES = (
 )
 SLICES = "between slices"  # of a TPU: sent through the hosts
 # Neither read nor write memory themselves, or are counted where they start.
-_FREE = frozenset(
-  [
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "opt-barrier",
-    "custom-call",
-    "async-update",
-  ]
-)
+_FREE = {
+  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+  *("while", "conditional", "call", "after-all", "partition-id"),
+  *("replica-id", "opt-barrier", "custom-call", "async-update"),
+}
 _BYTES = {
   **{"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2},
   **{"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "s4": 1},

@@ -20,7 +20,9 @@ from jax.sharding import Mesh
 
 from fs_jax import (
   checkpoint,
+  chips,
   config,
+  flops,
   gradients,
   optim,
   paths,
@@ -53,6 +55,7 @@ class Program(NamedTuple):
   state: types.TrainState
   frozen: types.Params
   batch: types.Batch | types.DistillBatch
+  flops: float  # of a step of the global batch, as MFU counts
 
 
 def make_train_step(
@@ -128,6 +131,7 @@ def program(
     checkpoint.abstract(state, placed),
     checkpoint.abstract(frozen, of_frozen),
     checkpoint.abstract(batch, of_batch),
+    flops.train_step(cfg, vocabulary).model,
   )
 
 
@@ -200,7 +204,15 @@ def _train(
   start = saved.latest() or 0
   rows = sharding.local_rows(cfg.train.batch_size, made.on)
   of_batch = sharding.batch(made.on)
-  log = report.Report(where, cfg.folder, start, cfg.train.steps)
+  peak = chips.peak_flops(made.on.devices.flat[0].device_kind)
+  log = report.Report(
+    where,
+    cfg.folder,
+    start,
+    cfg.train.steps,
+    flops=made.flops,
+    peak=peak and peak * made.on.size,
+  )
   try:
     with (
       processes.Notice() as notice,

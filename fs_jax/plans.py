@@ -130,22 +130,10 @@ def key(cfg: config.Config) -> str:
   return digest.hexdigest()[:16]
 
 
-_SOURCE = frozenset(
-  [
-    "types",
-    "losses",
-    "ring",
-    "optim",
-    "gradients",
-    "sharding",
-    "tasks",
-    "loop",
-    "chips",
-    "flops",
-    "hlo",
-    "plan",
-  ]
-)
+_SOURCE = {
+  *("types", "losses", "ring", "optim", "gradients", "sharding", "tasks"),
+  *("loop", "chips", "flops", "hlo", "plan"),
+}
 
 
 def advise(
@@ -274,8 +262,7 @@ def summary(made: plan.Plan) -> str:
     "  busy, seconds  "
     + ", ".join(f"{k} {v:.4f}" for k, v in t._asdict().items() if v),
     f"  step           {t.step:.4f} s if all of that overlaps, bound by "
-    f"{t.bound}; {sum(t[1:]) if t.cycles == 0 else _serial(t):.4f} s if "
-    "nothing does",
+    f"{t.bound}; {_serial(t):.4f} s if nothing does",
     f"  MFU            {made.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s "
     "a chip",
     f"  examples/s     {made.examples_per_second:,.0f}",

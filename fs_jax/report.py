@@ -103,7 +103,8 @@ class Report:
     start: first step of this process; later lines on disk are dropped.
     steps: last step.
     flops: multiplications and additions of a step, of all devices.
-    peak: of all devices together, FLOP/s; None where it is not known.
+    peak: of all devices together, FLOP/s in bfloat16; None where it is not
+      known, as of CPUs: then there is no "mfu".
   """
 
   def __init__(

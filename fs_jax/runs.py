@@ -38,7 +38,7 @@ CONFIG, TOKENIZER, FIT, DONE = (
 PARAMETERS = "parameters.txt"
 # What may change while a run goes on: where it runs, and how often it speaks.
 FREE = (
-  *("mesh.", "data.threads", "data.cache", "data.dir"),
+  *("mesh.", "data.threads", "data.cache"),
   *("train.log_every", "train.save_every", "train.profile", "train.keep"),
 )
 

@@ -97,13 +97,6 @@ def config_words() -> list[str]:
   return [f"--{name}={value}" for name, value in _given(sys.argv, "config")]
 
 
-def config_typed() -> str:
-  """The value of --config with its edits, as they were typed."""
-  given = _given(sys.argv, "config")
-  edits = [f"--{name}={value}" for name, value in given if name != "config"]
-  return " ".join([*(v for name, v in given if name == "config"), *edits])
-
-
 def then(*lines: str) -> None:
   """Says what a user would do next."""
   print("next:")

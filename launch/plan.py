@@ -56,7 +56,8 @@ def main(_) -> None:
       f"{theirs:.5g} by XLA, {theirs / ours - 1:+.1%}"
     )
     return
-  plans.one(cli.config_typed(), cfg, _OUT.value or _FOLDER)
+  name = " ".join(cli.config_words()).removeprefix("--config=")
+  plans.one(name, cfg, _OUT.value or _FOLDER)
 
 
 def _recipes() -> dict[str, config.Config]:

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,49 @@ def test_the_newest_are_kept(tmp_path):
   found = saved(tmp_path, 1, 2, 3, 4, keep=2)
   assert found.latest() == 4
   assert steps_in(tmp_path) == [3, 4]
+
+
+def test_every_nth_and_the_best_are_kept_beside_the_newest(tmp_path):
+  train = config.Train(
+    keep=1, keep_every=4, keep_best=1, eval_every=1, save_every=1
+  )
+  found = checkpoint.Checkpoints(str(tmp_path), train)
+  scores = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2, 5: 0.4, 6: 0.5}
+  for step, score in scores.items():
+    found.save(state_of(step, step), {"R@1": score, "R@5": 0.9})
+    found.wait()
+  assert [s for s in steps_in(tmp_path)] == [2, 4, 6]
+  assert (found.best(), found.latest()) == (2, 6)
+  found.close()
+  again = checkpoint.Checkpoints(str(tmp_path), train, alone=True)
+  assert again.best() == 2
+
+
+def test_a_running_mean_is_kept_apart(tmp_path):
+  state = state_of(3)._replace(ema={"x": jnp.arange(3.0)})
+  found = checkpoint.Checkpoints(str(tmp_path))
+  found.save(state)
+  found.wait()
+  assert_same(found.restore(3, like(state)), state)
+  assert_same(found.params(3, like(state).ema, "ema"), state.ema)
+
+
+def test_a_disk_that_takes_no_more_is_named_and_loses_nothing(tmp_path):
+  found = saved(tmp_path, 3)
+  with (
+    mock.patch.object(
+      found._manager, "save", side_effect=OSError(28, "No space left on device")
+    ),
+    pytest.raises(OSError, match=r"No space left.*step 3 is whole"),
+  ):
+    found.save(state_of(4))
+  assert_same(found.restore(3, like(state_of(3))), state_of(3, 3))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  with pytest.raises(OSError, match="checkpoints: a checkpoint must be"):
+    checkpoint.Checkpoints(tmp_path / "checkpoints")
 
 
 def test_a_step_is_written_once(tmp_path):

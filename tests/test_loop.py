@@ -18,7 +18,16 @@ import numpy as np
 import optax
 import pytest
 
-from fs_jax import checkpoint, config, loop, report, runs, tasks, types
+from fs_jax import (
+  checkpoint,
+  config,
+  loop,
+  processes,
+  report,
+  runs,
+  tasks,
+  types,
+)
 from fs_jax.data import tokenizer as tokenizers
 from tests import small
 
@@ -210,6 +219,83 @@ def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
     file.write('{"step": 6, "ti')
   assert_same(want, fit(tmp_path))
   assert lines(tmp_path) == lines(undisturbed)
+
+
+def test_told_to_stop_it_saves_and_goes_on_as_if_nothing_was(whole, tmp_path):
+  undisturbed, want = whole
+  stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  before = signal.getsignal(signal.SIGTERM)
+  cfg = cfg_of(save_every=100)
+  with pytest.raises(processes.Preempted):
+    fit(tmp_path, cfg, die_at=5, die=stop)
+  assert signal.getsignal(signal.SIGTERM) == before
+  assert saved_steps(tmp_path) == [5]  # heard on the way to it, kept after it
+  assert not runs.finished(tmp_path / "fast")
+  assert_same(want, fit(tmp_path))
+  assert lines(tmp_path)[-1] == lines(undisturbed)[-1]
+
+
+def test_the_mesh_and_the_pace_may_change(whole, tmp_path):
+  _, want = whole
+  with pytest.raises(Killed):
+    fit(tmp_path, cfg_of(save_every=1), die_at=5, die=killed)
+  cfg = cfg_of(save_every=4, log_every=3, keep=1)
+  mesh = dataclasses.replace(cfg.mesh, data=1, topology="v5e:2x4")
+  cfg = dataclasses.replace(cfg, mesh=mesh)
+  assert_same(want, fit(tmp_path, cfg))
+  assert runs.read_config(tmp_path / "fast") == cfg
+
+
+def test_a_running_mean_follows_and_is_what_programs_read(tmp_path):
+  cfg = cfg_of(save_every=1, keep=STEPS)
+  cfg = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, ema=0.75))
+  seen = []
+
+  def validate(params):
+    seen.append(np.asarray(params["fast"]["a"]["kernel"]))
+    return {"R@1": 0.0}
+
+  train = dataclasses.replace(cfg.train, eval_every=1)
+  cfg = dataclasses.replace(cfg, train=train)
+  state = fit(tmp_path, cfg, validate=validate)
+  assert len(seen) == STEPS
+  kernels = [
+    np.asarray(restored(tmp_path, cfg, step).params["fast"]["a"]["kernel"])
+    for step in range(1, STEPS + 1)
+  ]
+  mean = seen[0]
+  for kernel, heard in zip(kernels[1:], seen[1:], strict=True):
+    mean = 0.75 * mean + 0.25 * kernel
+    np.testing.assert_allclose(heard, mean, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(state.ema["fast"]["a"]["kernel"], seen[-1])
+  assert np.abs(seen[-1] - kernels[-1]).max() > 1e-3
+
+
+def restored(workdir, cfg, step):
+  """The state that was saved after a step."""
+  with (
+    mock.patch.object(tasks, "make", toy),
+    mock.patch.object(tasks, "batch_shapes", shapes),
+  ):
+    made = loop.program(cfg, 5, loop.sharding.mesh(cfg.mesh, ONE), {})
+  saved = checkpoint.Checkpoints(workdir / "fast" / "checkpoints", cfg.train)
+  return saved.restore(step, made.state)
+
+
+def test_steps_are_traced_when_asked_for(tmp_path):
+  fit(tmp_path, cfg_of(profile=(3, 4)))
+  traced = list((tmp_path / "fast" / "profile").rglob("*.xplane.pb"))
+  assert len(traced) == 1
+  ask = lambda: os.kill(os.getpid(), signal.SIGUSR1)
+  other = tmp_path / "signal"
+  fit(other, die_at=4, die=ask)
+  assert list((other / "fast" / "profile").rglob("*.xplane.pb"))
+
+
+def test_parameters_are_listed_with_their_places(whole):
+  workdir, _ = whole
+  listed = (workdir / "fast" / runs.PARAMETERS).read_text()
+  assert "fast/a/kernel" in listed and "(3, 2)" in listed
 
 
 def test_every_step_draws_anew_and_every_seed_otherwise():

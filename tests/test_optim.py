@@ -1,5 +1,7 @@
 """Schedules, who decays, who stays frozen."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,9 @@ SHAPES = {
     "log_scale": (),
   }
 }
+
+
+NAMES = ("adamw", "lion", "adafactor", "muon")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +91,62 @@ def test_schedules_warm_up_and_then_take_their_shape(name, warmup):
     np.testing.assert_allclose(rate(step), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("cooldown", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["rsqrt", "wsd"])
+def test_schedules_that_cool_down(name, cooldown):
+  cfg = config.Optim(
+    learning_rate=2.0, schedule=name, warmup=4, cooldown=cooldown
+  )
+  rate = optim.schedule(cfg, steps=24)
+  for step in range(25):
+    want = 2.0 * min(step / 4, 1)
+    if name == "rsqrt" and step > 4:
+      want *= (4 / step) ** 0.5
+    if cooldown and step > 14:
+      want *= (24 - step) / 10
+    np.testing.assert_allclose(rate(step), want, atol=1e-6, err_msg=step)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_go_down_and_are_as_large_as_the_rate_says(name, params):
+  cfg = config.Optim(
+    name=name, learning_rate=1e-3, warmup=0, schedule="constant"
+  )
+  cfg = dataclasses.replace(cfg, weight_decay=0.0)
+  draw = np.random.default_rng(1)
+  grads = jax.tree.map(
+    lambda x: draw.normal(0, 1, x.shape).astype(np.float32), params
+  )
+  after = updated(cfg, params, grads, steps=1)
+  for before, new, grad in zip(
+    *map(jax.tree.leaves, (params, after, grads)), strict=True
+  ):
+    move = np.asarray(new) - before
+    assert (move * grad).sum() < 0
+    assert 1e-4 < np.sqrt((move**2).mean()) < 2e-3
+
+
+def test_norms_are_of_towers():
+  ones = lambda n: {"kernel": jnp.ones(n)}
+  grads = {
+    "fast": {
+      "vision": ones(4),
+      "vision_head": ones(5),
+      "text_tower": ones(16),
+      "log_scale": jnp.float32(2),
+    }
+  }
+  got = {k: float(v) for k, v in optim.norms(grads).items()}
+  assert got == pytest.approx(
+    {
+      "grad_norm": 29**0.5,
+      "grad_norm/vision": 3.0,
+      "grad_norm/text": 4.0,
+    }
+  )
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_only_named_parameters_decay(name, params):
   zeros = jax.tree.map(jnp.zeros_like, params)
   cfg = config.Optim(name=name, warmup=0, weight_decay=0.5)
@@ -108,7 +168,7 @@ def test_only_named_parameters_decay(name, params):
       np.testing.assert_allclose(b, a * shrunk, rtol=1e-5, err_msg=name_)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", NAMES)
 def test_frozen_parameters_keep_every_bit(name, params):
   ones = jax.tree.map(jnp.ones_like, params)
   cfg = config.Optim(name=name, warmup=0, freeze=(".*/vision/.*", "slow/null"))

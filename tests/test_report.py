@@ -101,6 +101,45 @@ def test_rates_count_the_examples_of_the_window_only(log, monkeypatch):
   assert log.train(3, WINDOW[:1], 16)["examples_per_second"] == 16
 
 
+def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(report.time, "time", lambda: 1000 + now[0])
+  log = report.Report(tmp_path, "fast", 0, 10, flops=3e12, peak=1e13)
+
+  def takes(seconds):
+    now[0] += seconds
+
+  takes(10)  # to compile
+  log.begin()
+  for on, seconds in (
+    (report.DATA, 1),
+    (report.SAVING, 4),
+    (report.VALIDATION, 2),
+  ):
+    with log.clock.spent(on):
+      takes(seconds)
+  takes(3)
+  got = log.train(4, WINDOW, 16)
+  log.close()
+  assert got["step_seconds"] == 4 / 2  # neither saving nor validation
+  assert got["step_data_seconds"] == 1 / 2
+  assert got["step_host_seconds"] == 3 / 2
+  assert got["eta_seconds"] == 2 * (10 - 4)
+  assert got["goodput"] == pytest.approx(6 / 20)  # ten compiled, four saved
+  assert got["tflops_per_second"] == pytest.approx(2 * 3 / 4)
+  assert got["mfu"] == pytest.approx(2 * 3e12 / 4 / 1e13)
+  assert got["host_memory_gib"] > 0.01
+  # Started again, what was of use stays so, and the pause does not count.
+  takes(20)
+  log = report.Report(tmp_path, "fast", 4, 10)
+  log.begin()
+  takes(10)
+  assert log.train(6, WINDOW, 16)["goodput"] == pytest.approx(16 / 50)
+  assert "mfu" not in report.read(tmp_path)[-1]  # of no known peak
+  log.close()
+
+
 def test_numbers_keep_six_digits(log, tmp_path):
   log.write(1, "validation", {"R@1": 1 / 3, "small": np.float32(1.23456789e-9)})
   (line,) = read(tmp_path)

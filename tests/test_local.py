@@ -1,0 +1,84 @@
+"""The supervisor: what it starts again, and what it leaves alone."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from fs_jax import local
+
+# Ends with the codes that its process's file lists, one a start.
+PROGRAM = """
+import os, pathlib, signal, sys, time
+index = os.environ["JAX_PROCESS_ID"]
+path = pathlib.Path(sys.argv[1]) / index
+codes = path.read_text().split()
+path.write_text(" ".join(codes[1:]))
+with open(sys.argv[1] + "/starts", "a") as file:
+  file.write(index + " " + os.environ["JAX_COORDINATOR_ADDRESS"] + "\\n")
+if codes[0] == "wait":
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+  time.sleep(60)
+if codes[0] == "kill":
+  os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(codes[0]))
+""".replace("\\\\", "\\")
+
+
+def run(tmp_path, *codes, **how):
+  """Exit code, starts of each process, and what was said."""
+  for index, listed in enumerate(codes):
+    (tmp_path / str(index)).write_text(listed)
+  said = []
+  command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+  job = local.Job(command, len(codes), **{"grace": 10.0} | how)
+  code = local.run(job, said.append)
+  starts = (tmp_path / "starts").read_text().splitlines()
+  return code, len(starts), "\n".join(said), {x.split()[1] for x in starts}
+
+
+def test_what_is_done_is_done(tmp_path):
+  assert run(tmp_path, "0", "0")[:3] == (0, 2, "")
+
+
+def test_a_dead_peer_takes_the_others_and_all_start_again(tmp_path):
+  code, starts, said, addresses = run(tmp_path, "wait 0", "kill 0")
+  assert (code, starts) == (0, 4)
+  assert "died of SIGKILL (1 of 5 crashes)" in said
+  assert len(addresses) == 2  # the old port may still be taken
+
+
+def test_preempted_starts_again_and_is_no_crash(tmp_path):
+  code, starts, said, _ = run(tmp_path, "75 75 0", "75 75 0", restarts=0)
+  assert (code, starts) == (0, 6)
+  assert "crash" not in said
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_what_would_end_so_again_is_left_alone(tmp_path, code):
+  assert run(tmp_path, str(code), "wait")[:2] == (code, 2)
+
+
+def test_crashes_are_counted(tmp_path):
+  assert run(tmp_path, "1 1 1", restarts=1)[:2] == (1, 2)
+
+
+def test_being_told_to_stop_is_passed_on(tmp_path):
+  def stop():
+    while not (tmp_path / "starts").exists():
+      time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=stop, daemon=True).start()
+  before = signal.getsignal(signal.SIGTERM)
+  assert run(tmp_path, "wait", "wait")[:2] == (75, 2)
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_no_process_is_refused():
+  with pytest.raises(ValueError, match="processes: must be at least 1; got 0"):
+    local.run(local.Job(["true"], 0), print)
