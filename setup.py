@@ -77,6 +77,7 @@ EXTRAS_REQUIRE = {
     "lightkube>=1.0",  # Kubernetes' own schema, as typed structs
     "mypy>=2.4",
     "pre-commit>=4.7",
+    "psutil>=7.2",  # the crash test finds and kills processes
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "ruff>=0.17",

@@ -109,28 +109,30 @@ def _start(job: Job, index: int, port: int) -> subprocess.Popen:
   if job.devices:
     env["JAX_PLATFORMS"] = "cpu"
     env["XLA_FLAGS"] = _with_devices(env, job.devices)
-  if index == 0:
-    return subprocess.Popen(job.command, env=env)
+  env["PYTHONUNBUFFERED"] = "1"
+  first = index == 0  # its progress is what a terminal shows
   process = subprocess.Popen(
     job.command,
     env=env,
     stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
+    stderr=None if first else subprocess.STDOUT,
     text=True,
     errors="replace",
   )
   assert process.stdout is not None
+  to, prefix = (sys.stdout, "") if first else (sys.stderr, f"[{index}] ")
   pass_on = threading.Thread(
-    target=_prefixed, args=(process.stdout, index), daemon=True
+    target=_pass_on, args=(process.stdout, to, prefix), daemon=True
   )
   pass_on.start()
   return process
 
 
-def _prefixed(lines: IO[str], index: int) -> None:
+def _pass_on(lines: IO[str], to: IO[str], prefix: str) -> None:
   for line in lines:
-    sys.stderr.write(f"[{index}] {line}")
-    sys.stderr.flush()
+    if not line.startswith("[Gloo] Rank"):  # a line for each of its meetings
+      to.write(prefix + line)
+      to.flush()
 
 
 def _with_devices(env: Mapping[str, str], count: int) -> str:

@@ -39,11 +39,18 @@ def start() -> None:
   Raises:
     ValueError: an incomplete environment.
   """
-  env = os.environ
+  if _joined(os.environ):
+    # All of them look for their devices now: later, one might do so while the
+    # others wait for it elsewhere, as at the lock of a dataset being made.
+    jax.devices()
+
+
+def _joined(env: Mapping[str, str]) -> bool:
   if ADDRESS not in env:
     if _several_hosts(env):
       jax.distributed.initialize()
-    return
+      return True
+    return False
   missing = [name for name in (COUNT, INDEX) if name not in env]
   if missing:
     raise ValueError(
@@ -64,6 +71,7 @@ def start() -> None:
     initialization_timeout=patience or _MEETING,
     heartbeat_timeout_seconds=patience or _HEARTBEAT,
   )
+  return True
 
 
 def is_first() -> bool:

@@ -227,7 +227,7 @@ class Report:
     if self._board is None:
       return
     line = {"step": step, "time": round(time.time(), 3), "split": split}
-    line |= {key: float(f"{value:.6g}") for key, value in values.items()}
+    line |= {key: float(f"{value:.9g}") for key, value in values.items()}
     with open(self._path, "a") as file:
       file.write(json.dumps(line) + "\n")
     if split == START:

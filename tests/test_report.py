@@ -140,11 +140,11 @@ def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
   log.close()
 
 
-def test_numbers_keep_six_digits(log, tmp_path):
-  log.write(1, "validation", {"R@1": 1 / 3, "small": np.float32(1.23456789e-9)})
+def test_numbers_keep_nine_digits(log, tmp_path):
+  log.write(1, "validation", {"R@1": 1 / 3, "small": np.float32(1.2345678e-9)})
   (line,) = read(tmp_path)
-  assert line["R@1"] == 0.333333
-  assert line["small"] == 1.23457e-9
+  assert line["R@1"] == 0.333333333
+  assert line["small"] == float(f"{np.float32(1.2345678e-9):.9g}")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

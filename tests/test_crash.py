@@ -1,0 +1,150 @@
+"""Ten times kill -9, and nothing of the run shows it.
+
+`make crash-test` runs this: minutes, since every life starts anew. A training
+of two processes under the supervisor is killed while its data are made, while
+it starts, at random steps, and while a checkpoint is half written.
+"""
+
+import contextlib
+import pathlib
+import random
+import subprocess
+import time
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+import pytest
+
+from tests import runs
+
+pytestmark = pytest.mark.own
+
+STEPS, SAVE = 600, 20
+SEED = 0
+ARGUMENTS = (
+  "--config.optim.learning_rate=2e-3",
+  "--config.mesh.fsdp=2",
+  "--config.train.log_every=1",
+  f"--config.train.steps={STEPS}",
+  f"--config.train.save_every={SAVE}",
+)
+HOW = {"processes": 2, "devices": 2, "local": ("--restarts=20", "--grace=5")}
+PATIENCE = 300  # seconds that a moment may let one wait
+
+
+class Victim:
+  """A supervised training, and how to kill it at a moment."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self.workdir = workdir
+    self.log = (workdir.parent / "said.txt").open("w")  # noqa: SIM115
+    self.process = subprocess.Popen(
+      runs.command("fast", workdir, *ARGUMENTS, **HOW),
+      env=runs.environment(workdir / "record"),
+      cwd=runs.ROOT,
+      stdout=self.log,
+      stderr=subprocess.STDOUT,
+    )
+    self.supervisor = psutil.Process(self.process.pid)
+
+  def workers(self) -> list[psutil.Process]:
+    return [
+      child
+      for child in self.supervisor.children()
+      if child.status() != psutil.STATUS_ZOMBIE
+    ]
+
+  def wait(self, moment: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not (moment() and self.workers()):
+      assert self.process.poll() is None, "it ended first: raise STEPS"
+      assert time.monotonic() < until, "the moment never came"
+      time.sleep(0.0005)
+
+  def kill(self, moment: Callable[[], object], all_of_them: bool) -> None:
+    """Kills at the moment, which is one still when nothing moves any more."""
+    while True:
+      self.wait(moment)
+      frozen = [self.supervisor, *self.workers()]
+      for process in frozen:
+        process.suspend()
+      if moment():
+        break
+      for process in frozen:
+        process.resume()
+    workers = frozen[1:]
+    for worker in workers if all_of_them else [random.choice(workers)]:
+      worker.kill()
+    assert moment()
+    for process in frozen:
+      with contextlib.suppress(psutil.NoSuchProcess):
+        process.resume()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive  # the supervisor ended those who had lost a peer
+
+  def end(self) -> None:
+    if self.process.poll() is None:
+      for process in [self.supervisor, *self.supervisor.children()]:
+        process.kill()
+      self.process.wait()
+    self.log.close()
+
+  def step(self) -> int:
+    path = self.workdir / "fast" / "metrics.jsonl"
+    return max(runs.losses(path.parent), default=0) if path.exists() else 0
+
+  def half_written(self) -> list[int]:
+    """Steps whose checkpoint has begun and is not committed."""
+    folder = self.workdir / "fast" / "checkpoints"
+    names = [path.name for path in folder.glob("*orbax-checkpoint-tmp*")]
+    begun = {int(name.split(".")[0]) for name in names}
+    return sorted(s for s in begun if not (folder / str(s)).exists())
+
+
+def test_ten_kills_change_nothing(tmp_path):
+  whole = tmp_path / "whole" / "W"
+  runs.train("fast", whole, *ARGUMENTS, **HOW)
+
+  random.seed(SEED)
+  (tmp_path / "killed").mkdir()
+  victim = Victim(tmp_path / "killed" / "W")
+  data = victim.workdir.parent / "data"
+  killed = []
+
+  def kill(what: str, moment: Callable[[], object], all_of_them: bool = False):
+    victim.kill(moment, all_of_them)
+    killed.append(f"{what}, step {victim.step()}")
+    print(killed[-1], flush=True)
+
+  try:
+    kill("preparing data", lambda: [*data.glob("**/*incomplete*")], True)
+    for part in range(9):
+      least = (part + 1) * STEPS // 12
+      if part % 3 == 0:  # as it starts: its step is known, it trains not yet
+        seconds = time.monotonic() + random.uniform(1, 8)
+        kill("starting", lambda at=seconds: time.monotonic() > at)
+      elif part % 3 == 1:
+        step = least + random.randrange(STEPS // 20)
+        kill("training", lambda at=step: victim.step() >= at)
+      else:
+        kill(
+          "half a checkpoint",
+          lambda at=least: [s for s in victim.half_written() if s > at],
+          all_of_them=True,
+        )
+    assert victim.process.wait(timeout=PATIENCE) == 0
+  finally:
+    victim.end()
+
+  assert len(killed) == 10
+  assert sum("half" in what for what in killed) >= 3
+  ours, theirs = victim.workdir / "fast", whole / "fast"
+  want = runs.losses(theirs)
+  assert list(want) == list(range(1, STEPS + 1))
+  assert runs.losses(ours) == want
+  seen, should = (runs.seen(w / "record") for w in (victim.workdir, whole))
+  assert {s: seen[s] for s in want} == {s: should[s] for s in want}
+  arrays = runs.parameters(ours, STEPS)
+  for name, array in runs.parameters(theirs, STEPS).items():
+    np.testing.assert_array_equal(arrays[name], array, err_msg=name)

@@ -1,0 +1,118 @@
+"""A pod in miniature: several processes train what one would.
+
+`make pod-test` runs these; they take minutes, as every run starts processes of
+its own. Two of four devices each, one of eight, of four, and one alone.
+"""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from tests import runs
+
+pytestmark = pytest.mark.own
+
+STEPS = 20
+STAGES = ("fast", "slow", "distill")
+# Processes, devices of each, and the mesh: all three axes where they fit.
+ONE = (1, 1, ())
+EIGHT = (1, 8, ("--config.mesh.fsdp=2", "--config.mesh.model=2"))
+LAYOUTS = {
+  "2x4": (2, 4, EIGHT[2]),
+  "1x8": EIGHT,
+  "1x4": (1, 4, EIGHT[2]),
+  "1x1": ONE,
+}
+COMMON = (
+  "--config.fast.chunk=8",  # the ring, whose chunks do not divide 16 / 8 evenly
+  "--config.train.log_every=1",
+  "--config.optim.ema=0.9",
+  "--config.optim.learning_rate=2e-3",
+)
+OF_STAGE = {"distill": ("--config.distill.teacher=online",)}
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory) -> pathlib.Path:
+  """Where all layouts begin: a Fast and a Slow, trained on one device."""
+  workdir = tmp_path_factory.mktemp("pod") / "donors"
+  for stage in ("fast", "slow"):
+    runs.train(stage, workdir)
+  return workdir
+
+
+def begin(donors: pathlib.Path, stage: str, name: str) -> pathlib.Path:
+  """A workdir with the stages before this one."""
+  workdir = donors.parent / f"{stage}-{name}"
+  for earlier in STAGES[: STAGES.index(stage)]:
+    shutil.copytree(donors / earlier, workdir / earlier)
+  return workdir
+
+
+def train(workdir, stage, layout, *arguments):
+  processes, devices, mesh = layout
+  runs.train(
+    stage,
+    workdir,
+    *(*COMMON, *OF_STAGE.get(stage, ()), *mesh, *arguments),
+    processes=processes,
+    devices=devices,
+  )
+  return runs.losses(workdir / stage), runs.seen(workdir / "record")
+
+
+def difference(got: dict[int, float], want: dict[int, float]) -> float:
+  assert got.keys() == want.keys()
+  return max(abs(got[step] / want[step] - 1) for step in want)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_processes_and_devices_change_nothing(donors, stage):
+  found = {}
+  for name, layout in LAYOUTS.items():
+    workdir = begin(donors, stage, name)
+    steps = f"--config.train.steps={STEPS}"
+    found[name] = train(workdir, stage, layout, steps)
+  want, examples = found.pop("1x1")
+  assert list(want) == list(range(1, STEPS + 1))
+  assert len(set(want.values())) > STEPS // 2  # it moves
+  for name, (losses, ids) in found.items():
+    apart = difference(losses, want)
+    print(f"{stage} on {name}: {apart:.1e} from one device")
+    assert apart < 1e-5
+    assert {s: ids[s] for s in want} == {s: examples[s] for s in want}
+
+
+@pytest.mark.parametrize("stage", ["fast", "distill"])
+def test_a_run_goes_on_elsewhere(donors, stage):
+  """Saved on eight devices, it goes on on eight, four, two processes, one."""
+  whole = 2 * STEPS
+  often = ("--config.train.keep=3", f"--config.train.save_every={STEPS}")
+  often += (f"--config.train.steps={whole}",)
+  first = begin(donors, stage, "saved")
+  train(first, stage, EIGHT, *often)
+  found = {}
+  for name in ("1x8", "1x4", "2x2", "1x1"):
+    workdir = donors.parent / f"{stage}-again-{name}"
+    shutil.copytree(first, workdir)
+    shutil.rmtree(workdir / stage / "checkpoints" / str(whole))
+    shutil.rmtree(workdir / "record")
+    (workdir / stage / "DONE").unlink()
+    layout = LAYOUTS.get(name, (2, 2, EIGHT[2]))
+    found[name] = train(workdir, stage, layout, *often)
+  control, examples = found.pop("1x8")
+  assert min(examples) == STEPS + 1  # it did go on
+  before = runs.losses(first / stage)
+  assert control == before  # bit for bit on the mesh it was saved on
+  for name, (losses, ids) in found.items():
+    apart = difference(losses, control)
+    print(f"{stage} goes on on {name}: {apart:.1e} from eight devices")
+    assert apart < 1e-5
+    assert {s: ids[s] for s in ids if s <= whole} == {
+      s: examples[s] for s in examples if s <= whole
+    }
+  arrays = runs.parameters(donors.parent / f"{stage}-again-1x8" / stage, whole)
+  for name, array in runs.parameters(first / stage, whole).items():
+    np.testing.assert_array_equal(arrays[name], array, err_msg=name)
