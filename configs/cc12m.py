@@ -42,10 +42,10 @@ def get_config(stage: str = "fast"):
 
 
 def fast(size: str = "B/16", name: str = "", fsdp: int = 1):
-  towers = _recomputed(config.VISION[size]), _recomputed(config.TEXT["B"])
+  towers = (config.VISION[size], config.TEXT["B"])
   return config.Config(
     "fast",
-    config.Fast(*towers, chunk=512),
+    config.Fast(*map(coco.recomputed, towers), chunk=512),
     name=name,
     **COMMON,
     mesh=config.Mesh(fsdp=fsdp, topology="v5e:16x16"),
@@ -59,15 +59,10 @@ def fast_l14():
 
 def slow():
   cfg = fast()
-  judge = dataclasses.replace(
-    coco.SLOW,
-    vision=cfg.fast.vision,
-    decoder=dataclasses.replace(coco.SLOW.decoder, remat="full"),
-  )
   return dataclasses.replace(
     cfg,
     stage="slow",
-    slow=judge,
+    slow=coco.SLOW,
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
     train=config.Train(steps=24_000, batch_size=8192),
   )
@@ -81,8 +76,3 @@ def distill():
     init=config.Init("fast", teacher="slow"),
     train=config.Train(steps=6000, batch_size=16_384),
   )
-
-
-def _recomputed(tower: Any) -> Any:
-  stack = dataclasses.replace(tower.stack, remat="full")
-  return dataclasses.replace(tower, stack=stack)

@@ -19,17 +19,11 @@ def get_config(stage: str = "fast"):
 
 
 def _of_videos(cfg: config.Config) -> config.Config:
-  keep = lambda tower: dataclasses.replace(
-    tower, stack=dataclasses.replace(tower.stack, remat="full")
-  )
   batch = {"fast": 256, "slow": 64, "distill": 128}[cfg.stage]
-  slow = cfg.slow and dataclasses.replace(
-    cfg.slow, vision=keep(cfg.slow.vision), finer_frames=4
-  )
+  slow = cfg.slow and dataclasses.replace(cfg.slow, finer_frames=4)
   return dataclasses.replace(
     cfg,
     data=dataclasses.replace(cfg.data, dataset="vatex", frames=8),
-    fast=dataclasses.replace(cfg.fast, vision=keep(cfg.fast.vision)),
     slow=slow,
     distill=dataclasses.replace(
       cfg.distill, clusters=4, teacher="offline", lists=2048

@@ -38,7 +38,7 @@ class Victim:
 
   def __init__(self, workdir: pathlib.Path):
     self.workdir = workdir
-    self.log = (workdir.parent / "said.txt").open("w")  # noqa: SIM115
+    self.log = (workdir.parent / "said.txt").open("w")
     self.process = subprocess.Popen(
       runs.command("fast", workdir, *ARGUMENTS, **HOW),
       env=runs.environment(workdir / "record"),
