@@ -15,7 +15,7 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv quickstart test lint format-check types unit \
-  format evidence bench plan plan-here clean
+  format evidence bench plan plan-here pod-test crash-test soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' \
@@ -61,6 +61,15 @@ evidence: $(READY) ## the measurements behind the README's numbers (ARGS)
 
 bench: $(READY) ## benchmarks (ARGS)
 	$(PY) -m launch.bench $(ARGS)
+
+pod-test: $(READY) ## two processes, 8, 4 and 1 devices train the same; runs move between them
+	$(PY) -m pytest -m own -s tests/test_pod_run.py $(ARGS)
+
+crash-test: $(READY) ## kill -9 at ten moments changes no bit
+	$(PY) -m pytest -m own -s tests/test_crash.py $(ARGS)
+
+soak: $(READY) ## half an hour of training, whose memory must not grow (SOAK_MINUTES)
+	$(PY) -m pytest -m own -s tests/test_soak.py $(ARGS)
 
 plan: ## compile every config's step for its TPU, without a TPU (ARGS)
 	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=dev,aot plan-here

@@ -7,6 +7,7 @@ one machine `python -m launch.local` starts them, on a pod its engine does.
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 
@@ -33,8 +34,8 @@ def start() -> None:
   It does with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
   where JAX finds the rest by itself: in a SLURM step of several tasks, on GKE,
   and on a TPU VM with FS_JAX_MULTIHOST=1. A peer that does not come within five
-  minutes ends the process, as does one that falls silent later: that is for a
-  launcher to restart.
+  minutes ends the process with code 1, as does one that falls silent later:
+  that is for a launcher to restart. FS_JAX_PEER_TIMEOUT=60 waits 60 seconds.
 
   Raises:
     ValueError: an incomplete environment.
@@ -64,14 +65,32 @@ def _joined(env: Mapping[str, str]) -> bool:
       f"{index}. give each process its own"
     )
   patience = _integer(env, _PATIENCE) if _PATIENCE in env else None
+  meeting = patience or _MEETING
+  # JAX would end the process with a stack trace and no word of who is missing.
+  late = threading.Timer(meeting, _alone, (env[ADDRESS], count, index, meeting))
+  late.daemon = True
+  late.start()
   jax.distributed.initialize(
     env[ADDRESS],
     count,
     index,
-    initialization_timeout=patience or _MEETING,
+    initialization_timeout=2 * meeting,
     heartbeat_timeout_seconds=patience or _HEARTBEAT,
   )
+  late.cancel()
   return True
+
+
+def _alone(address: str, count: int, index: int, seconds: int) -> None:
+  """Ends the process, whose main thread waits where no exception reaches it."""
+  who = "the first one" if index else "its peers"
+  sys.stderr.write(
+    f"error: processes: all {count} must meet at {address} within {seconds} s; "
+    f"got no word of {who} in process {index}. see that every one of them runs, "
+    f"with the same {COUNT}, and reaches that address\n"
+  )
+  sys.stderr.flush()
+  os._exit(1)
 
 
 def is_first() -> bool:

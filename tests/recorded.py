@@ -4,6 +4,7 @@
 
 Each process appends to folder/<its number>.jsonl one line a batch it made: the
 step, the rows of the global batch, and the ids of their visuals and texts.
+Without RECORD it is `launch.train` and nothing more.
 """
 
 import json
@@ -19,6 +20,8 @@ from launch import train as program
 
 
 def main(argv) -> None:
+  if not os.environ.get("RECORD"):
+    return program.main(argv)
   with mock.patch.object(pipeline, "train_batches", _recorded):
     program.main(argv)
 

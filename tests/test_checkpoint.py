@@ -1,6 +1,7 @@
 """What comes back is what was saved, wherever it is laid out."""
 
 import pathlib
+import resource
 import shutil
 from unittest import mock
 
@@ -103,6 +104,27 @@ def test_a_disk_that_takes_no_more_is_named_and_loses_nothing(tmp_path):
   ):
     found.save(state_of(4))
   assert_same(found.restore(3, like(state_of(3))), state_of(3, 3))
+
+
+def test_a_write_that_fails_midway_loses_nothing(tmp_path):
+  """A real failure: a file may not grow, as where a quota or disk is full."""
+  found = saved(tmp_path, 3)
+  large = jnp.asarray(np.random.default_rng(0).normal(size=100_000))
+  state = state_of(4)._replace(params={"x": large})
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+  try:
+    with pytest.raises(OSError, match=r"make room.*step 3 is whole"):
+      found.save(state)
+      found.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  again = checkpoint.Checkpoints(tmp_path)
+  assert again.latest() == 3
+  assert_same(again.restore(3, like(state_of(3))), state_of(3, 3))
+  again.save(state_of(4))
+  again.wait()
+  assert again.latest() == 4
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):

@@ -1,0 +1,80 @@
+"""How processes meet, and what is said when one does not come."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fs_jax import local, processes
+
+MEET = """
+import fcntl, sys, time
+from fs_jax import processes
+processes.start()
+with open(sys.argv[1], "a") as lock:
+  fcntl.flock(lock, fcntl.LOCK_EX)
+  lock.write(f"{processes.is_first()}\\n")
+"""
+
+
+def environment(**values):
+  kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return kept | {"JAX_PLATFORMS": "cpu", **values}
+
+
+@pytest.mark.parametrize(("index", "who"), [(0, "its peers"), (1, "the first")])
+def test_a_peer_that_does_not_come_is_named(index, who):
+  env = environment(
+    JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{local._free_port()}",
+    JAX_NUM_PROCESSES="2",
+    JAX_PROCESS_ID=str(index),
+    FS_JAX_PEER_TIMEOUT="2",
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", "from fs_jax import processes; processes.start()"],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 1
+  assert "all 2 must meet at 127.0.0.1:" in done.stderr
+  assert f"within 2 s; got no word of {who}" in done.stderr
+  assert "Check failure" not in done.stderr
+
+
+def test_one_may_wait_for_a_lock_that_another_holds(tmp_path):
+  """Who holds it asks for its number: nobody else may be needed for that."""
+  lock = tmp_path / "lock"
+  job = local.Job([sys.executable, "-c", MEET, str(lock)], 2, 1, restarts=0)
+  assert local.run(job, print) == 0
+  assert sorted(lock.read_text().split()) == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+  ("values", "words"),
+  [
+    ({}, "needs JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+    (
+      {"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+      "JAX_NUM_PROCESSES must be a whole number; got 'two'",
+    ),
+    (
+      {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+      "must be in 0 to JAX_NUM_PROCESSES - 1 = 1; got 2",
+    ),
+  ],
+)
+def test_half_an_environment_is_refused(monkeypatch, values, words):
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+  for name, value in values.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=words):
+    processes.start()
+
+
+def test_alone_there_is_nobody_to_wait_for():
+  processes.start()
+  with processes.first("anything"):
+    assert processes.is_first()
