@@ -85,9 +85,9 @@ def _alone(address: str, count: int, index: int, seconds: int) -> None:
   """Ends the process, whose main thread waits where no exception reaches it."""
   who = "the first one" if index else "its peers"
   sys.stderr.write(
-    f"error: processes: all {count} must meet at {address} within {seconds} s; "
-    f"got no word of {who} in process {index}. see that every one of them runs, "
-    f"with the same {COUNT}, and reaches that address\n"
+    f"error: processes: all {count} must meet at {address} within {seconds} "
+    f"s; got no word of {who} in process {index}. see that every one of them "
+    f"runs, with the same {COUNT}, and reaches that address\n"
   )
   sys.stderr.flush()
   os._exit(1)
