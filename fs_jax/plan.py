@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import chips, config, flops, hlo, loop, sharding
+from fs_jax import config, flops, hlo, loop, machines, sharding
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",
@@ -96,7 +96,7 @@ class Plan:
     """Model FLOPs as a share of the chips' peak, if nothing waits."""
     if self.times is None:
       return None
-    peak = chips.tpu(self.topology.partition(":")[0]).flops * self.devices
+    peak = machines.tpu(self.topology).flops * self.devices
     return self.model_flops / self.times.step / peak
 
   @property
@@ -132,8 +132,7 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
   Raises:
     ValueError: libtpu is missing, or knows no such topology.
   """
-  generation = topology.partition(":")[0]
-  chips.tpu(generation)
+  generation = machines.tpu(topology)
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
       "libtpu: compiling for a TPU needs its compiler; got a machine without. "
@@ -142,8 +141,8 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-  if generation == "v4":  # a device a chip, not a core
-    options["chip_config_name"] = "megacore"
+  if generation.chip_config:
+    options["chip_config_name"] = generation.chip_config
   try:
     described = topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
@@ -173,7 +172,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
       "mesh.topology: a plan is for a topology; got none. give one with "
       "--topology=v5e:2x4"
     )
-  chip = chips.tpu(topology.partition(":")[0])
+  chip = machines.tpu(topology)
   on = sharding.mesh(cfg.mesh, devices(topology, slices))
   count = flops.train_step(cfg, cfg.tokens.vocabulary)
   made = loop.program(cfg, cfg.tokens.vocabulary, on)
@@ -258,7 +257,7 @@ def counted(cfg: config.Config) -> tuple[float, float]:
 
 
 def times(
-  chip: chips.Chip,
+  chip: machines.Tpu,
   sides: tuple[int, ...],
   hardware_flops: float,
   hbm_bytes: float,

@@ -19,7 +19,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from fs_jax import chips, config, configdict, files, plan, report
+from fs_jax import config, configdict, files, machines, plan, report
 
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
 _TRIES = 12  # compilations that look for something that fits
@@ -132,7 +132,7 @@ def key(cfg: config.Config) -> str:
 
 _SOURCE = {
   *("types", "losses", "ring", "optim", "gradients", "sharding", "tasks"),
-  *("loop", "chips", "flops", "hlo", "plan"),
+  *("loop", "machines", "flops", "hlo", "plan"),
 }
 
 
@@ -232,7 +232,7 @@ def _recomputed(cfg: config.Config) -> Change | None:
 def summary(made: plan.Plan) -> str:
   """A plan in lines."""
   m, t = made.memory, made.times
-  chip = chips.tpu(made.topology.partition(":")[0])
+  chip = machines.tpu(made.topology)
   mesh = " x ".join(f"{axis} {n}" for axis, n in made.mesh.items() if n > 1)
   parts = f" in {made.accumulate} parts" if made.accumulate > 1 else ""
   lines = [
@@ -339,7 +339,7 @@ def rewrite(text: str, made: str) -> str:
 
 
 def gigabytes(n: float) -> str:
-  return f"{n / chips.GB:.2f}"
+  return f"{n / machines.GB:.2f}"
 
 
 def _bytes(n: float) -> str:
