@@ -35,7 +35,7 @@ class Tpu(NamedTuple):
   chip_config: str = ""  # what libtpu calls one device a chip, not one a core
 
 
-GB = 2**30
+GIB = 2**30
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBIC = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
 _V4 = tuple(_CUBIC.split())
@@ -46,19 +46,19 @@ _V5P = (*_V4, "16x16x16", "16x16x24")
 TPUS = {
   "v4": Tpu("v4", 2, "tpu-ubuntu2204-base",
             "tpu-v4-podslice", "ct4p-hightpu", _V4, ("TPU v4",),
-            275e12, int(30.75 * GB), 1228e9, 50e9, 3, 6.25e9, 1.05e9,
+            275e12, int(30.75 * GIB), 1228e9, 50e9, 3, 6.25e9, 1.05e9,
             chip_config="megacore"),
   "v5e": Tpu("v5litepod", 1, "v2-alpha-tpuv5-lite",
              "tpu-v5-lite-podslice", "ct5lp-hightpu", _FLAT,
              ("TPU v5 lite", "TPU v5e"),
-             197e12, int(15.75 * GB), 819e9, 50e9, 2, 3.125e9, 1.5e9),
+             197e12, int(15.75 * GIB), 819e9, 50e9, 2, 3.125e9, 1.5e9),
   "v5p": Tpu("v5p", 2, "v2-alpha-tpuv5",
              "tpu-v5p-slice", "ct5p-hightpu", _V5P, ("TPU v5p", "TPU v5"),
-             459e12, int(95.74 * GB), 2765e9, 100e9, 3, 6.25e9, 1.75e9),
+             459e12, int(95.74 * GIB), 2765e9, 100e9, 3, 6.25e9, 1.75e9),
   "v6e": Tpu("v6e", 1, "v2-alpha-tpuv6e",
              "tpu-v6e-slice", "ct6e-standard", _FLAT,
              ("TPU v6 lite", "TPU v6e"),
-             918e12, int(31.25 * GB), 1640e9, 100e9, 2, 12.5e9, 1.75e9),
+             918e12, int(31.25 * GIB), 1640e9, 100e9, 2, 12.5e9, 1.75e9),
 }
 # fmt: on
 

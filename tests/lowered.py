@@ -32,10 +32,9 @@ def meant_for(cfg: config.Config, topology: str, slices=1) -> config.Config:
 
 
 def tables(text: str, rows: int) -> set[str]:
-  """Shapes with a whole batch in one dimension and rows of it in another.
+  """Shapes of all pairs of a batch: [B,B], or a device's part, [B / n,B].
 
-  [B,B], and a device's part of it [B / n,B]; a batch of rows of anything else
-  has no such shape as long as B, and its parts, are no other dimension.
+  `rows` is B: chosen so that neither it nor its parts are another dimension.
   """
   parts = {rows // n for n in (1, 2, 4, 8)}
   found = set()

@@ -37,7 +37,7 @@ def test_peaks_are_of_one_chip(generation):
   """Units: a factor of 1000, or 8, would show."""
   tpu = machines.tpu(f"{generation}:2x2")
   assert 1e14 < tpu.flops < 1e16
-  assert 8 * machines.GB < tpu.hbm < 256 * machines.GB
+  assert 8 * machines.GIB < tpu.hbm < 256 * machines.GIB
   assert 5e11 < tpu.hbm_bandwidth < 2e13
   assert tpu.network < tpu.link < tpu.hbm_bandwidth
   assert all(len(shape.split("x")) == tpu.axes for shape in tpu.shapes)

@@ -89,7 +89,7 @@ def test_a_refusal_says_what_was_needed(said, needed, available):
 
 
 def test_another_error_of_the_compiler_is_no_refusal():
-  with pytest.raises(RuntimeError, match="INTERNAL: Used 17.50G of 15.75G hbm"):
+  with pytest.raises(RuntimeError, match="INTERNAL: Used"):
     plan.refused("INTERNAL: Used 17.50G of 15.75G hbm", 1000)
 
 
@@ -97,7 +97,7 @@ def test_devices_need_the_compiler(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"libtpu: .*got a machine without.*aot"):
     plan.devices("v5e:2x4")
-  with pytest.raises(ValueError, match="must begin with one of v4, v5e.*'v9"):
+  with pytest.raises(ValueError, match=r"must begin with one of v4, v5e.*'v9"):
     plan.devices("v9:2x4")
 
 
@@ -116,7 +116,9 @@ def test_devices_are_asked_for_by_name(monkeypatch, topology, slices, asked):
 
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
   monkeypatch.setattr(plan.topologies, "get_topology_desc", describe)
-  with pytest.raises(ValueError, match=rf"got '{topology}' \(NOT_FOUND: no such"):
+  with pytest.raises(
+    ValueError, match=rf"got '{topology}' \(NOT_FOUND: no such"
+  ):
     plan.devices(topology, slices)
 
 
@@ -247,8 +249,9 @@ def test_plan_and_fit_lower_the_same_step(monkeypatch, tmp_path):
     assert args == (made.state, made.frozen, made.batch)
   assert jax.tree.all(
     jax.tree.map(
-      lambda a, b: (a.shape, a.dtype, a.sharding)
-      == (b.shape, b.dtype, b.sharding),
+      lambda a, b: (
+        (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+      ),
       *lowered_with,
     )
   )
