@@ -98,7 +98,10 @@ def executed(program: Program) -> Iterator[tuple[Instruction, str, int, bool]]:
 
 
 def trips(program: Program, loop: Instruction) -> int:
-  """How often the body of a while runs; 1 where its text does not say."""
+  """How often the body of a while runs; 1 where its text does not say.
+
+  A counter starts at 0 where XLA does not give the number itself: all scans do.
+  """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
   if known:
     return int(known[1])

@@ -1,6 +1,7 @@
-"""Names of machines: "v5e:16x16" is a TPU slice, "h100:4x8" are four nodes.
+"""Machines by name: "v5e:16x16" is a TPU slice, "h100:4x8" are four nodes.
 
-What clouds call the same thing, and how many hosts hold it.
+What clouds call the same thing, how many hosts hold it, and what a chip of it
+can do.
 """
 
 import math
@@ -9,8 +10,13 @@ from typing import NamedTuple
 
 
 class Tpu(NamedTuple):
-  """Names of a TPU version, from "TPU software versions" of Cloud TPU's
-  documentation and "Plan TPUs in GKE" of GKE's."""
+  """A generation of TPUs: its names, and what one chip can do.
+
+  Names are from "TPU software versions" of Cloud TPU's documentation and "Plan
+  TPUs in GKE" of GKE's, peaks from cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
+  Nothing here is measured; no real program reaches any peak. Bandwidths are
+  bytes/s.
+  """
 
   accelerator: str  # --accelerator-type, before the size
   cores: int  # what a chip counts for in that size
@@ -18,22 +24,41 @@ class Tpu(NamedTuple):
   label: str  # cloud.google.com/gke-tpu-accelerator
   machine: str  # type of a host, before the number of its chips
   shapes: tuple[str, ...]  # those that an accelerator type stands for
+  kinds: tuple[str, ...]  # beginnings of `jax.Device.device_kind`
+  flops: float  # FLOP/s of dense bfloat16 products
+  hbm: int  # bytes that a program may use: what libtpu 0.0.42 refuses above
+  hbm_bandwidth: float
+  link: float  # one way, of one link between neighbours
+  axes: int  # of the torus: each has two links a chip
+  network: float  # one way, between slices, a chip's share of its host's
+  clock: float  # Hz, of the cycles that the compiler counts
+  chip_config: str = ""  # what libtpu calls one device a chip, not one a core
 
 
+GIB = 2**30
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBIC = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
 _V4 = tuple(_CUBIC.split())
 _V5P = (*_V4, "16x16x16", "16x16x24")
+# A new generation is a new row. The interconnect of a data sheet, both ways of
+# all links of a chip, is 2 * 2 * axes * link.
 # fmt: off
 TPUS = {
   "v4": Tpu("v4", 2, "tpu-ubuntu2204-base",
-            "tpu-v4-podslice", "ct4p-hightpu", _V4),
+            "tpu-v4-podslice", "ct4p-hightpu", _V4, ("TPU v4",),
+            275e12, int(30.75 * GIB), 1228e9, 50e9, 3, 6.25e9, 1.05e9,
+            chip_config="megacore"),
   "v5e": Tpu("v5litepod", 1, "v2-alpha-tpuv5-lite",
-             "tpu-v5-lite-podslice", "ct5lp-hightpu", _FLAT),
+             "tpu-v5-lite-podslice", "ct5lp-hightpu", _FLAT,
+             ("TPU v5 lite", "TPU v5e"),
+             197e12, int(15.75 * GIB), 819e9, 50e9, 2, 3.125e9, 1.5e9),
   "v5p": Tpu("v5p", 2, "v2-alpha-tpuv5",
-             "tpu-v5p-slice", "ct5p-hightpu", _V5P),
+             "tpu-v5p-slice", "ct5p-hightpu", _V5P, ("TPU v5p", "TPU v5"),
+             459e12, int(95.74 * GIB), 2765e9, 100e9, 3, 6.25e9, 1.75e9),
   "v6e": Tpu("v6e", 1, "v2-alpha-tpuv6e",
-             "tpu-v6e-slice", "ct6e-standard", _FLAT),
+             "tpu-v6e-slice", "ct6e-standard", _FLAT,
+             ("TPU v6 lite", "TPU v6e"),
+             918e12, int(31.25 * GIB), 1640e9, 100e9, 2, 12.5e9, 1.75e9),
 }
 # fmt: on
 
@@ -65,28 +90,39 @@ class Gpus(NamedTuple):
   per_node: int
 
 
-def tpu_slice(topology: str) -> Slice:
-  """Reads "v5e:16x16".
+def tpu(topology: str) -> Tpu:
+  """The generation of "v5e:16x16", of any shape.
 
   Raises:
-    ValueError: an unknown version, or a shape that has no name to order it by.
+    ValueError: one that is not in the table.
   """
-  version, _, shape = topology.partition(":")
-  if version not in TPUS:
+  generation = topology.partition(":")[0]
+  if generation not in TPUS:
     raise ValueError(
       f"topology: must begin with one of {', '.join(TPUS)}; got {topology!r}. "
       "set config.mesh.topology or give --topology=v5e:16x16"
     )
-  tpu = TPUS[version]
-  if shape not in tpu.shapes:
+  return TPUS[generation]
+
+
+def tpu_slice(topology: str) -> Slice:
+  """Reads "v5e:16x16".
+
+  Raises:
+    ValueError: an unknown generation, or a shape that has no name to order it
+      by.
+  """
+  generation, _, shape = topology.partition(":")
+  made = tpu(topology)
+  if shape not in made.shapes:
     raise ValueError(
-      f"topology: {version} must be one of {', '.join(tpu.shapes)}; got "
+      f"topology: {generation} must be one of {', '.join(made.shapes)}; got "
       f"{topology!r}. set config.mesh.topology or give --topology"
     )
   chips = math.prod(map(int, shape.split("x")))
   # Eight chips are also sold as two hosts of four. One host has no peer to
   # wait for, so that is what 2x4 means here.
-  return Slice(tpu, shape, chips, chips // (8 if shape == "2x4" else 4))
+  return Slice(made, shape, chips, chips // (8 if shape == "2x4" else 4))
 
 
 def gpus(topology: str) -> Gpus:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import chips, config, flops, hlo, loop, sharding
+from fs_jax import config, flops, hlo, loop, machines, sharding
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",
@@ -32,6 +32,8 @@ _ENVIRONMENT = {
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_WORKER_ID": "0",
+  # It describes no device of this machine, so others may use them meanwhile.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
@@ -96,7 +98,7 @@ class Plan:
     """Model FLOPs as a share of the chips' peak, if nothing waits."""
     if self.times is None:
       return None
-    peak = chips.tpu(self.topology.partition(":")[0]).flops * self.devices
+    peak = machines.tpu(self.topology).flops * self.devices
     return self.model_flops / self.times.step / peak
 
   @property
@@ -132,8 +134,7 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
   Raises:
     ValueError: libtpu is missing, or knows no such topology.
   """
-  generation = topology.partition(":")[0]
-  chips.tpu(generation)
+  generation = machines.tpu(topology)
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
       "libtpu: compiling for a TPU needs its compiler; got a machine without. "
@@ -142,8 +143,8 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-  if generation == "v4":  # a device a chip, not a core
-    options["chip_config_name"] = "megacore"
+  if generation.chip_config:
+    options["chip_config_name"] = generation.chip_config
   try:
     described = topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
@@ -173,7 +174,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
       "mesh.topology: a plan is for a topology; got none. give one with "
       "--topology=v5e:2x4"
     )
-  chip = chips.tpu(topology.partition(":")[0])
+  chip = machines.tpu(topology)
   on = sharding.mesh(cfg.mesh, devices(topology, slices))
   count = flops.train_step(cfg, cfg.tokens.vocabulary)
   made = loop.program(cfg, cfg.tokens.vocabulary, on)
@@ -247,18 +248,19 @@ def refused(message: str, available: int) -> Memory:
 def counted(cfg: config.Config) -> tuple[float, float]:
   """FLOPs of a step of `flops.shallow(cfg)`: ours, and XLA's of one CPU.
 
-  XLA also counts what is no matrix product, a few percent.
+  XLA also counts what is no matrix product, a few percent. It is asked before
+  it compiles: afterwards some of what is computed twice is one again.
   """
   cfg = flops.shallow(cfg)
   on = sharding.mesh(cfg.mesh, jax.devices("cpu")[:1])
   made = loop.program(cfg, cfg.tokens.vocabulary, on)
-  step = made.step.lower(made.state, made.frozen, made.batch).compile()
+  step = made.step.lower(made.state, made.frozen, made.batch)
   ours = flops.train_step(cfg, cfg.tokens.vocabulary).hardware
   return ours, step.cost_analysis()["flops"]
 
 
 def times(
-  chip: chips.Chip,
+  chip: machines.Tpu,
   sides: tuple[int, ...],
   hardware_flops: float,
   hbm_bytes: float,

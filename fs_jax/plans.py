@@ -19,7 +19,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from fs_jax import chips, config, configdict, files, plan, report
+from fs_jax import config, configdict, files, machines, plan, report
 
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
 _TRIES = 12  # compilations that look for something that fits
@@ -36,28 +36,31 @@ class Change(NamedTuple):
 
 
 def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
-  """Plans a stage, says so, and what would fit where it does not.
+  """Plans a stage and says so; where it does not fit, also what would.
 
   Args:
     name: what the plan is called: a config, and how it was changed.
     cfg: of the stage.
     out: JSON file, or the folder of it.
   """
+  report.say(f"compiling for {cfg.mesh.topology}: a minute or a few")
   made = plan.plan(name, cfg)
   print(summary(made), flush=True)
+  advice = None
   if not made.fits:
     tried = advise(name, cfg, made.memory.needed)
     if tried and tried[-1][1].fits:
       change, fitting = tried[-1]
       print(f"this fits:\n  {change.flags}\n{summary(fitting)}")
+      advice = {"flags": change.flags} | fitting.to_json()
     else:
       print(
-        "nothing that was tried fits: a larger topology, or a smaller model"
+        "nothing that was tried fits: take a larger topology or a smaller model"
       )
   path = epath.Path(out)
   if path.suffix != ".json":
-    path = path / file_name(name)
-  _write(path, made.to_json())
+    path = path / file_name(f"{name} {place(made)}")
+  _write(path, made.to_json() | {"advice": advice})
   print(f"written to {path}")
   return made
 
@@ -132,7 +135,7 @@ def key(cfg: config.Config) -> str:
 
 _SOURCE = {
   *("types", "losses", "ring", "optim", "gradients", "sharding", "tasks"),
-  *("loop", "chips", "flops", "hlo", "plan"),
+  *("loop", "machines", "flops", "hlo", "plan"),
 }
 
 
@@ -157,19 +160,22 @@ def advise(
         continue
       if made.fits or made.memory.needed < 0.98 * least:
         break
-      say(f"{change.flags}: needs {gigabytes(made.memory.needed)} GB, no less")
+      say(f"{change.flags}: needs {_gib(made.memory.needed)} GiB, no less")
     else:
       return tried
-    flags, cfg, least = (
-      f"{flags} {change.flags}",
-      change.cfg,
-      made.memory.needed,
-    )
-    tried.append((Change(flags.strip(), cfg), made))
-    say(f"{flags.strip()}: needs {gigabytes(least)} GB a device")
+    flags, cfg = _joined(flags, change.flags), change.cfg
+    least = made.memory.needed
+    tried.append((Change(flags, cfg), made))
+    say(f"{flags}: needs {_gib(least)} GiB a chip")
     if made.fits:
       return tried
   return tried
+
+
+def _joined(flags: str, more: str) -> str:
+  """Both; of a flag that is in both the later."""
+  given = dict(f.split("=", 1) for f in f"{flags} {more}".split())
+  return " ".join(f"{name}={value}" for name, value in given.items())
 
 
 def changes(cfg: config.Config) -> Iterator[Change]:
@@ -232,42 +238,46 @@ def _recomputed(cfg: config.Config) -> Change | None:
 def summary(made: plan.Plan) -> str:
   """A plan in lines."""
   m, t = made.memory, made.times
-  chip = chips.tpu(made.topology.partition(":")[0])
+  chip = machines.tpu(made.topology)
   mesh = " x ".join(f"{axis} {n}" for axis, n in made.mesh.items() if n > 1)
   parts = f" in {made.accumulate} parts" if made.accumulate > 1 else ""
+  twice = ""
+  if made.hardware_flops > made.model_flops:
+    all_flops = made.hardware_flops / 1e12
+    twice = f", {all_flops:.1f} T with what is computed twice to save memory"
   lines = [
     f"{made.config} on {place(made)}: {made.devices} chips as {mesh or 'one'}",
     f"  parameters     {made.parameters / 1e6:.1f} M trained",
     f"  batch          {made.batch_size}{parts}",
-    f"  FLOPs a step   {made.model_flops / 1e12:.1f} T, "
-    f"{made.hardware_flops / 1e12:.1f} T with what is computed twice",
+    f"  FLOPs a step   {made.model_flops / 1e12:.1f} T{twice}",
   ]
   if t is None:
     over = m.needed - m.available
     return "\n".join(
       [
         *lines,
-        f"  memory         DOES NOT FIT: {gigabytes(m.needed)} of "
-        f"{gigabytes(m.available)} GB a chip, {gigabytes(over)} too many",
+        f"  memory         DOES NOT FIT: needs {_gib(m.needed)} of "
+        f"{_gib(m.available)} GiB a chip, {_gib(over)} too many",
       ]
     )
   sent = ", ".join(
     f"{kind} {_bytes(n)}" for kind, n in made.collectives.items()
   )
   lines += [
-    f"  memory         fits: {gigabytes(m.needed)} of "
-    f"{gigabytes(m.available)} GB a chip at its peak, "
-    f"{gigabytes(m.arguments)} of them arguments",
+    f"  memory         fits: {_gib(m.needed)} of "
+    f"{_gib(m.available)} GiB a chip at its peak, "
+    f"{_gib(m.arguments)} of them state and batch",
     f"  sent a chip    {sent or 'nothing'}",
     "  busy, seconds  "
-    + ", ".join(f"{k} {v:.4f}" for k, v in t._asdict().items() if v),
+    + ", ".join(f"{k} {v:.4f}" for k, v in t._asdict().items() if v)
+    + " (of the core, as its compiler estimates)" * (t.cycles > 0),
     f"  step           {t.step:.4f} s if all of that overlaps, bound by "
     f"{t.bound}; {_serial(t):.4f} s if nothing does",
     f"  MFU            {made.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s "
     "a chip",
     f"  examples/s     {made.examples_per_second:,.0f}",
-    f"  whole run      {made.steps:,} steps: {made.days:.2f} days, "
-    f"{made.device_hours:,.0f} chip-hours",
+    f"  whole run      {made.steps:,} steps: {_duration(made)}, "
+    f"{made.device_hours:,.1f} chip-hours",
     f"  compiled in    {made.compile_seconds} s",
   ]
   return "\n".join(lines)
@@ -278,12 +288,17 @@ def _serial(t: plan.Times) -> float:
   return max(t.compute, t.hbm, t.cycles) + t.interconnect + t.network
 
 
+def _duration(made: plan.Plan) -> str:
+  days = made.days or 0.0
+  return f"{days:.1f} days" if days >= 2 else f"{24 * days:.1f} hours"
+
+
 def place(made: plan.Plan) -> str:
   return f"{made.slices} x {made.topology}" * (made.slices > 1) or made.topology
 
 
 COLUMNS = (
-  *("config", "topology", "mesh", "batch", "M params", "GB/chip of"),
+  *("config", "topology", "mesh", "batch", "M params", "GiB/chip of"),
   *("TFLOP/chip", "MB sent/chip", "step s", "bound by", "MFU"),
   *("examples/s", "days", "chip-hours"),
 )
@@ -292,7 +307,7 @@ COLUMNS = (
 def row(made: plan.Plan) -> tuple[str, ...]:
   m, t = made.memory, made.times
   mesh = " ".join(f"{axis}={n}" for axis, n in made.mesh.items() if n > 1)
-  used = f"{gigabytes(m.needed)} / {gigabytes(m.available)}"
+  used = f"{_gib(m.needed)} / {_gib(m.available)}"
   each = made.hardware_flops / made.devices / 1e12
   values = (
     made.config.removeprefix("configs/"),
@@ -338,8 +353,8 @@ def rewrite(text: str, made: str) -> str:
   return f"{text[: begin + len(BEGIN)]}\n{made}\n{text[end:]}"
 
 
-def gigabytes(n: float) -> str:
-  return f"{n / chips.GB:.2f}"
+def _gib(n: float) -> str:
+  return f"{n / machines.GIB:.2f}"
 
 
 def _bytes(n: float) -> str:

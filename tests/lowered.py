@@ -1,0 +1,46 @@
+"""Steps small enough to compile, and what is looked for in their text."""
+
+import dataclasses
+import re
+from typing import Any
+
+from fs_jax import config
+from tests import small
+
+B, TILE = 96, 6  # B: of no other dimension of these steps; nor B / 8, B / 4
+
+
+def step(stage="fast", *, chunk=TILE, **fields: Any) -> config.Config:
+  """A stage with a ring, for eight devices of which two hold each parameter."""
+  sizes = {"width": 64, "hidden": 128}
+  tower = small.vision(**sizes)
+  defaults: dict[str, Any] = {
+    "fast": config.Fast(
+      tower, config.Text(small.stack(**sizes)), embed=16, chunk=chunk
+    ),
+    "slow": None if stage == "fast" else small.slow(levels=1),
+    "mesh": config.Mesh(fsdp=2),
+    "train": {"batch_size": B},
+    "optim": {"ema": 0.9},
+  }
+  return small.cfg(stage, **defaults | fields)
+
+
+def meant_for(cfg: config.Config, topology: str, slices=1) -> config.Config:
+  mesh = dataclasses.replace(cfg.mesh, topology=topology, slices=slices)
+  return dataclasses.replace(cfg, mesh=mesh)
+
+
+def tables(text: str, rows: int) -> set[str]:
+  """Shapes of all pairs of a batch: [B,B], or a device's part, [B / n,B].
+
+  `rows` is B: chosen so that neither it nor its parts are another dimension.
+  """
+  parts = {rows // n for n in (1, 2, 4, 8)}
+  found = set()
+  for kind, dims in re.findall(r"\b([a-z]+\d+)\[([\d,]+)\]", text):
+    sizes = [int(d) for d in dims.split(",")]
+    whole = sizes.count(rows)
+    if whole and (whole > 1 or any(s in parts for s in sizes if s != rows)):
+      found.add(f"{kind}[{dims}]")
+  return found

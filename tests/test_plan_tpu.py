@@ -1,0 +1,113 @@
+"""The train step, compiled by a TPU's own compiler: `make plan-test`.
+
+No TPU is needed, libtpu is: pip install 'fs_jax[aot]'.
+"""
+
+import importlib.util
+import re
+
+import jax
+import pytest
+
+from fs_jax import config, hlo, loop, machines, plan, plans, sharding
+from tests import lowered, small
+
+if importlib.util.find_spec("libtpu") is None:
+  pytest.skip(
+    "libtpu is not installed; `make plan-test` brings it",
+    allow_module_level=True,
+  )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_in_a_run():
+  """With the optimisations that conftest.py leaves out."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
+def compiled(cfg):
+  """(the program, its memory, its text, what it sends)."""
+  described = plan.devices(cfg.mesh.topology, cfg.mesh.slices)
+  on = sharding.mesh(cfg.mesh, described)
+  made = loop.program(cfg, small.VOCABULARY, on)
+  step = made.step.lower(made.state, made.frozen, made.batch).compile()
+  text = step.as_text()
+  return made, step.memory_analysis(), text, hlo.collectives(hlo.parse(text))
+
+
+def split_bytes(made):
+  """Of the parameters that fsdp splits, whole, in bfloat16."""
+  leaves = jax.tree.leaves(made.state.params)
+  split = [x for x in leaves if not x.sharding.is_fully_replicated]
+  return sum(2 * x.size for x in split)
+
+
+@pytest.mark.parametrize("stage", ["fast", "distill"])
+def test_a_sharded_ring_on_eight_chips(stage):
+  """With a moving mean; of distill, with its judge in the same step."""
+  cfg = lowered.meant_for(lowered.step(stage), "v5e:2x4")
+  made, memory, text, found = compiled(cfg)
+  assert made.state.ema is not None
+  assert bool(made.frozen) == (stage == "distill")
+  assert lowered.tables(text, lowered.B) == set()
+  ring = [c for c in found if "ppermute" in c.where]
+  assert {c.kind for c in ring} == {"collective-permute"}
+  assert {c.times for c in ring} == {8}
+  gathers = [c for c in found if c.kind == "all-gather"]
+  assert any(c.group == 2 for c in gathers)
+  assert sum(c.bytes for c in gathers) >= split_bytes(made) / 2
+  assert 0 < memory.peak_memory_in_bytes < machines.tpu("v5e").hbm
+  assert hlo.cycles(hlo.parse(text)) > 0
+
+
+def test_the_plain_loss_holds_a_table_of_pairs():
+  """The control of the test above."""
+  cfg = lowered.meant_for(lowered.step(chunk=0), "v5e:2x4")
+  _, _, text, found = compiled(cfg)
+  assert lowered.tables(text, lowered.B)
+  assert not [c for c in found if "ppermute" in c.where]
+
+
+def test_two_slices_send_between_them():
+  cfg = lowered.meant_for(lowered.step(), "v5e:2x2", slices=2)
+  made = plan.plan("two", cfg)
+  assert made.fits
+  assert (made.devices, made.mesh["data"]) == (8, 4)
+  between = made.collectives[hlo.SLICES]
+  # At least the gradient of what a device holds crosses, in 2 or 4 bytes.
+  assert between > made.parameters / 2 * 2
+  assert made.times is not None
+  assert made.times.network > 0
+
+
+def test_what_does_not_fit_is_told_what_would(tmp_path, capsys):
+  """Activations of six layers are 30 GiB a chip; made again they fit."""
+  stack = config.Stack(256, 6, 4, 1024)
+  cfg = small.cfg(
+    "fast",
+    fast=config.Fast(config.Vision(stack, 8), config.Text(small.stack())),
+    data={"image_size": 128},
+    mesh=config.Mesh(topology="v5e:2x4"),
+    train={"batch_size": 8192},
+  )
+  made = plans.one("configs/big.py:fast", cfg, str(tmp_path))
+  assert not made.fits
+  assert made.times is None
+  hbm = machines.tpu("v5e").hbm
+  assert made.memory.available == pytest.approx(hbm, rel=0.01)
+  assert hbm < made.memory.needed < 10 * hbm
+  said = capsys.readouterr().out
+  needed, available = re.search(
+    r"DOES NOT FIT: needs ([\d.]+) of ([\d.]+) GiB a chip", said
+  ).groups()
+  assert float(needed) > float(available) == 15.75
+  assert "--config.fast.vision.stack.remat=full" in said
+  assert re.search(r"memory +fits: ", said.partition("this fits")[2])
+
+
+def test_a_shape_that_no_tpu_has():
+  with pytest.raises(ValueError, match=r"one that libtpu knows.*'v5e:3x5'"):
+    plan.devices("v5e:3x5")

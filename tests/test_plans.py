@@ -1,0 +1,249 @@
+"""Plans in words: the table, the rows that are kept, and what would fit."""
+
+import dataclasses
+import json
+
+import pytest
+from etils import epath
+
+from fs_jax import config, configdict, plan, plans
+from tests import lowered, small
+from tests.test_plan import made
+
+
+@pytest.mark.parametrize(
+  ("name", "file"),
+  [
+    ("configs/coco.py:fast", "coco-fast.json"),
+    ("configs/cc12m.py:fast@2*v5e:16x16", "cc12m-fast-2-v5e-16x16.json"),
+    (
+      "configs/coco.py:fast --config.train.batch_size=8",
+      "coco-fast-config.train.batch_size-8.json",
+    ),
+  ],
+)
+def test_a_plan_s_file_is_named_after_it(name, file):
+  assert plans.file_name(name) == file
+
+
+def test_a_table_is_rewritten_between_its_markers():
+  text = f"before\n{plans.BEGIN}\nold\n{plans.END}\nafter\n"
+  new = plans.rewrite(text, "| new |")
+  assert new == f"before\n{plans.BEGIN}\n| new |\n{plans.END}\nafter\n"
+  assert plans.rewrite(new, "| new |") == new
+
+
+@pytest.mark.parametrize(
+  "text", ["", plans.BEGIN, plans.END, f"{plans.END} {plans.BEGIN}"]
+)
+def test_a_text_without_markers_is_left_alone(text):
+  with pytest.raises(ValueError, match=r"must hold .*put them back"):
+    plans.rewrite(text, "| new |")
+
+
+REFUSED = made(memory=plan.Memory(0, 20 * 2**30, 15 * 2**30), times=None)
+
+
+@pytest.mark.parametrize("it", [made(), REFUSED])
+def test_a_row_has_the_table_s_columns(it):
+  row = plans.row(it)
+  assert len(row) == len(plans.COLUMNS)
+  lines = plans.table([row]).splitlines()
+  assert len({line.count("|") for line in lines}) == 1
+  assert lines[0].startswith("| config | topology |")
+
+
+def test_a_row_and_a_summary_say_what_fits():
+  row = dict(zip(plans.COLUMNS, plans.row(made()), strict=True))
+  assert row["config"] == "x.py:fast"
+  assert row["mesh"] == "data=4 fsdp=2"
+  assert row["GiB/chip of"] == "2.00 / 15.75"
+  assert (row["step s"], row["bound by"]) == ("2.000", "compute")
+  assert (row["MFU"], row["days"]) == ("50%", "1.00")
+  said = plans.summary(made())
+  assert "fits: 2.00 of 15.75 GiB a chip" in said
+  assert "8 chips as data 4 x fsdp 2" in said
+
+
+def test_a_row_and_a_summary_say_what_does_not():
+  row = plans.row(REFUSED)
+  assert "20.00 / 15.00: does not fit" in row
+  assert set(row[row.index("MB sent/chip") :] if "-" not in row else "-") == {
+    "-"
+  }
+  said = plans.summary(REFUSED)
+  assert "DOES NOT FIT: needs 20.00 of 15.00 GiB a chip, 5.00 too many" in said
+  assert "steps" not in said
+
+
+def test_a_plan_of_several_slices_says_so():
+  assert plans.place(made()) == "v5e:2x4"
+  assert plans.place(made(slices=2)) == "2 x v5e:2x4"
+
+
+def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
+  cfg, path = lowered.step(), epath.Path(tmp_path) / "row.json"
+  assert plans._kept(path, cfg) is None
+  plans._write(path, made().to_json() | {"key": plans.key(cfg)})
+  assert plans._kept(path, cfg) == made()
+  other = dataclasses.replace(cfg, seed=1)
+  assert plans._kept(path, other) is None
+  with monkeypatch.context() as newer:
+    newer.setattr(plan, "versions", lambda: {"jax": "newer"})
+    assert plans._kept(path, cfg) is None
+  values = json.loads(path.read_text())
+  for spoilt in (
+    json.dumps(values)[:-20],
+    "[]",
+    "",
+    json.dumps({"key": values["key"]}),
+    json.dumps(values | {"memory": {"needed": 1}}),
+  ):
+    path.write_text(spoilt)
+    assert plans._kept(path, cfg) is None, spoilt
+
+
+def test_every_source_that_the_key_reads_is_there():
+  here = epath.Path(plans.__file__).parent
+  assert all((here / f"{name}.py").exists() for name in plans._SOURCE)
+
+
+def test_only_what_changed_is_compiled_again(tmp_path, monkeypatch, capsys):
+  asked = []
+
+  def compiled(name, cfg):
+    asked.append(name)
+    return dataclasses.replace(made(), config=name)
+
+  monkeypatch.setattr(plan, "plan", compiled)
+  readme = tmp_path / "README.md"
+  readme.write_text(f"{plans.BEGIN}\n{plans.END}\n")
+  recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
+  for _ in range(2):
+    plans.everything(recipes, str(tmp_path), str(readme))
+  assert asked == ["a.py:fast", "b.py:slow"]
+  recipes["b.py:slow"] = lowered.step("slow", seed=1)
+  plans.everything(recipes, str(tmp_path), str(readme))
+  assert asked == ["a.py:fast", "b.py:slow", "b.py:slow"]
+  assert readme.read_text().count("| a.py:fast | v5e:2x4 |") == 1
+  assert "1/2  a.py:fast: 2.000 s a step" in capsys.readouterr().err
+
+
+def needs(monkeypatch, memory):
+  """A compiler of which `memory(cfg)` says the GiB that a config needs."""
+
+  def compiled(name, cfg):
+    n = memory(cfg)
+    found = plan.Memory(0, int(n * 2**30), 16 * 2**30)
+    return made(config=name, memory=found, times=None)
+
+  monkeypatch.setattr(plan, "plan", compiled)
+
+
+def big(**fields):
+  return lowered.step(
+    chunk=0,
+    mesh=config.Mesh(topology="v5e:2x4"),
+    train={"batch_size": 16384},
+    **fields,
+  )
+
+
+def test_advice_is_stacked_until_it_fits(monkeypatch):
+  def memory(cfg):
+    full = cfg.fast.vision.stack.remat == "full"
+    return (
+      100 - 40 * full - 30 * bool(cfg.fast.chunk) - 4 * cfg.train.accumulate
+    )
+
+  needs(monkeypatch, memory)
+  said = []
+  tried = plans.advise("x", big(), 96 * 2**30, said.append)
+  assert [change.flags.split()[-1] for change, _ in tried] == [
+    "--config.fast.text.stack.remat=full",
+    "--config.fast.chunk=512",
+    "--config.train.accumulate=2",
+    "--config.train.accumulate=4",
+  ]
+  assert [it.fits for _, it in tried] == [False, False, False, True]
+  change, _ = tried[-1]
+  assert memory(change.cfg) <= 16 < memory(tried[-2][0].cfg)
+  assert len(said) == 4
+  assert said[-1].endswith("needs 14.00 GiB a chip")
+  # A flag that is given twice counts as it stands last.
+  cfg = configdict.edit(big())
+  for flag in change.flags.split():
+    name, _, value = flag.removeprefix("--config.").partition("=")
+    *path, last = name.split(".")
+    at = cfg
+    for key in path:
+      at = at[key]
+    at[last] = int(value) if value.isdigit() else value
+  assert configdict.parse(cfg) == change.cfg
+
+
+def test_advice_that_does_not_help_is_left_out(monkeypatch):
+  needs(monkeypatch, lambda cfg: 20 if cfg.mesh.fsdp == 1 else 10)
+  said = []
+  ((change, it),) = plans.advise("x", big(), 20 * 2**30, said.append)
+  assert change.flags == "--config.mesh.fsdp=2"
+  assert it.fits
+  assert any("no less" in line for line in said)
+
+
+def test_advice_may_end(monkeypatch):
+  needs(monkeypatch, lambda cfg: 99)
+  assert plans.advise("x", big(), 99 * 2**30, lambda _: None) == []
+
+
+def test_a_change_that_the_mesh_refuses_is_passed_over(monkeypatch):
+  def compiled(name, cfg):
+    if cfg.fast.vision.stack.remat == "full":
+      raise ValueError("not so")
+    return made(memory=plan.Memory(0, 1, 2))
+
+  monkeypatch.setattr(plan, "plan", compiled)
+  tried = plans.advise("x", big(), 99, lambda _: None)
+  assert tried[0][0].flags == "--config.fast.chunk=512"
+
+
+@pytest.mark.parametrize("stage", ["fast", "slow", "distill"])
+def test_changes_are_configs_of_which_their_flags_speak(stage):
+  cfg = lowered.step(stage, chunk=0, mesh=config.Mesh(), slow=small.slow())
+  cfg = dataclasses.replace(
+    cfg, train=dataclasses.replace(cfg.train, batch_size=8192)
+  )
+  found = list(plans.changes(cfg))
+  assert len({change.flags for change in found}) == len(found) >= 4
+  before = configdict.edit(cfg)
+  for change in found:
+    for flag in change.flags.split():
+      name, _, value = flag.removeprefix("--config.").partition("=")
+      at, old = configdict.edit(change.cfg), before
+      for key in name.split("."):
+        at, old = at[key], old[key]
+      assert str(at) == value != str(old)
+    # And nothing else: what a flag does not say is as it was.
+    assert configdict.parse(configdict.edit(change.cfg)) == change.cfg
+  again = dict(found)[found[0].flags]
+  assert plans._recomputed(again) is None
+
+
+def test_what_fits_is_written_beside_what_does_not(
+  tmp_path, monkeypatch, capsys
+):
+  needs(
+    monkeypatch, lambda cfg: 4 if cfg.fast.vision.stack.remat == "full" else 20
+  )
+  plans.one("configs/x.py:fast", big(), str(tmp_path))
+  said = capsys.readouterr().out
+  flags = "--config.fast.vision.stack.remat=full"
+  assert flags in said
+  written = json.loads((tmp_path / "x-fast-v5e-2x4.json").read_text())
+  assert not written["fits"]
+  assert written["advice"]["fits"]
+  assert flags in written["advice"]["flags"]
+  needs(monkeypatch, lambda cfg: 20)
+  plans.one("configs/x.py:fast", big(), str(tmp_path / "none.json"))
+  assert "nothing that was tried fits" in capsys.readouterr().out
+  assert json.loads((tmp_path / "none.json").read_text())["advice"] is None
