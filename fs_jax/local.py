@@ -105,6 +105,7 @@ def _start(job: Job, index: int, port: int) -> subprocess.Popen:
     processes.ADDRESS: f"127.0.0.1:{port}",
     processes.COUNT: str(job.processes),
     processes.INDEX: str(index),
+    processes.SUPERVISOR: str(os.getpid()),
   }
   if job.devices:
     env["JAX_PLATFORMS"] = "cpu"

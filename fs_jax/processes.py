@@ -5,6 +5,7 @@ one machine `python -m launch.local` starts them, on a pod its engine does.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -19,8 +20,10 @@ ADDRESS, COUNT, INDEX = (
   "JAX_NUM_PROCESSES",
   "JAX_PROCESS_ID",
 )
+SUPERVISOR = "FS_JAX_SUPERVISOR"  # its process: without it nobody goes on
 MULTIHOST = "FS_JAX_MULTIHOST"  # says what a TPU VM does not: more hosts work
 _PATIENCE = "FS_JAX_PEER_TIMEOUT"  # seconds until a silent peer is dead
+_PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
 _MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
 
 
@@ -40,6 +43,8 @@ def start() -> None:
   Raises:
     ValueError: an incomplete environment.
   """
+  if SUPERVISOR in os.environ:
+    _leave_with(_integer(os.environ, SUPERVISOR))
   if _joined(os.environ):
     # All of them look for their devices now: later, one might do so while the
     # others wait for it elsewhere, as at the lock of a dataset being made.
@@ -79,6 +84,16 @@ def _joined(env: Mapping[str, str]) -> bool:
   )
   late.cancel()
   return True
+
+
+def _leave_with(supervisor: int) -> None:
+  """Ends with the supervisor, even with one that is killed: whoever starts the
+  run again would write into the same folder. Nothing saved is lost.
+  """
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  if os.getppid() != supervisor:  # gone before that
+    raise Preempted
 
 
 def _alone(address: str, count: int, index: int, seconds: int) -> None:

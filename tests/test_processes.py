@@ -1,9 +1,12 @@
 """How processes meet, and what is said when one does not come."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from fs_jax import local, processes
@@ -50,6 +53,32 @@ def test_one_may_wait_for_a_lock_that_another_holds(tmp_path):
   job = local.Job([sys.executable, "-c", MEET, str(lock)], 2, 1, restarts=0)
   assert local.run(job, print) == 0
   assert sorted(lock.read_text().split()) == ["False", "True"]
+
+
+ORPHAN = """
+import os, sys, time
+from fs_jax import processes
+processes.start()
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def test_without_its_supervisor_nobody_goes_on(tmp_path):
+  wrote = tmp_path / "pid"
+  job = f"local.Job([{sys.executable!r}, '-c', {ORPHAN!r}, {str(wrote)!r}], 1)"
+  code = f"from fs_jax import local; local.run({job}, print)"
+  supervisor = subprocess.Popen([sys.executable, "-c", code], env=environment())
+  until = time.monotonic() + 120
+  while not (wrote.exists() and wrote.read_text()):
+    assert time.monotonic() < until
+    time.sleep(0.1)
+  orphan = psutil.Process(int(wrote.read_text()))
+  supervisor.kill()
+  supervisor.wait()
+  with contextlib.suppress(psutil.NoSuchProcess):
+    orphan.wait(timeout=60)
+  assert not orphan.is_running()
 
 
 @pytest.mark.parametrize(
