@@ -102,13 +102,45 @@ class Victim:
     return sorted(s for s in begun if not (folder / str(s)).exists())
 
 
-def test_ten_kills_change_nothing(tmp_path):
-  whole = tmp_path / "whole" / "W"
-  runs.train("fast", whole, *ARGUMENTS, **HOW)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> pathlib.Path:
+  """The workdir of a run that nobody disturbed."""
+  workdir = tmp_path_factory.mktemp("whole") / "W"
+  runs.train("fast", workdir, *ARGUMENTS, **HOW)
+  return workdir
 
+
+def assert_equal_runs(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+  """Losses, examples and every array of the last checkpoint, bit for bit."""
+  want = runs.losses(theirs / "fast")
+  assert list(want) == list(range(1, STEPS + 1))
+  assert runs.losses(ours / "fast") == want
+  seen, should = (runs.seen(w / "record") for w in (ours, theirs))
+  assert {s: seen[s] for s in want} == {s: should[s] for s in want}
+  arrays = runs.parameters(ours / "fast", STEPS)
+  for name, array in runs.parameters(theirs / "fast", STEPS).items():
+    np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+
+
+def test_told_to_stop_all_save_and_go_on(whole, tmp_path):
+  """SIGTERM to one of them, as a machine gets that is taken away."""
+  victim = Victim(tmp_path / "W")
+  try:
+    victim.wait(lambda: victim.step() > STEPS // 3)
+    random.choice(victim.workers()).terminate()
+    assert victim.process.wait(timeout=PATIENCE) == 0
+  finally:
+    victim.end()
+  said = (tmp_path / "said.txt").read_text()
+  assert "told to stop: step" in said
+  assert said.count("starting 2 processes again") == 1
+  assert "crashes)" not in said
+  assert_equal_runs(victim.workdir, whole)
+
+
+def test_ten_kills_change_nothing(whole, tmp_path):
   random.seed(SEED)
-  (tmp_path / "killed").mkdir()
-  victim = Victim(tmp_path / "killed" / "W")
+  victim = Victim(tmp_path / "W")
   data = victim.workdir.parent / "data"
   killed = []
 
@@ -139,12 +171,4 @@ def test_ten_kills_change_nothing(tmp_path):
 
   assert len(killed) == 10
   assert sum("half" in what for what in killed) >= 3
-  ours, theirs = victim.workdir / "fast", whole / "fast"
-  want = runs.losses(theirs)
-  assert list(want) == list(range(1, STEPS + 1))
-  assert runs.losses(ours) == want
-  seen, should = (runs.seen(w / "record") for w in (victim.workdir, whole))
-  assert {s: seen[s] for s in want} == {s: should[s] for s in want}
-  arrays = runs.parameters(ours, STEPS)
-  for name, array in runs.parameters(theirs, STEPS).items():
-    np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+  assert_equal_runs(victim.workdir, whole)
