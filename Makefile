@@ -15,7 +15,8 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv quickstart test lint format-check types unit \
-  format evidence bench plan plan-here pod-test crash-test soak clean
+  format evidence bench plan plan-here plan-test pod-test crash-test soak \
+  clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' \
@@ -76,6 +77,10 @@ plan: ## compile every config's step for its TPU, without a TPU (ARGS)
 
 plan-here: $(READY)
 	$(PY) -m launch.plan $(or $(ARGS),--all)
+
+plan-test: ## small steps by a TPU's own compiler, without a TPU
+	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=dev,aot \
+	  PYTEST_ARGS=tests/test_plan_tpu.py unit
 
 clean: ## remove what tools left; .venv and runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
