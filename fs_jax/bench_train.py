@@ -191,11 +191,17 @@ def pieces(
     rows = made.task.rows(params, {}, batch, key)
     return made.task.loss(params, rows, batch)[0]
 
-  def update(grads, opt_state, params):
-    updates, opt_state = made.optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+  def update(grads, state):
+    updates, opt_state = made.optimizer.update(
+      grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(params=params, opt_state=opt_state)
 
-  update = jax.jit(update, donate_argnums=(1, 2))
+  # What is donated must be in the order of the results, as in the step: moments
+  # would lie where parameters were, and a CPU then copies them all, 5 times as
+  # slow.
+  update = jax.jit(update, donate_argnums=1)
   grads: types.Params | None = None
 
   def stepped() -> Any:
@@ -207,9 +213,8 @@ def pieces(
     nonlocal state, grads
     if grads is None:
       grads = gradient(state.params, {}, batch, key)[1]
-    params, opt_state = update(grads, state.opt_state, state.params)
-    state = state._replace(params=params, opt_state=opt_state)
-    return state.step, params
+    state = update(grads, state)
+    return state
 
   whole: dict[str, Callable[[], Any]] = {
     "step": stepped,
@@ -392,10 +397,12 @@ def _bound(
   return lambda: run(args, given)
 
 
-HEAD = (
-  f"{'piece':<10} {'a step':>6} {'ours ms':>9} {'share':>6} "
-  f"{'peer ms':>9} {'share':>6}  {'ratio':>5} (min to max)"
-)
+def head(beside: bool) -> str:
+  """Over the lines of `line`, with a peer beside ours or without."""
+  said = f"{'piece':<10} {'a step':>6} {'ours ms':>9} {'share':>6}"
+  if beside:
+    said += f" {'peer ms':>9} {'share':>6}  ratio (min to max)"
+  return said
 
 
 def line(row: Timed, step: Timed) -> str:

@@ -114,7 +114,7 @@ def _train() -> None:
     ours = bench_train.Ours(cfg)
     print("\n".join(bench_train.facts(cfg, ours, theirs)))
     rows: list[bench_train.Timed] = []
-    print(bench_train.HEAD)
+    print(bench_train.head(theirs is not None))
     for row in bench_train.compare(cfg, ours, theirs, _ROUNDS.value):
       rows.append(row)
       print(bench_train.line(row, rows[0]), flush=True)
