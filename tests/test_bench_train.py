@@ -116,9 +116,8 @@ def test_the_step_is_the_one_of_training():
   assert int(called["optimiser"]().step) == 3
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_every_piece_runs_forward_and_backward(compute):
-  ours = bench_train.Ours(dataclasses.replace(tiny(), compute=compute))
+def test_every_piece_runs_in_bfloat16():  # in float32: the program, below
+  ours = bench_train.Ours(dataclasses.replace(tiny(), compute="bfloat16"))
   for name in bench_train.times(tiny()):
     assert len(ours.run(name, 2)) == 2, name
     for leaf in jax.tree.leaves(ours.pieces[name]()):
