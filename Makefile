@@ -8,6 +8,8 @@ SEED ?=
 BUDGET ?=
 ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# Of one release: torchvision's names the torch it is built for.
+PEERS ?= torch==2.13.0 torchvision==0.28.0 open_clip_torch==3.3.0
 
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
@@ -15,13 +17,13 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv quickstart test lint format-check types unit \
-  format evidence bench plan plan-here plan-test pod-test crash-test soak \
-  clean
+  format evidence bench bench-train plan plan-here plan-test pod-test \
+  crash-test soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' \
 	  $(firstword $(MAKEFILE_LIST))
-	@echo "variables: PYTHON VENV EXTRAS WORKDIR SEED BUDGET ARGS PYTEST_ARGS"
+	@echo "variables: PYTHON VENV EXTRAS WORKDIR SEED BUDGET ARGS PYTEST_ARGS PEERS"
 
 venv: $(READY) ## make .venv with everything the other targets need
 
@@ -71,6 +73,16 @@ crash-test: $(READY) ## kill -9 at ten moments changes no bit
 
 soak: $(READY) ## half an hour of training, whose memory must not grow (SOAK_MINUTES)
 	$(PY) -m pytest -m own -s tests/test_soak.py $(ARGS)
+
+bench-train: $(READY) .venv-bench/.ready ## a train step beside open_clip's on PyTorch (ARGS PEERS)
+	$(PY) -m launch.bench train $(ARGS)
+
+# No JAX in it: the peer is a process that imports nothing of this project.
+.venv-bench/.ready: constraints.txt
+	$(PY) -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --no-input --no-compile \
+	  --disable-pip-version-check $(PEERS) -c constraints.txt
+	@touch $@
 
 plan: ## compile every config's step for its TPU, without a TPU (ARGS)
 	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=dev,aot plan-here

@@ -60,7 +60,8 @@ EXTRAS_REQUIRE = {
     "libtpu==0.0.42.*; platform_system == 'Linux'"
     " and platform_machine == 'x86_64'",
   ],
-  # peers of the benchmarks: large, so keep them in an environment of their own
+  # peers of the benchmarks: large, so keep them in an environment of their own;
+  # `make bench-train` makes one of what it needs, at versions of its own
   "bench": [
     "faiss-cpu>=1.15",
     "hnswlib>=0.8",

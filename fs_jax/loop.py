@@ -107,8 +107,8 @@ def program(
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
   of_params = sharding.of_params(cfg.mesh.rules, shapes, on)
-  fresh = functools.partial(_fresh, cfg, task, optimizer)
-  state = jax.eval_shape(fresh, jax.random.key(0))
+  of_key = functools.partial(_fresh, cfg, task, optimizer)
+  state = jax.eval_shape(of_key, jax.random.key(0))
   of_opt = sharding.of_state(state.opt_state, shapes, of_params, on)
   everywhere = sharding.replicated(on)
   of_ema = None if state.ema is None else of_params
@@ -341,19 +341,24 @@ def _fresh(
   return types.TrainState(step, params, optimizer.init(params), ema)
 
 
+def fresh(cfg: config.Config, made: Program) -> types.TrainState:
+  """A state before its first step, made where it will live."""
+  of_key = functools.partial(_fresh, cfg, made.task, made.optimizer)
+  placed = jax.tree.map(lambda x: x.sharding, made.state)
+  return jax.jit(of_key, out_shardings=placed)(jax.random.key(cfg.seed))
+
+
 def _first_state(
   cfg: config.Config,
   made: Program,
   saved: checkpoint.Checkpoints,
   start_from: types.Params | None,
 ) -> types.TrainState:
-  """The newest checkpoint, or a first state, made where it will live."""
+  """The newest checkpoint, or a first state."""
   latest = saved.latest()
   if latest is not None:
     return saved.restore(latest, made.state)
-  fresh = functools.partial(_fresh, cfg, made.task, made.optimizer)
-  placed = jax.tree.map(lambda x: x.sharding, made.state)
-  state = jax.jit(fresh, out_shardings=placed)(jax.random.key(cfg.seed))
+  state = fresh(cfg, made)
   if start_from is None:
     return state
   params = inherit(state.params, start_from)

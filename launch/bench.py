@@ -5,36 +5,69 @@
   python -m launch.bench loss       memory and time of the contrastive losses:
                                     all pairs at once, tile by tile, a ring
   python -m launch.bench search     exact JAX and ScaNN, 10k and 100k vectors
+  python -m launch.bench train      examples/s of a train step, in turns with
+                                    open_clip on PyTorch; MFU of both stages
 
 Medians of 20 calls (loss: of 3), compilation left out. Sizes are those of a
 B/16: width 768, 12 layers, 32 words, 196 visual tokens; embeddings of 512. The
 plain loss of 32,768 pairs wants 15 GB; where less is free it gets no time.
+
+train is on one device. Its peer has an environment of its own, which `make
+bench-train` makes before it runs this; it takes as many threads as this process
+may use cores, so that `taskset -c 0,1` binds both. --peer= times ours alone.
 """
 
+import contextlib
 import json
+import os
 
 import jax
 from absl import flags
 
-from fs_jax import bench
+from fs_jax import bench, bench_train, peer
 from launch import cli
 
 _PAIRS = flags.DEFINE_integer("pairs", 16, "rerank: candidates in one call")
 _LAYERS = flags.DEFINE_integer("layers", 12, "rerank: crossed layers")
 _COMPUTE = flags.DEFINE_enum(
-  "compute", "float32", ["float32", "bfloat16"], "rerank: dtype of the model"
+  "compute", "float32", ["float32", "bfloat16"], "rerank, train: dtype"
 )
 _ROWS = flags.DEFINE_list("rows", ["10000", "100000"], "search: vectors")
-_BATCH = flags.DEFINE_integer("batch", 32_768, "loss: pairs", lower_bound=1)
+_BATCH = flags.DEFINE_integer(
+  "batch",
+  None,
+  "loss: pairs, 32768 if not given; train: examples a step, 16 on a CPU and "
+  "256 elsewhere",
+  lower_bound=1,
+)
 _EMBED = flags.DEFINE_integer("embed", 512, "loss: width of the embeddings")
 _CHUNK = flags.DEFINE_integer("chunk", bench.CHUNK, "loss: rows of a tile")
 _LOSS = flags.DEFINE_enum(
   "loss", "softmax", ["softmax", "sigmoid"], "loss: which one"
 )
+_STAGE = flags.DEFINE_enum(
+  "stage", "fast", list(bench_train.CONFIGS), "train: which one"
+)
+_DEPTH = flags.DEFINE_integer(
+  "depth", None, "train: layers of a tower, 2 on a CPU and 12 elsewhere"
+)
+_ROUNDS = flags.DEFINE_integer(
+  "rounds", 5, "train: turns of each side", lower_bound=1
+)
+_PEER = flags.DEFINE_string(
+  "peer", ".venv-bench/bin/python", "train: Python of the peer; empty: no peer"
+)
+_PEER_COMPILE = flags.DEFINE_bool(
+  "peer_compile", False, "train: the peer's model under torch.compile"
+)
+
+_MEND = "run `make bench-train`, or give --peer= to time ours alone"
 
 
 def main(argv) -> None:
-  what = cli.only(argv, "say which: rerank, search or loss")
+  what = cli.only(argv, "say which: rerank, search, loss or train")
+  if what == "train":  # two processes share a GPU: neither takes all of it
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   print(f"on {len(jax.devices())} x {jax.devices()[0].device_kind}")
   if what == "rerank":
     found = bench.rerank_speed(
@@ -49,13 +82,44 @@ def main(argv) -> None:
       print(json.dumps({k: float(f"{v:.4g}") for k, v in made.items()}))
   elif what == "loss":
     cost = bench.loss_cost(
-      _BATCH.value, embed=_EMBED.value, chunk=_CHUNK.value, kind=_LOSS.value
+      _BATCH.value or 32_768,
+      embed=_EMBED.value,
+      chunk=_CHUNK.value,
+      kind=_LOSS.value,
     )
     print(json.dumps({k: float(f"{v:.4g}") for k, v in cost.items()}, indent=2))
+  elif what == "train":
+    _train()
   else:
     raise ValueError(
-      f"benchmark: must be rerank, search or loss; got {what!r}. pick one"
+      f"benchmark: must be rerank, search, loss or train; got {what!r}. pick "
+      "one"
     )
+
+
+def _train() -> None:
+  on_cpu = jax.devices()[0].platform == "cpu"
+  cfg = bench_train.CONFIGS[_STAGE.value](
+    _DEPTH.value or (2 if on_cpu else 12),
+    _BATCH.value or (16 if on_cpu else 256),
+    _COMPUTE.value,
+  )
+  beside = _PEER.value if cfg.stage == "fast" else ""
+  with contextlib.ExitStack() as held:
+    theirs = None
+    if beside:
+      command = [beside, "-P", bench_train.PEER]
+      ask = held.enter_context(peer.started(command, _MEND))
+      theirs = bench_train.Theirs(ask, cfg, compiled=_PEER_COMPILE.value)
+    ours = bench_train.Ours(cfg)
+    print("\n".join(bench_train.facts(cfg, ours, theirs)))
+    rows: list[bench_train.Timed] = []
+    print(bench_train.head(theirs is not None))
+    for row in bench_train.compare(cfg, ours, theirs, _ROUNDS.value):
+      rows.append(row)
+      print(bench_train.line(row, rows[0]), flush=True)
+  found = bench_train.summary(cfg, ours, rows)
+  print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()}, indent=2))
 
 
 if __name__ == "__main__":

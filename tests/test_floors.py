@@ -30,7 +30,7 @@ FLOORS = (
   ),
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
-    *("report", "profile", "parts", "data"),
+    *("report", "profile", "parts", "peer", "data"),
   ),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
@@ -43,6 +43,8 @@ FLOORS = (
     "evaluate",
     "page",
     "bench",
+    "bench_train",
+    "peer_open_clip",
     "serve",
     "plan",
     "pods",
@@ -56,6 +58,7 @@ OWNERS = {
   "clu": ("fs_jax.runs",),
   "grain": ("fs_jax.data.pipeline",),
   "ml_collections": ("fs_jax.configdict", "launch"),
+  "open_clip": ("fs_jax.peer_open_clip",),
   "orbax": ("fs_jax.checkpoint",),
   "ray": ("fs_jax.serve", "launch"),
   "scann": ("fs_jax.index",),
@@ -64,6 +67,8 @@ OWNERS = {
   "tensorflow": (),
   "tensorflow_datasets": ("fs_jax.data",),
   "tokenizers": ("fs_jax.data.tokenizer",),
+  "torch": ("fs_jax.peer_open_clip",),
+  "torchvision": ("fs_jax.peer_open_clip",),
   "uvicorn": ("fs_jax.serve", "launch"),
   "yaml": ("fs_jax.pods",),
 }

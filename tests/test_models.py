@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types as builtin_types
 
 import jax
 import jax.numpy as jnp
@@ -473,6 +474,34 @@ def test_attention_of_a_long_row_is_that_of_a_short_one(monkeypatch):
       patch.setattr(layers, "SHORT", 0)
       fused = lambda *args: layers.attend(*args)  # not the one compiled above
       close(quick(fused)(q, k, v, where), want)
+
+
+@pytest.mark.parametrize(
+  ("kind", "dtype", "width", "masked", "fused"),
+  [
+    ("NVIDIA H200", jnp.bfloat16, 64, False, True),
+    ("NVIDIA H200", jnp.float32, 64, False, False),
+    ("NVIDIA H200", jnp.bfloat16, 20, False, False),
+    ("NVIDIA H200", jnp.bfloat16, 64, True, False),
+    ("Instinct", jnp.bfloat16, 64, False, False),
+    ("", jnp.bfloat16, 64, False, False),
+  ],
+)
+def test_a_kernel_is_asked_for_what_it_takes(
+  monkeypatch, kind, dtype, width, masked, fused
+):
+  """Which kernel runs; what it computes is for a machine that has one."""
+  asked = []
+  device = builtin_types.SimpleNamespace(device_kind=kind)
+  backend = "gpu" if kind else "cpu"
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  kernel = lambda q, k, v, implementation: asked.append(implementation) or q
+  monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+  x = jnp.zeros((1, layers.SHORT + 1, 2, width), dtype)
+  mask = jnp.ones((1, 1, 1, layers.SHORT + 1), bool) if masked else None
+  layers.attend(x, x, x, mask)
+  assert asked == ["cudnn"] * fused
 
 
 @pytest.mark.parametrize("kind", ["map", "mean", "class"])

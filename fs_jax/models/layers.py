@@ -100,15 +100,53 @@ def attend(
   value: Float[Array, "B N h d"],
   mask: Bool[Array, "#B 1 #L N"] | None,
 ) -> Float[Array, "B L h d"]:
-  """Softmax attention, float32 inside; fused where that pays."""
+  """Softmax attention, float32 inside; fused where the device can."""
   if max(query.shape[1], key.shape[1]) > SHORT:
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    if mask is None and _fuses(query):
+      return jax.nn.dot_product_attention(
+        query, key, value, implementation="cudnn"
+      )
+    return _attend_by_head(query, key, value, mask)
   scores = jnp.einsum("blhd,bnhd->bhln", query, key).astype(jnp.float32)
   scores = scores / query.shape[-1] ** 0.5
   if mask is not None:
     scores = jnp.where(mask, scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
   return jnp.einsum("bhln,bnhd->blhd", weights, value)
+
+
+def _fuses(query: Float[Array, "B L h d"]) -> bool:
+  """Whether cuDNN's kernel takes it: NVIDIA, half precision, these heads.
+
+  Elsewhere `jax.nn.dot_product_attention` is plain products as well.
+  """
+  return (
+    jax.default_backend() == "gpu"
+    and jax.local_devices()[0].device_kind.startswith("NVIDIA")
+    and query.dtype == jnp.bfloat16
+    and query.shape[-1] % 8 == 0
+    and query.shape[-1] <= 128
+  )
+
+
+def _attend_by_head(
+  query: Float[Array, "B L h d"],
+  key: Float[Array, "B N h d"],
+  value: Float[Array, "B N h d"],
+  mask: Bool[Array, "#B 1 #L N"] | None,
+) -> Float[Array, "B L h d"]:
+  """As `attend`: heads in front, keys transposed, then plain products.
+
+  A CPU takes 2 to 3 times as long, forward and backward, where the products
+  read their heads out of the middle (197 tokens, 12 heads of 64).
+  """
+  query = query.transpose(0, 2, 1, 3) / query.shape[-1] ** 0.5
+  key = key.transpose(0, 2, 3, 1)  # [B,h,d,N]
+  scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)
+  if mask is not None:
+    scores = jnp.where(mask, scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.matmul(weights, value.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
 
 
 class Attention(nn.Module):
