@@ -100,7 +100,8 @@ def test_a_run_goes_on_elsewhere(donors, stage):
     shutil.copytree(first, workdir)
     shutil.rmtree(workdir / stage / "checkpoints" / str(whole))
     shutil.rmtree(workdir / "record")
-    (workdir / stage / "DONE").unlink()
+    for after in ("DONE", "fit.json"):  # of the end that it has yet to reach
+      (workdir / stage / after).unlink(missing_ok=True)
     layout = LAYOUTS.get(name, (2, 2, EIGHT[2]))
     found[name] = train(workdir, stage, layout, *often)
   control, examples = found.pop("1x8")
