@@ -20,16 +20,16 @@ from tests import runs
 
 pytestmark = pytest.mark.own
 
-STEPS, SAVE = 600, 20
+STEPS, SAVE = 360, 12
 SEED = 0
 ARGUMENTS = (
+  "--config.optim.name=adamw",
   "--config.optim.learning_rate=2e-3",
-  "--config.mesh.fsdp=2",
   "--config.train.log_every=1",
   f"--config.train.steps={STEPS}",
   f"--config.train.save_every={SAVE}",
 )
-HOW = {"processes": 2, "devices": 2, "local": ("--restarts=20", "--grace=5")}
+HOW = {"processes": 2, "devices": 1, "local": ("--restarts=20", "--grace=5")}
 PATIENCE = 300  # seconds that a moment may let one wait
 
 
