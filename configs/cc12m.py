@@ -42,10 +42,11 @@ def get_config(stage: str = "fast"):
 
 
 def fast(size: str = "B/16", name: str = "", fsdp: int = 1):
-  towers = (config.VISION[size], config.TEXT["B"])
+  vision = coco.recomputed(config.VISION[size])
+  text = coco.recomputed(config.TEXT["B"])
   return config.Config(
     "fast",
-    config.Fast(*map(coco.recomputed, towers), chunk=512),
+    config.Fast(vision, text, chunk=512),
     name=name,
     **COMMON,
     mesh=config.Mesh(fsdp=fsdp, topology="v5e:16x16"),
