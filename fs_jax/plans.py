@@ -82,6 +82,7 @@ def everything(
       _write(path, made.to_json() | {"key": key(cfg)})
       jax.clear_caches()  # of steps that nobody compiles again
     rows.append(made)
+    _show(readme, rows)  # at each: what is stopped leaves what it has
     said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
     minutes = (time.perf_counter() - began) / 60
     report.say(f"{number}/{len(recipes)}  {name}: {said}  ({minutes:.1f} min)")
@@ -90,10 +91,13 @@ def everything(
   for made in rows:
     shown.add_row(*row(made))
   console.print(shown)
+  return rows
+
+
+def _show(readme: str, rows: list[plan.Plan]) -> None:
   path = epath.Path(readme)
   text = rewrite(path.read_text(), table([row(made) for made in rows]))
   files.write_text(path, text)
-  return rows
 
 
 def _terminal() -> bool:
