@@ -7,11 +7,14 @@ source of what it compiled: only what changed is compiled again.
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import pathlib
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +25,7 @@ from etils import epath
 from fs_jax import config, configdict, files, machines, plan, report
 
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
+_EACH = 8 * machines.GIB  # memory that compiling an L/14 wants, and some more
 _TRIES = 12  # compilations that look for something that fits
 # Where a table of all pairs is worth a ring: a quarter of a GB in float32.
 _TABLE = 8192
@@ -66,32 +70,82 @@ def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
 
 
 def everything(
-  recipes: Mapping[str, config.Config], folder: str, readme: str
+  recipes: Mapping[str, config.Config],
+  folder: str,
+  readme: str,
+  jobs: int = 1,
 ) -> list[plan.Plan]:
   """Plans all of `recipes`, those that did not change from their rows.
 
   Prints a table, and writes it between the markers of `readme`.
+
+  Args:
+    recipes: configs by name.
+    folder: where rows are kept.
+    readme: Markdown with the markers.
+    jobs: how many are compiled at once.
   """
-  rows: list[plan.Plan] = []
   began = time.perf_counter()
-  for number, (name, cfg) in enumerate(recipes.items(), start=1):
-    path = epath.Path(folder) / "rows" / file_name(name)
-    made = _kept(path, cfg)
-    if made is None:
-      made = plan.plan(name, cfg)
-      _write(path, made.to_json() | {"key": key(cfg)})
-      jax.clear_caches()  # of steps that nobody compiles again
-    rows.append(made)
-    _show(readme, rows)  # at each: what is stopped leaves what it has
+  path = {n: epath.Path(folder) / "rows" / file_name(n) for n in recipes}
+  kept = {name: _kept(path[name], cfg) for name, cfg in recipes.items()}
+  rows = {name: made for name, made in kept.items() if made is not None}
+  missing = {n: cfg for n, cfg in recipes.items() if n not in rows}
+  report.say(
+    f"{len(rows)} of {len(recipes)} did not change; compiling "
+    f"{len(missing)}, {min(jobs, len(missing))} at once: some minutes each"
+  )
+  for name, made in _compiled(missing, jobs):
+    _write(path[name], made.to_json() | {"key": key(recipes[name])})
+    rows[name] = made
     said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
     minutes = (time.perf_counter() - began) / 60
-    report.say(f"{number}/{len(recipes)}  {name}: {said}  ({minutes:.1f} min)")
+    report.say(
+      f"{len(rows)}/{len(recipes)}  {name}: {said}  ({minutes:.1f} min)"
+    )
+    # At each: what is stopped leaves what it has.
+    _show(readme, [rows[n] for n in recipes if n in rows])
+  made_of_all = [rows[name] for name in recipes]
+  _show(readme, made_of_all)
   console = rich.console.Console(width=None if _terminal() else 200)
   shown = rich.table.Table(*COLUMNS)
-  for made in rows:
+  for made in made_of_all:
     shown.add_row(*row(made))
   console.print(shown)
-  return rows
+  return made_of_all
+
+
+def _compiled(
+  recipes: Mapping[str, config.Config], jobs: int
+) -> Iterator[tuple[str, plan.Plan]]:
+  """Plans as they are done. A compilation keeps one core busy, not two."""
+  if jobs == 1:
+    for name, cfg in recipes.items():
+      yield name, plan.plan(name, cfg)
+      jax.clear_caches()  # of steps that nobody compiles again
+    return
+  pool = futures.ProcessPoolExecutor(
+    jobs,
+    multiprocessing.get_context("spawn"),
+    initializer=on_cpu,
+    max_tasks_per_child=1,  # memory of a compiler is not given back
+  )
+  try:
+    asked = {pool.submit(plan.plan, n, cfg): n for n, cfg in recipes.items()}
+    for done in futures.as_completed(asked):
+      yield asked[done], done.result()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def on_cpu() -> None:
+  """Keeps JAX from looking for the TPU whose compiler it has."""
+  jax.config.update("jax_platforms", "cpu")
+
+
+def at_once() -> int:
+  """Compilations that the cores and the memory of this machine hold."""
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return max(1, min(len(os.sched_getaffinity(0)), memory // _EACH))
 
 
 def _show(readme: str, rows: list[plan.Plan]) -> None:

@@ -15,7 +15,6 @@ import importlib
 import pathlib
 import re
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -29,6 +28,9 @@ _TOPOLOGY = flags.DEFINE_string(
   "topology", "", "such as v5e:16x16; if not given, the config's"
 )
 _ALL = flags.DEFINE_bool("all", False, "plan every config that has a topology")
+_JOBS = flags.DEFINE_integer(
+  "jobs", 0, "all: compile so many at once; 0: what cores and memory hold"
+)
 _OUT = flags.DEFINE_string(
   "out", "", "JSON file of the plan; if not given, in runs/plan"
 )
@@ -40,9 +42,10 @@ _README = "launch/README.md"
 
 
 def main(_) -> None:
-  jax.config.update("jax_platforms", "cpu")  # or libtpu looks for a TPU
+  plans.on_cpu()
   if _ALL.value:
-    plans.everything(_recipes(), _FOLDER, _README)
+    jobs = _JOBS.value or plans.at_once()
+    plans.everything(_recipes(), _FOLDER, _README, jobs)
     return
   cli.need("config")
   cfg = configdict.parse(_CONFIG.value)
