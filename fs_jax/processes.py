@@ -24,6 +24,8 @@ SUPERVISOR = "FS_JAX_SUPERVISOR"  # its process: without it nobody goes on
 MULTIHOST = "FS_JAX_MULTIHOST"  # says what a TPU VM does not: more hosts work
 _PATIENCE = "FS_JAX_PEER_TIMEOUT"  # seconds until a silent peer is dead
 _PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
+_M_ARENA_MAX = -8  # of mallopt(3), glibc
+_ARENAS = 2
 _MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
 
 
@@ -84,6 +86,20 @@ def _joined(env: Mapping[str, str]) -> bool:
   )
   late.cancel()
   return True
+
+
+def share_freed_memory() -> None:
+  """Lets what one thread freed be used by the others: call it first.
+
+  glibc gives threads arenas of their own, eight a core, which nobody else
+  allocates from. Each checkpoint is written by other threads of a pool, so that
+  a run grew by a MiB a save for its first twelve; with two arenas by a tenth.
+  MALLOC_ARENA_MAX, if it is set, is left as it is.
+  """
+  if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    if mallopt is not None:
+      mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _leave_with(supervisor: int) -> None:

@@ -27,6 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages")
 
 def main(_) -> None:
   cli.need("config", "workdir")
+  processes.share_freed_memory()
   processes.start()
   compiled.keep(_WORKDIR.value)
   cfg = configdict.parse(_CONFIG.value)

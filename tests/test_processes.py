@@ -107,3 +107,35 @@ def test_alone_there_is_nobody_to_wait_for():
   processes.start()
   with processes.first("anything"):
     assert processes.is_first()
+
+
+ALLOCATE = """
+import ctypes, threading
+from fs_jax import processes
+processes.share_freed_memory()
+def allocate(at):
+  held = [bytes(1000) for _ in range(1000)]
+  at.wait()
+at = threading.Barrier(9)
+threads = [threading.Thread(target=allocate, args=(at,)) for _ in range(8)]
+for t in threads: t.start()
+at.wait()
+ctypes.CDLL(None).malloc_stats()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize(
+  ("set_to", "most"), [({}, 2), ({"MALLOC_ARENA_MAX": "3"}, 3)]
+)
+def test_threads_share_what_was_freed(set_to, most):
+  """glibc itself says how many arenas it made."""
+  done = subprocess.run(
+    [sys.executable, "-c", ALLOCATE],
+    env=environment(**set_to),
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=120,
+  )
+  assert done.stderr.count("Arena ") == most
