@@ -22,7 +22,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from fs_jax import config, configdict, files, machines, plan, report
+from fs_jax import config, files, machines, plan, report
 
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
 _EACH = 8 * machines.GIB  # memory that compiling an L/14 wants, and some more
@@ -89,18 +89,23 @@ def everything(
   path = {n: epath.Path(folder) / "rows" / file_name(n) for n in recipes}
   kept = {name: _kept(path[name], cfg) for name, cfg in recipes.items()}
   rows = {name: made for name, made in kept.items() if made is not None}
-  missing = {n: cfg for n, cfg in recipes.items() if n not in rows}
+  missing: dict[str, list[str]] = {}  # by step: flickr30k's Fast is coco's
+  for name in recipes:
+    if name not in rows:
+      missing.setdefault(key(recipes[name]), []).append(name)
+  steps = {names[0]: recipes[names[0]] for names in missing.values()}
   report.say(
-    f"{len(rows)} of {len(recipes)} did not change; compiling "
-    f"{len(missing)}, {min(jobs, len(missing))} at once: some minutes each"
+    f"{len(rows)} of {len(recipes)} did not change; compiling {len(steps)} "
+    f"steps of {len(recipes) - len(rows)}, {min(jobs, len(steps))} at once"
   )
-  for name, made in _compiled(missing, jobs):
-    _write(path[name], made.to_json() | {"key": key(recipes[name])})
-    rows[name] = made
+  for first, made in _compiled(steps, jobs):
+    for name in missing[key(recipes[first])]:
+      rows[name] = _named(made, name, recipes[name])
+      _write(path[name], rows[name].to_json() | {"key": key(recipes[name])})
     said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
     minutes = (time.perf_counter() - began) / 60
     report.say(
-      f"{len(rows)}/{len(recipes)}  {name}: {said}  ({minutes:.1f} min)"
+      f"{len(rows)}/{len(recipes)}  {first}: {said}  ({minutes:.1f} min)"
     )
     # At each: what is stopped leaves what it has.
     _show(readme, [rows[n] for n in recipes if n in rows])
@@ -164,9 +169,17 @@ def _kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
     return None
   try:
     values = json.loads(path.read_text())
-    return plan.Plan.from_json(values) if values["key"] == key(cfg) else None
+    if values["key"] != key(cfg):
+      return None
+    made = plan.Plan.from_json(values)
+    return _named(made, made.config, cfg)
   except (ValueError, KeyError, TypeError):  # of an earlier version, or cut
     return None
+
+
+def _named(made: plan.Plan, name: str, cfg: config.Config) -> plan.Plan:
+  """`made` of a config with the same step, as that of `cfg`."""
+  return dataclasses.replace(made, config=name, steps=cfg.train.steps)
 
 
 def _write(path: epath.Path, values: Mapping[str, Any]) -> None:
@@ -181,8 +194,15 @@ def file_name(name: str) -> str:
 
 
 def key(cfg: config.Config) -> str:
-  """Changes when the compiled step may: its config, its source, its makers."""
-  digest = hashlib.sha256(configdict.to_json(cfg).encode())
+  """Changes when the compiled step may: its config, its source, its makers.
+
+  Whose pictures it sees and how many steps there are changes no step.
+  """
+  values = dataclasses.asdict(cfg)
+  del values["name"], values["data"]["dataset"], values["train"]["steps"]
+  if cfg.stage != "distill":
+    del values["distill"]
+  digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
   digest.update(json.dumps(plan.versions(), sort_keys=True).encode())
   here = pathlib.Path(plan.__file__).parent
   for path in sorted([*here.glob("*.py"), *here.glob("models/*.py")]):

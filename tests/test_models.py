@@ -545,6 +545,26 @@ def test_stem_is_a_convolution():
   close(quick(stem.apply)({"params": params}, frames), want)
 
 
+@pytest.mark.parametrize("patch", [2, 3, 8])
+def test_a_stem_by_patches_is_one_by_pixels(patch):
+  """What other devices compute, in value and gradient."""
+  rng = np.random.default_rng(0)
+  frames = jnp.asarray(rng.normal(size=(2, 3 * patch, 2 * patch, 3)), "float32")
+  shape = (2 * patch, 2 * patch, 3, 5)
+  kernel = jnp.asarray(0.1 * rng.normal(size=shape), "float32")
+
+  def found(of):
+    def run(*x):
+      out, back = jax.vjp(functools.partial(of, patch), *x)
+      return out, *back(jnp.cos(out))
+
+    return quick(run)(frames, kernel)
+
+  ways = found(vision._by_patches), found(vision._by_pixels)
+  for got, want in zip(*ways, strict=True):
+    close(got, want)
+
+
 def test_patches_are_a_convolution():
   patch, width = 4, 5
   rng = np.random.default_rng(0)

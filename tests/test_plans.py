@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 from etils import epath
@@ -85,7 +86,7 @@ def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
   cfg, path = lowered.step(), epath.Path(tmp_path) / "row.json"
   assert plans._kept(path, cfg) is None
   plans._write(path, made().to_json() | {"key": plans.key(cfg)})
-  assert plans._kept(path, cfg) == made()
+  assert plans._kept(path, cfg) == made(steps=cfg.train.steps)
   other = dataclasses.replace(cfg, seed=1)
   assert plans._kept(path, other) is None
   with monkeypatch.context() as newer:
@@ -127,6 +128,46 @@ def test_only_what_changed_is_compiled_again(tmp_path, monkeypatch, capsys):
   assert asked == ["a.py:fast", "b.py:slow", "b.py:slow"]
   assert readme.read_text().count("| a.py:fast | v5e:2x4 |") == 1
   assert "1/2  a.py:fast: 2.000 s a step" in capsys.readouterr().err
+
+
+def test_configs_of_one_step_are_compiled_once(tmp_path, monkeypatch):
+  """Other pictures and more steps; never another seed, batch or teacher."""
+  cfg = lowered.step()
+  same = lowered.step(data={"dataset": "coco"}, train={"batch_size": 96})
+  same = dataclasses.replace(
+    same, train=dataclasses.replace(cfg.train, steps=9)
+  )
+  other = lowered.step(train={"batch_size": 192})
+  asked = []
+
+  def compiled(name, cfg):
+    asked.append(name)
+    return dataclasses.replace(made(), config=name, steps=cfg.train.steps)
+
+  monkeypatch.setattr(plan, "plan", compiled)
+  readme = tmp_path / "README.md"
+  readme.write_text(f"{plans.BEGIN}\n{plans.END}\n")
+  recipes = {"a.py:fast": cfg, "b.py:fast": same, "c.py:fast": other}
+  for _ in range(2):
+    rows = plans.everything(recipes, str(tmp_path), str(readme))
+    assert asked == ["a.py:fast", "c.py:fast"]
+    assert [row.config for row in rows] == list(recipes)
+    assert [row.steps for row in rows] == [4, 9, 4]
+  # The steps of a kept row are those of today's config.
+  more = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, steps=7))
+  rows = plans.everything({"a.py:fast": more}, str(tmp_path), str(readme))
+  assert (rows[0].steps, len(asked)) == (7, 2)
+  teacher = {"teacher": "offline", "lists": 9}
+  lists = lowered.step("distill", distill=teacher)
+  assert plans.key(lists) != plans.key(lowered.step("distill"))
+
+
+def test_several_are_compiled_at_once():
+  """In processes of their own, and in no order; what fails is not hidden."""
+  cfg = lowered.step()  # has no topology: libtpu is not asked
+  with pytest.raises(ValueError, match="a plan is for a topology"):
+    list(plans._compiled({"a.py:fast": cfg, "b.py:fast": cfg}, 2))
+  assert 1 <= plans.at_once() <= (os.cpu_count() or 1)
 
 
 def needs(monkeypatch, memory):
