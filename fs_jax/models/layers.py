@@ -21,10 +21,10 @@ ONE_HOT_VOCABULARY = 1024
 SHORT = 64
 
 # Stacks up to this depth are unrolled inside their scan: a loop costs (a Fast
-# step of four layers took 7 % less without, on a CPU). Not where activations
+# step of four layers took 7 % less without, on a CPU). Lower where activations
 # are computed again, which is for memory: unrolled, coco's Slow takes 4.7 GiB a
 # chip in place of 3.8, and half as long again to compile.
-UNROLLED = 4
+UNROLLED = {"none": 4, "dots": 2, "full": 2}
 
 MASKED = -1e30  # finite: a row with nothing to see stays free of NaN
 
@@ -279,7 +279,7 @@ def scanned(
   `inputs` of its arguments beside x are the same for every layer. What runs
   once, to initialise, stays a loop: that compiles in half the time.
   """
-  short = cfg.layers <= UNROLLED and cfg.remat == "none"
+  short = cfg.layers <= UNROLLED[cfg.remat]
   if cfg.remat != "none":
     policy = _POLICIES[cfg.remat]
     block = nn.remat(block, policy=policy, prevent_cse=False)
