@@ -9,7 +9,7 @@ BUDGET ?=
 ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 # Of one release: torchvision's names the torch it is built for.
-PEERS ?= torch==2.13.0 torchvision==0.28.0 open_clip_torch==3.3.0
+PEERS ?= torch==2.14.1 torchvision==0.29.1 open_clip_torch==3.3.0
 
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
