@@ -7,6 +7,8 @@ both. What stays different, with open_clip first:
 
 - its text is causal and pools the last word, ours masks padding, of which there
   is none here, and pools the first word. Neither skips what its mask hides.
+- float32 is each framework's faster kind of it on a GPU (TF32), and the same
+  everywhere on a CPU.
 - its heads and its patches have no bias, ours do, and a position of frames
   more; its class token has a position. The counts of parameters show it: less
   than 0.01 %. What both count as FLOPs shows that the products are the same.

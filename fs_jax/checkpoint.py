@@ -6,7 +6,9 @@ asynchronous; a step that was not written whole does not exist.
 """
 
 import contextlib
+import errno
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fs_jax import config, types
+from fs_jax import config, files, types
 
 
 class Checkpoints:
@@ -69,6 +71,7 @@ class Checkpoints:
 
     Raises:
       OSError: this write or an earlier one failed, as on a full disk.
+      RuntimeError: it failed for what may pass, as a store that did not answer.
     """
     step = int(state.step)
     if step == self.latest():
@@ -115,7 +118,7 @@ class Checkpoints:
     """Until everything started is written.
 
     Raises:
-      OSError: as `save`.
+      OSError, RuntimeError: as `save`.
     """
     with self._explained():
       self._manager.wait_until_finished()
@@ -124,10 +127,25 @@ class Checkpoints:
     with self._explained():
       self._manager.close()
 
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind: object, *_: object) -> None:
+    try:
+      self.close()
+    except (OSError, RuntimeError):
+      if kind is None:
+        raise  # or else what came first says more
+
   def _read(self, step: int, **items: Any) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # of damaged arrays orbax raises just that
+      if _unanswered(error):
+        raise RuntimeError(
+          f"{self._folder}/{step}: its disk must answer; got {_reason(error)}. "
+          "start again"
+        ) from error
       raise ValueError(
         f"{self._folder}/{step}: must be a whole checkpoint of this model; got "
         f"{_reason(error)}. delete that folder to use an earlier step"
@@ -141,9 +159,12 @@ class Checkpoints:
     except Exception as error:
       whole = self._manager.latest_step() if hasattr(self, "_manager") else None
       kept = f"step {whole} is whole" if whole is not None else "none is whole"
+      said = f"{self._folder}: a checkpoint must be written; got "
+      said += f"{_reason(error)}. "
+      if not _mendable(error):
+        raise RuntimeError(f"{said}start again ({kept})") from error
       raise OSError(
-        f"{self._folder}: a checkpoint must be written; got {_reason(error)}. "
-        f"make room or mend the permissions and start again ({kept})"
+        f"{said}make room or mend the permissions and start again ({kept})"
       ) from error
 
 
@@ -191,6 +212,32 @@ def _score(metrics: Mapping[str, float]) -> float:
 
 def _rest(state: types.TrainState) -> dict[str, Any]:
   return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _mendable(error: BaseException) -> bool:
+  """Whether it is for a user: tensorstore says errors of files in words."""
+  words = [os.strerror(number) for number in files.MENDABLE]
+  return any(
+    getattr(e, "errno", None) in files.MENDABLE
+    or any(word in str(e) for word in words)
+    for e in _chain(error)
+  )
+
+
+def _unanswered(error: BaseException) -> bool:
+  """Whether a disk or a store failed, and not what is written there."""
+  return any(
+    isinstance(e, ConnectionError | TimeoutError)
+    or getattr(e, "errno", None) in (errno.EIO, errno.ESTALE)
+    or re.search(r"UNAVAILABLE|DEADLINE_EXCEEDED|timed out", str(e))
+    for e in _chain(error)
+  )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 def _reason(error: BaseException) -> str:

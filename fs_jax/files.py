@@ -26,6 +26,15 @@ from etils import epath
 SCHEMA = 1
 MANIFEST = "manifest.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What whoever reads the message can mend. Anything else, such as a disk that
+# did not answer, may be gone when a launcher tries again.
+MENDABLE = frozenset(
+  {
+    *(*_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+  }
+)
 MAKES = {  # what to run for a folder of each kind
   "corpus": "python -m launch.encode",
   "store": "python -m launch.encode",
@@ -46,7 +55,7 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
   path = epath.Path(path)
   with _explained(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    if _remote(path):
+    if remote(path):
       path.write_bytes(data)
       return
     temporary = _beside(path)
@@ -87,6 +96,12 @@ def write_array(path: epath.PathLike, array: np.ndarray) -> None:
     write_to(file, array)
 
 
+def read_array(path: epath.PathLike) -> np.ndarray:
+  """An .npy file, wherever it lies."""
+  with epath.Path(path).open("rb") as file:
+    return np.load(file, allow_pickle=False)
+
+
 def write_to(file: BinaryIO, data: bytes | np.ndarray) -> None:
   """Appends bytes, or those of an array in C order: every write is here."""
   if isinstance(data, np.ndarray):
@@ -113,7 +128,7 @@ def folder(path: epath.PathLike) -> Iterator[epath.Path]:
       f"{path}: only an empty folder or one with a {MANIFEST} is replaced; "
       f"got something else. choose another folder or move it away"
     )
-  if _remote(path):
+  if remote(path):
     with tempfile.TemporaryDirectory() as temporary, _explained(path):
       yield epath.Path(temporary)
       _upload(epath.Path(temporary), path)
@@ -137,7 +152,7 @@ def local(path: epath.PathLike) -> epath.Path:
   Copies stay in ~/.cache/fs_jax, by the content of their manifest.
   """
   path = epath.Path(path)
-  if not _remote(path):
+  if not remote(path):
     return path
   key = hashlib.sha256(os.fspath(path).encode() + _manifest_text(path).encode())
   root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -270,7 +285,8 @@ def _manifest_text(path: epath.Path) -> str:
   return (path / MANIFEST).read_text()
 
 
-def _remote(path: epath.Path) -> bool:
+def remote(path: epath.PathLike) -> bool:
+  """Whether it lies in an object store: no renaming, appending or mapping."""
   return "://" in os.fspath(path)
 
 

@@ -19,6 +19,7 @@ from fs_jax import processes
 
 DONE, PREEMPTED = 0, 75
 FINAL = (2, 3, 130)  # bad input, diverged, interrupted: it would end so again
+_LOST = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 _LOOK = 0.1  # seconds between two looks at who is still there
 
 
@@ -50,8 +51,10 @@ def run(job: Job, say: Callable[[str], None]) -> int:
     crashes = 0
     while True:
       code = _once(job, told)
-      if code == DONE or code in FINAL or told.is_set():
+      if code == DONE or code in FINAL:
         return code
+      if told.is_set():  # also where one was too young to hear it
+        return PREEMPTED
       if code != PREEMPTED:
         crashes += 1
         say(f"a process {_ended(code)} ({crashes} of {job.restarts} crashes)")
@@ -93,7 +96,14 @@ def _once(job: Job, told: threading.Event) -> int:
 
 
 def _telling(codes: Sequence[int]) -> int:
-  """Of several exit codes the one that decides what happens next."""
+  """Of several exit codes the one that decides what happens next.
+
+  A process that was killed may leave others with an error that looks like bad
+  input; one with bad input makes others abort, and nothing worse.
+  """
+  for code in codes:
+    if -code in _LOST:
+      return code
   for code in (*FINAL, PREEMPTED):
     if code in codes:
       return code

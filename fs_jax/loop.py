@@ -76,7 +76,8 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-      ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema)
+      weight = 1 - optim.ema_decay(cfg.optim, state.step)
+      ema = optax.incremental_update(params, ema, weight)
     metrics |= {"loss": loss, "learning_rate": rate(state.step)}
     metrics |= optim.norms(grads)
     return types.TrainState(state.step + 1, params, opt_state, ema), metrics
@@ -172,9 +173,8 @@ def fit(
     frozen or {},
   )
   runs.begin(where, cfg, tokenizer)
-  saved = checkpoint.Checkpoints(where / "checkpoints", cfg.train)
   began = time.perf_counter()
-  try:
+  with checkpoint.Checkpoints(where / "checkpoints", cfg.train) as saved:
     if (saved.latest() or 0) < cfg.train.steps:
       state = _train(
         cfg, where, made, saved, batches, frozen or {}, start_from, validate
@@ -182,8 +182,6 @@ def fit(
       saved.wait()
     else:
       state = _first_state(cfg, made, saved, None)
-  finally:
-    saved.close()
   if not runs.finished(where):
     seconds = round(time.perf_counter() - began, 1)
     runs.finish(where, {"step": int(state.step), "seconds": seconds})
@@ -253,6 +251,7 @@ def _loop(
   def save() -> None:
     flush()
     log.check(step, window)  # never saves what is no longer finite
+    log.keep()  # no line is missing that a checkpoint has passed
     with log.clock.spent(report.SAVING):
       saved.save(state, heard[1] if heard[0] == step else None)
 
@@ -260,8 +259,7 @@ def _loop(
   for step in range(int(state.step) + 1, train.steps + 1):
     with log.clock.spent(report.DATA):
       batch = next(batches)
-    with tracer.step(step):
-      state, metrics = run(state, batch)
+    state, metrics = tracer.step(step, run, state, batch)
     # Reading metrics waits for their step: a window is read only once the next
     # step is on its way, so that the device never idles.
     flush()

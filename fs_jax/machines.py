@@ -30,6 +30,7 @@ class Tpu(NamedTuple):
   hbm_bandwidth: float
   link: float  # one way, of one link between neighbours
   axes: int  # of the torus: each has two links a chip
+  closed: int  # chips of a side, at least, whose ends are joined
   network: float  # one way, between slices, a chip's share of its host's
   clock: float  # Hz, of the cycles that the compiler counts
   chip_config: str = ""  # what libtpu calls one device a chip, not one a core
@@ -46,19 +47,19 @@ _V5P = (*_V4, "16x16x16", "16x16x24")
 TPUS = {
   "v4": Tpu("v4", 2, "tpu-ubuntu2204-base",
             "tpu-v4-podslice", "ct4p-hightpu", _V4, ("TPU v4",),
-            275e12, int(30.75 * GIB), 1228e9, 50e9, 3, 6.25e9, 1.05e9,
+            275e12, int(30.75 * GIB), 1228e9, 50e9, 3, 4, 6.25e9, 1.05e9,
             chip_config="megacore"),
   "v5e": Tpu("v5litepod", 1, "v2-alpha-tpuv5-lite",
              "tpu-v5-lite-podslice", "ct5lp-hightpu", _FLAT,
              ("TPU v5 lite", "TPU v5e"),
-             197e12, int(15.75 * GIB), 819e9, 50e9, 2, 3.125e9, 1.5e9),
+             197e12, int(15.75 * GIB), 819e9, 50e9, 2, 16, 3.125e9, 1.5e9),
   "v5p": Tpu("v5p", 2, "v2-alpha-tpuv5",
              "tpu-v5p-slice", "ct5p-hightpu", _V5P, ("TPU v5p", "TPU v5"),
-             459e12, int(95.74 * GIB), 2765e9, 100e9, 3, 6.25e9, 1.75e9),
+             459e12, int(95.74 * GIB), 2765e9, 100e9, 3, 4, 6.25e9, 1.75e9),
   "v6e": Tpu("v6e", 1, "v2-alpha-tpuv6e",
              "tpu-v6e-slice", "ct6e-standard", _FLAT,
              ("TPU v6 lite", "TPU v6e"),
-             918e12, int(31.25 * GIB), 1640e9, 100e9, 2, 12.5e9, 1.75e9),
+             918e12, int(31.25 * GIB), 1640e9, 100e9, 2, 16, 12.5e9, 1.75e9),
 }
 # fmt: on
 

@@ -76,7 +76,9 @@ def clusters(
       files.write_manifest(temporary, {"kind": "clusters", "contract": parts})
   _check(path, "clusters", parts, "mine")
   return pipeline.Clusters(
-    both, np.load(path / "visual.npy"), np.load(path / "text.npy")
+    both,
+    files.read_array(path / "visual.npy"),
+    files.read_array(path / "text.npy"),
   )
 
 
@@ -129,7 +131,7 @@ def judged(
       files.write_manifest(temporary, {"kind": "judged", "contract": parts})
     kept.rmtree()
   _check(path, "judged", parts, "judge")
-  return found._replace(judged=np.load(path / "h.npy"))
+  return found._replace(judged=files.read_array(path / "h.npy"))
 
 
 def _check(

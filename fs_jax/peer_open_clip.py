@@ -95,6 +95,8 @@ class Peer:
     self.on = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
+    # As JAX: products of float32 in TF32, where a GPU has it.
+    torch.set_float32_matmul_precision("high")
     self.dtype = getattr(torch, compute)
     # The tanh form of gelu, and no norm before the first block: as Fast.
     act = {"approximate": "tanh"}

@@ -270,8 +270,9 @@ def times(
   """The roofline of a device: each part at its peak, alone.
 
   A collective goes both ways around one axis of the torus, or around all of
-  them where its group is larger than the longest; a permutation goes one way
-  over one link.
+  them where its group is larger than the longest; one way where no link joins
+  the ends of an axis, since who lives there has no other neighbour. A
+  permutation goes one way over one link.
 
   Args:
     chip: its peaks.
@@ -288,7 +289,8 @@ def times(
       one_way[one.backward] += one.bytes / chip.link
     else:
       axes = chip.axes if one.group > max(sides) else 1
-      ways += one.bytes / (2 * axes * chip.link)
+      around = 2 if max(sides) >= chip.closed else 1
+      ways += one.bytes / (around * axes * chip.link)
   return Times(
     compute=hardware_flops / chip.flops,
     hbm=hbm_bytes / chip.hbm_bandwidth,

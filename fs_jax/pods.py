@@ -300,6 +300,7 @@ def slurm(job: Job) -> str:
       "#!/bin/bash",
       *(f"#SBATCH {option}" for option in options),
       f"restarts={job.restarts}",
+      f"patience={GRACE - 20}",
       _array("command", job.command),
       _shell("slurm"),
       "",

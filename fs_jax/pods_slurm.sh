@@ -1,6 +1,6 @@
 # One process a GPU. JAX takes SLURM_LOCALID for the number of a process's only
 # GPU, so every task has to see all GPUs of its node: no binding.
-# Given above: restarts, command.
+# Given above: restarts, patience, command.
 set -uo pipefail
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
 # One process may end with bad input and its peers by SIGABRT, for want of it;
@@ -11,8 +11,18 @@ rm -f "$codes"/*
 # shellcheck disable=SC2016 # it is the task's shell that expands them
 task='trap : TERM; "$@"; code=$?; echo $code >"$codes/$SLURM_PROCID"; exit $code'
 told=0
-# Not `kill`: srun makes of a SIGTERM to itself a SIGKILL to all tasks.
-trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+stopped=0
+# Not `kill`: srun makes of a SIGTERM to itself a SIGKILL to all tasks. Those
+# that train save within seconds; whoever prepares data or judges does not hear,
+# and has nothing to save that the next start would not make again.
+stop() {
+  told=1
+  stopped=1
+  scancel --signal=TERM "$SLURM_JOB_ID"
+  (sleep "$patience" && scancel --signal=KILL "$SLURM_JOB_ID") >/dev/null 2>&1 &
+  late=$!
+}
+trap stop TERM
 # A process that ends leaves its peers a minute to end by themselves.
 srun --label --gpu-bind=none --kill-on-bad-exit=0 --wait=60 \
   bash -c "$task" task "${command[@]}" &
@@ -24,7 +34,14 @@ while [ "$told" = 1 ]; do # the signal ended `wait`, not the training
   wait "$step"
   code=$?
 done
-for known in 75 3 2; do
+telling=(75 3 2)
+if [ "$stopped" = 1 ]; then
+  kill "$late"
+  [ "$code" = 0 ] || code=75
+else # one that was killed may leave others with what looks like bad input
+  telling+=(137)
+fi
+for known in "${telling[@]}"; do
   grep -qx "$known" "$codes"/* 2>/dev/null && code=$known
 done
 

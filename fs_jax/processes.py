@@ -8,9 +8,12 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -26,6 +29,8 @@ _PATIENCE = "FS_JAX_PEER_TIMEOUT"  # seconds until a silent peer is dead
 _PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
 _M_ARENA_MAX = -8  # of mallopt(3), glibc
 _ARENAS = 2
+_METADATA = "GCE_METADATA_HOST"  # instead of the server that hosts know
+_ASK = 5.0  # seconds between two questions of maintenance
 _MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
 
 
@@ -56,7 +61,7 @@ def start() -> None:
 def _joined(env: Mapping[str, str]) -> bool:
   if ADDRESS not in env:
     if _several_hosts(env):
-      jax.distributed.initialize()
+      _meet(env)
       return True
     return False
   missing = [name for name in (COUNT, INDEX) if name not in env]
@@ -71,21 +76,24 @@ def _joined(env: Mapping[str, str]) -> bool:
       f"environment: {INDEX} must be in 0 to {COUNT} - 1 = {count - 1}; got "
       f"{index}. give each process its own"
     )
+  _meet(env, env[ADDRESS], count, index)
+  return True
+
+
+def _meet(env: Mapping[str, str], *known: Any) -> None:
+  """`known`: address, count and index, where JAX does not find them itself."""
   patience = _integer(env, _PATIENCE) if _PATIENCE in env else None
   meeting = patience or _MEETING
   # JAX would end the process with a stack trace and no word of who is missing.
-  late = threading.Timer(meeting, _alone, (env[ADDRESS], count, index, meeting))
+  late = threading.Timer(meeting, _alone, (meeting, *known))
   late.daemon = True
   late.start()
   jax.distributed.initialize(
-    env[ADDRESS],
-    count,
-    index,
+    *known,
     initialization_timeout=2 * meeting,
     heartbeat_timeout_seconds=patience or _HEARTBEAT,
   )
   late.cancel()
-  return True
 
 
 def share_freed_memory() -> None:
@@ -112,14 +120,24 @@ def _leave_with(supervisor: int) -> None:
     raise Preempted
 
 
-def _alone(address: str, count: int, index: int, seconds: int) -> None:
+def _alone(
+  seconds: int, address: str = "", count: int = 0, index: int = 0
+) -> None:
   """Ends the process, whose main thread waits where no exception reaches it."""
-  who = "the first one" if index else "its peers"
-  sys.stderr.write(
-    f"error: processes: all {count} must meet at {address} within {seconds} "
-    f"s; got no word of {who} in process {index}. see that every one of them "
-    f"runs, with the same {COUNT}, and reaches that address\n"
-  )
+  if address:
+    who = "the first one" if index else "its peers"
+    said = (
+      f"all {count} must meet at {address} within {seconds} s; got no word of "
+      f"{who} in process {index}. see that every one of them runs, with the "
+      f"same {COUNT}, and reaches that address"
+    )
+  else:
+    said = (
+      f"those of all hosts must meet within {seconds} s; got no word of some "
+      f"on {socket.gethostname()}. see that every host runs, and reaches the "
+      f"first one; {_PATIENCE}=600 waits longer"
+    )
+  sys.stderr.write(f"error: processes: {said}\n")
   sys.stderr.flush()
   os._exit(1)
 
@@ -143,14 +161,17 @@ def first(what: str) -> Iterator[None]:
 
 
 class Notice:
-  """Whether the machine is about to be taken away: SIGTERM, or what a TPU says.
+  """Whether the machine is about to be taken away: SIGTERM, or maintenance.
 
   A context: inside, the signal no longer ends the process; it is heard after
   the step, by all processes after the same one. A second one ends at once.
+  Maintenance of a TPU's host is announced by its metadata server alone; what
+  hears it there sends the signal.
   """
 
   def __init__(self) -> None:
     self._given = False
+    self._over = threading.Event()
     self._before: object = None
 
   def __enter__(self) -> "Notice":
@@ -160,9 +181,15 @@ class Notice:
     )
     if self._own:
       self._before = signal.signal(signal.SIGTERM, self._hear)
+    if jax.default_backend() == "tpu" or _METADATA in os.environ:
+      awaits = threading.Thread(
+        target=_await_maintenance, args=(self._over,), daemon=True
+      )
+      awaits.start()
     return self
 
   def __exit__(self, *_: object) -> None:
+    self._over.set()
     if self._own:
       signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
 
@@ -176,6 +203,32 @@ class Notice:
     if self._given:
       raise Preempted
     self._given = True
+
+
+def _await_maintenance(over: threading.Event) -> None:
+  """Sends this process SIGTERM once its host is to be taken down.
+
+  Asks the host's metadata server, as long as there is one that answers.
+  """
+  host = os.environ.get(_METADATA, "metadata.google.internal")
+  ask = urllib.request.Request(
+    f"http://{host}/computeMetadata/v1/instance/maintenance-event",
+    headers={"Metadata-Flavor": "Google"},
+  )
+  failures = 0
+  while failures < 3 and not over.is_set():
+    try:
+      with urllib.request.urlopen(ask, timeout=5) as answer:
+        said = answer.read().decode().strip()
+    except OSError:
+      failures += 1
+    else:
+      failures = 0
+      if said.startswith("TERMINATE"):
+        sys.stderr.write(f"this host is about to be taken away: {said}\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    over.wait(_ASK)
 
 
 def _several_hosts(env: Mapping[str, str]) -> bool:

@@ -1,10 +1,10 @@
 """A trace of some steps, when one is asked for: for TensorBoard or Perfetto."""
 
-import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from etils import epath
@@ -37,26 +37,30 @@ class Tracer:
     if self._listens:
       signal.signal(signal.SIGUSR1, self._before)
 
-  @contextlib.contextmanager
-  def step(self, number: int) -> Iterator[None]:
-    """Around one step."""
+  def step(self, number: int, run: Callable[..., Any], *args: Any) -> Any:
+    """run(*args), one step, which is traced if it is one of those.
+
+    A device works behind what it is asked: the trace begins when the steps
+    before are done and ends when the last one is.
+    """
     if self._asked:
       self._asked = False
       self._first, self._last = number, number + STEPS - 1
     if number == self._first and processes.is_first() and not self._on:
+      jax.block_until_ready(args)
       jax.profiler.start_trace(self._folder)
       self._on = True
     if not self._on:
-      yield
-      return
+      return run(*args)
     with jax.profiler.StepTraceAnnotation("train", step_num=number):
-      yield
+      result = run(*args)
     if number >= self._last:
+      jax.block_until_ready(result)
       self._stop()
+    return result
 
   def _stop(self) -> None:
     if self._on:
-      jax.effects_barrier()
       jax.profiler.stop_trace()
       self._on = False
       report.say(f"traced to step {self._last}, in {self._folder}")

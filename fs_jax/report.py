@@ -10,6 +10,7 @@ import os
 import pathlib
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from fs_jax import files, processes
 
 METRICS = "metrics.jsonl"
 GIB = 1 << 30
+_UPLOAD = 15.0  # seconds, at least, between two writes to an object store
 _STATM = pathlib.Path("/proc/self/statm")
 
 
@@ -126,14 +128,18 @@ class Report:
     if not processes.is_first():
       return
     folder = epath.Path(folder)
+    self._folder = folder
     known = read(folder)
     kept = [x for x in known if x["step"] <= start or x.get("split") == START]
-    files.write_text(
-      folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept)
-    )
-    self._path = os.fspath(folder / METRICS)
+    self._lines = [json.dumps(line) + "\n" for line in kept]
+    files.write_text(folder / METRICS, "".join(self._lines))
+    self._remote, self._kept = files.remote(folder), time.monotonic()
+    self._events = os.fspath(folder / "tb")
+    if self._remote:  # TensorBoard's files grow by appending, too
+      self._scratch = tempfile.TemporaryDirectory()
+      self._events = self._scratch.name
     self._board = tensorboardX.SummaryWriter(
-      os.fspath(folder / "tb"),
+      self._events,
       # Names have a resolution of one second: restarts must not collide.
       filename_suffix=f".{os.getpid()}-{secrets.token_hex(4)}",
     )
@@ -228,8 +234,13 @@ class Report:
       return
     line = {"step": step, "time": round(time.time(), 3), "split": split}
     line |= {key: float(f"{value:.9g}") for key, value in values.items()}
-    with open(self._path, "a") as file:
-      file.write(json.dumps(line) + "\n")
+    if self._remote:
+      self._lines.append(json.dumps(line) + "\n")
+      if time.monotonic() - self._kept > _UPLOAD:
+        self.keep()
+    else:
+      with open(self._folder / METRICS, "a") as file:
+        file.write(json.dumps(line) + "\n")
     if split == START:
       return
     for key, value in values.items():
@@ -238,14 +249,31 @@ class Report:
       said = "  ".join(f"{key} {value:.3g}" for key, value in values.items())
       self._bar.say(f"{self._name} step {step}: {split} {said}")
 
+  def keep(self) -> None:
+    """All that was written lies in the folder, also in one of a store.
+
+    There nothing can be appended: files are written whole, now and then.
+    """
+    if self._board is None or not self._remote:
+      return
+    self._kept = time.monotonic()
+    self._board.flush()
+    files.write_text(self._folder / METRICS, "".join(self._lines))
+    for events in pathlib.Path(self._events).iterdir():
+      files.write_bytes(self._folder / "tb" / events.name, events.read_bytes())
+
   def say(self, text: str) -> None:
     """A line for whoever watches."""
     self._bar.say(f"{self._name}: {text}")
 
   def close(self) -> None:
     self._bar.close()
-    if self._board is not None:
-      self._board.close()
+    if self._board is None:
+      return
+    self.keep()
+    self._board.close()
+    if self._remote:
+      self._scratch.cleanup()
 
 
 def host_memory() -> int:

@@ -62,13 +62,16 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
       source, tokenizer, cfg, start=start, rows=rows, clusters=clusters
     )
 
+  # Earlier stages lie on one device, beside which training has other plans.
+  frozen, first = jax.device_get((frozen, _first_params(cfg, donor)))
+  del donor, teacher
   loop.fit(
     cfg,
     workdir,
     tokenizer,
     batches,
     frozen=frozen,
-    start_from=_first_params(cfg, donor),
+    start_from=first,
     validate=quick_recall(cfg, tokenizer) if cfg.train.eval_every else None,
   )
   return where
@@ -126,15 +129,20 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
   The fit lies in the stage trained last, <slow>/fit.json for the Fast that Slow
   began with and <distilled>/fit.json for the distilled one.
 
-  Of several processes the first one does it.
+  Of several processes the first one does it, and the others wait: those that
+  left would take the whole run with them minutes later.
 
   Args:
     workdir: of both stages.
     fast_name: stage whose candidates Slow will look at.
     slow_name: the judge.
   """
-  if not processes.is_first():
-    return
+  with processes.first("weigh"):
+    if processes.is_first():
+      _weigh(workdir, fast_name, slow_name)
+
+
+def _weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
   fast = runs.load(runs.folder(workdir, fast_name))
   slow = runs.load(runs.folder(workdir, slow_name))
   where = slow.folder if fast.cfg.stage == "fast" else fast.folder

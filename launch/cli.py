@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from fs_jax import processes
+from fs_jax import files, processes
 
 DONE, FAILED, BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -239,8 +239,11 @@ def _is_input(error: BaseException) -> bool:
   A ValueError that this project raised is about input; one from inside a
   library is a bug of ours, and needs its traceback.
   """
-  if isinstance(error, (flags.Error, OSError)):
+  if isinstance(error, flags.Error):
     return True
+  if isinstance(error, OSError):  # one that only says so is this project's own
+    passes = isinstance(error, ConnectionError | TimeoutError)
+    return not passes and (error.errno is None or error.errno in files.MENDABLE)
   trace = error.__traceback__
   while trace is not None and trace.tb_next is not None:
     trace = trace.tb_next

@@ -19,8 +19,13 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 ).strip()
 
+from typing import ClassVar
+
+import fsspec
 import jax
 import jaxtyping
+import pytest
+from fsspec.implementations import memory
 
 # Shapes and types of every call into these modules are checked. Modules that
 # define pytree dataclasses stay out: jax rebuilds those with non-arrays inside.
@@ -30,3 +35,22 @@ jaxtyping.install_import_hook(
 
 # A broadcast that adds an axis has to be written out.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def bucket():
+  """Whatever is under gs:// lies in this process's memory."""
+
+  class Bucket(memory.MemoryFileSystem):
+    protocol = "gs"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      name = os.fspath(path).removeprefix("gs://").strip("/")
+      return f"/{name}" if name else ""
+
+  for protocol in ("gs", "gcs"):
+    fsspec.register_implementation(protocol, Bucket, clobber=True)
+  return Bucket

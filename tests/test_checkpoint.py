@@ -127,6 +127,39 @@ def test_a_write_that_fails_midway_loses_nothing(tmp_path):
   assert again.latest() == 4
 
 
+def test_a_store_that_does_not_answer_is_for_a_launcher(tmp_path):
+  """Another try may do: nobody is asked to mend or delete anything."""
+  found = saved(tmp_path, 3)
+  gone = ConnectionResetError(104, "Connection reset by peer")
+  with (
+    mock.patch.object(found._manager, "save", side_effect=gone),
+    pytest.raises(
+      RuntimeError, match=r"reset by.*start again.*3 is whole"
+    ),
+  ):
+    found.save(state_of(4))
+  for error in (gone, ValueError("UNAVAILABLE: Error reading x/y: HTTP 503")):
+    with (
+      mock.patch.object(found._manager, "restore", side_effect=error),
+      pytest.raises(RuntimeError, match=r"must answer; got .*start again"),
+    ):
+      found.restore(3, like(state_of(3)))
+
+
+def test_what_came_first_is_told(tmp_path):
+  """An error of closing hides no other; alone it is one."""
+  full = OSError(28, "No space left on device")
+  for inside, raised in ((KeyError("first"), KeyError), (None, OSError)):
+    found = saved(tmp_path / raised.__name__, 3)
+    with (
+      mock.patch.object(found._manager, "close", side_effect=full),
+      pytest.raises(raised),
+      found,
+    ):
+      if inside:
+        raise inside
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
   (tmp_path / "checkpoints").write_text("")
   with pytest.raises(OSError, match="checkpoints: a checkpoint must be"):

@@ -4,13 +4,10 @@ import errno
 import json
 import os
 import pathlib
-from typing import ClassVar
 
-import fsspec
 import numpy as np
 import pytest
 from etils import epath
-from fsspec.implementations import memory
 
 from fs_jax import files
 
@@ -170,21 +167,8 @@ def test_hidden_files_do_not_count(tmp_path):
   files.read_manifest(tmp_path / "out", "corpus")
 
 
-def test_object_stores(tmp_path, monkeypatch):
+def test_object_stores(tmp_path, monkeypatch, bucket):
   """No renaming there: the manifest goes first of all and comes last."""
-
-  class Bucket(memory.MemoryFileSystem):
-    protocol = "gs"
-    store: ClassVar[dict] = {}
-    pseudo_dirs: ClassVar[list] = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-      name = os.fspath(path).removeprefix("gs://").strip("/")
-      return f"/{name}" if name else ""
-
-  for protocol in ("gs", "gcs"):
-    fsspec.register_implementation(protocol, Bucket, clobber=True)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   path = epath.Path("gs://bucket/out")
   make(path)
@@ -192,6 +176,10 @@ def test_object_stores(tmp_path, monkeypatch):
     files.write_text(temporary / "c.txt", "two")
     files.write_manifest(temporary, {"kind": "corpus"})
   assert set(files.read_manifest(path, "corpus")["files"]) == {"c.txt"}
+  with files.folder(epath.Path("gs://bucket/arrays")) as temporary:
+    files.write_array(temporary / "a.npy", np.arange(3))
+  read = files.read_array("gs://bucket/arrays/a.npy")
+  np.testing.assert_array_equal(read, np.arange(3))
   copy = files.local(path)
   assert (copy / "c.txt").read_text() == "two"
   assert tmp_path in pathlib.Path(copy).parents

@@ -1,5 +1,6 @@
 """Every program on a tiny workdir, from configs to answers."""
 
+import errno
 import json
 import pathlib
 import signal
@@ -142,6 +143,32 @@ def test_a_bug_keeps_its_traceback(error):
 
   with pytest.raises(error):
     cli.call(main, "", ["x"])
+
+
+@pytest.mark.parametrize(
+  ("error", "mended"),
+  [
+    (OSError("runs/x: a checkpoint must be written; got ..."), True),
+    (OSError(errno.ENOSPC, "No space left on device", "x"), True),
+    (PermissionError(errno.EACCES, "Permission denied", "x"), True),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), True),
+    (OSError(errno.ESTALE, "Stale file handle", "x"), False),
+    (OSError(errno.EIO, "Input/output error", "x"), False),
+    (ConnectionResetError(errno.ECONNRESET, "Connection reset"), False),
+    (TimeoutError(), False),
+  ],
+)
+def test_what_may_pass_is_no_bad_input(error, mended):
+  """A launcher starts the rest again: nothing that a user did is wrong."""
+
+  def main(_):
+    raise error
+
+  if mended:
+    assert cli.call(main, "", ["x"]) == cli.BAD_INPUT
+  else:
+    with pytest.raises(OSError):
+      cli.call(main, "", ["x"])
 
 
 def test_a_real_process_leaves_with_its_code():

@@ -22,6 +22,8 @@ with open(sys.argv[1] + "/starts", "a") as file:
 if codes[0] == "wait":
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
   time.sleep(60)
+if codes[0] == "deaf":
+  time.sleep(60)
 if codes[0] == "kill":
   os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(codes[0]))
@@ -52,8 +54,9 @@ def test_a_dead_peer_takes_the_others_and_all_start_again(tmp_path):
 
 
 def test_preempted_starts_again_and_is_no_crash(tmp_path):
-  code, starts, said, _ = run(tmp_path, "75 75 0", "75 75 0", restarts=0)
-  assert (code, starts) == (0, 6)
+  # One process: a second would be told to stop before it has read its codes.
+  code, starts, said, _ = run(tmp_path, "75 75 0", restarts=0)
+  assert (code, starts) == (0, 3)
   assert "crash" not in said
 
 
@@ -79,6 +82,35 @@ def test_being_told_to_stop_is_passed_on(tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   assert run(tmp_path, "wait", "wait")[:2] == (75, 2)
   assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_one_too_young_to_hear_is_told_to_stop_all_the_same(tmp_path):
+  """It still imports when SIGTERM comes, and dies of it: that is no crash."""
+
+  def stop():
+    while len((tmp_path / "starts").read_text().split()) < 4:
+      time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  (tmp_path / "starts").touch()
+  threading.Thread(target=stop, daemon=True).start()
+  assert run(tmp_path, "deaf", "deaf")[:2] == (75, 2)
+
+
+@pytest.mark.parametrize(
+  ("codes", "tells"),
+  [
+    ([0, 0], 0),
+    ([2, -signal.SIGKILL], -signal.SIGKILL),  # lost it while it saved
+    ([-signal.SIGABRT, 2], 2),  # gave up for want of a peer
+    ([75, -signal.SIGTERM], 75),
+    ([3, 1], 3),
+    ([1, -signal.SIGTERM], 1),
+    ([], 75),
+  ],
+)
+def test_what_several_codes_say(codes, tells):
+  assert local._telling(codes) == tells
 
 
 def test_no_process_is_refused():

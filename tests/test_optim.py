@@ -279,3 +279,15 @@ def test_muon_knows_inputs_and_outputs_of_every_kernel(stage):
     lambda x: draw.normal(size=x.shape).astype(np.float32), params
   )
   assert changed(params, updated(cfg.optim, params, grads, steps=1)) >= kernels
+
+
+def test_a_running_mean_forgets_where_it_began():
+  """However slow it is in the end; a constant 0.9999 leaves 30 % of it."""
+  cfg = config.Optim(ema=0.9999)
+  steps = np.arange(12_000)
+  decays = np.asarray(jax.vmap(lambda s: optim.ema_decay(cfg, s))(steps))
+  assert decays[0] == np.float32(0.1)
+  assert (np.diff(decays) >= 0).all() and decays[-1] < 0.9999
+  assert np.log(decays.astype(float)).sum() < np.log(1e-6)
+  assert optim.ema_decay(cfg, 10**6) == np.float32(0.9999)
+  assert optim.ema_decay(config.Optim(ema=0.5), 8) == 0.5

@@ -17,7 +17,7 @@ def collective(kind, size, group=4, backward=False):
   return hlo.Collective(kind, size, group, 1, backward, "")
 
 
-def times(*found, sides=(2, 4), flops=0.0, memory=0.0, cycles=0.0):
+def times(*found, sides=(16, 16), flops=0.0, memory=0.0, cycles=0.0):
   return plan.times(V5E, sides, flops, memory, cycles, list(found))
 
 
@@ -34,9 +34,22 @@ def test_a_collective_goes_both_ways_around_an_axis():
 
 
 def test_a_group_larger_than_a_side_uses_all_axes():
-  one = times(collective("all-reduce", 100e9, group=4)).interconnect
-  all_axes = times(collective("all-reduce", 100e9, group=8)).interconnect
+  one = times(collective("all-reduce", 100e9, group=16)).interconnect
+  all_axes = times(collective("all-reduce", 100e9, group=256)).interconnect
   assert (one, all_axes) == (1, 0.5)
+
+
+def test_a_side_whose_ends_do_not_meet_is_gone_along_one_way():
+  """A v5e closes at 16; where it does not, chips at the ends have one link."""
+  found = collective("all-reduce", 100e9, group=8)
+  assert times(found, sides=(2, 4)).interconnect == 1
+  gathered = collective("all-gather", 50e9, group=4)
+  assert times(gathered, sides=(2, 4)).interconnect == 1
+  v5p = machines.tpu("v5p:4x4x4")
+  cube = plan.times(v5p, (4, 4, 4), 0, 0, 0, [gathered])
+  small = plan.times(v5p, (2, 2, 1), 0, 0, 0, [gathered])
+  assert small.interconnect == 50e9 / (3 * v5p.link)
+  assert cube.interconnect == 50e9 / (2 * v5p.link)
 
 
 def test_permutations_each_way_share_nothing():

@@ -256,6 +256,7 @@ exit "${code:-0}" # of the last
     ("75 75 75 75", 0, cli.PREEMPTED, True),
     ("75 75 75 134", 99, cli.PREEMPTED, True),  # is no crash
     ("1 134 134 134", 0, 134, True),
+    ("2 137 134 2", 0, 137, True),  # killed: the others lost it while saving
     ("1 1 1 1", GPU.restarts - 1, 1, True),
     ("1 1 1 1", GPU.restarts, 1, False),
   ],
@@ -303,6 +304,29 @@ def test_slurm_waits_for_a_checkpoint_when_told_to_stop(run, tmp_path):
   assert process.returncode == 0
   lines = log.read_text().splitlines()
   assert lines[-2:] == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+
+
+def test_slurm_goes_on_where_nobody_hears(run, tmp_path):
+  """Told to stop while it prepares data: ended in time, and queued again."""
+  process, log = run(
+    pods.slurm(GPU).replace("patience=100", "patience=0.3"),
+    {
+      "srun": SRUN,
+      "python": "until [ -e --signal=KILL ]; do sleep 0.05; done; kill -9 $$",
+      "scancel": 'touch -- "$1"',
+      "scontrol": "",
+    },
+    wait=False,
+    SLURM_JOB_ID="7",
+    SLURM_JOB_NAME="demo",
+  )
+  while log.read_text().count("python") < 4:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=30)
+  assert process.returncode == 0
+  stops = ["scancel --signal=TERM 7", "scancel --signal=KILL 7"]
+  assert log.read_text().splitlines()[-3:] == [*stops, "scontrol requeue 7"]
 
 
 # TPU VMs: the script, with a gcloud that plays a queued resource.

@@ -1,10 +1,13 @@
 """How processes meet, and what is said when one does not come."""
 
 import contextlib
+import http.server
 import os
 import subprocess
 import sys
+import threading
 import time
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -139,3 +142,72 @@ def test_threads_share_what_was_freed(set_to, most):
     timeout=120,
   )
   assert done.stderr.count("Arena ") == most
+
+
+def test_hosts_that_do_not_meet_say_so():
+  """Where JAX finds its peers by itself, as on a pod, it says as much."""
+  env = environment(
+    FS_JAX_MULTIHOST="1",
+    FS_JAX_PEER_TIMEOUT="2",
+    SLURM_JOB_ID="7",
+    SLURM_STEP_NODELIST="localhost",
+    SLURM_NTASKS="2",
+    SLURM_PROCID="1",
+    SLURM_LOCALID="0",
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", "from fs_jax import processes; processes.start()"],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 1
+  assert "of all hosts must meet within 2 s; got no word" in done.stderr
+  assert "FS_JAX_PEER_TIMEOUT=600 waits longer" in done.stderr
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+  """What a host is told of itself: first nothing, then that it has to go."""
+
+  asked: ClassVar[list] = []
+
+  def do_GET(self):
+    self.asked.append((self.path, self.headers["Metadata-Flavor"]))
+    said = "NONE" if len(self.asked) < 3 else "TERMINATE_ON_HOST_MAINTENANCE"
+    self.send_response(200)
+    self.end_headers()
+    self.wfile.write(said.encode())
+
+  def log_message(self, *_):
+    pass
+
+
+def test_maintenance_of_a_host_is_a_notice(monkeypatch):
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  host = f"127.0.0.1:{server.server_address[1]}"
+  monkeypatch.setenv("GCE_METADATA_HOST", host)
+  monkeypatch.setattr(processes, "_ASK", 0.01)
+  until = time.monotonic() + 30
+  try:
+    with processes.Notice() as notice:
+      assert not notice.given(1)
+      while not notice.given(2):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+  finally:
+    server.shutdown()
+    server.server_close()
+  path = "/computeMetadata/v1/instance/maintenance-event"
+  assert Metadata.asked == [(path, "Google")] * 3
+
+
+def test_a_host_without_metadata_is_left_alone(monkeypatch):
+  monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{local._free_port()}")
+  monkeypatch.setattr(processes, "_ASK", 0.01)
+  over = threading.Event()
+  asks = threading.Thread(target=processes._await_maintenance, args=(over,))
+  asks.start()
+  asks.join(timeout=30)
+  assert not asks.is_alive()

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from fs_jax import report
 
@@ -33,6 +34,28 @@ def read(folder):
 
 def steps(folder):
   return [line["step"] for line in read(folder)]
+
+
+def test_a_folder_of_a_store_gets_whole_files(bucket, monkeypatch):
+  """Nothing can be appended there: lines and events are written together."""
+  monkeypatch.setattr(report, "_UPLOAD", 1e9)
+  where = epath.Path("gs://bucket/W/fast")
+  (where / report.METRICS).write_text('{"step": 2, "split": "train"}\n')
+  log = report.Report(where, "fast", 4, 10)
+  log.train(6, WINDOW, 8)
+  assert steps(where) == [2]  # at the next upload
+  log.keep()
+  assert steps(where) == [2, 6]
+  log.train(8, WINDOW, 8)
+  log.close()
+  assert steps(where) == [2, 6, 8]
+  (events,) = (where / "tb").iterdir()
+  assert len(events.read_bytes()) > 500
+  monkeypatch.setattr(report, "_UPLOAD", 0)
+  log = report.Report(where, "fast", 8, 10)
+  log.train(10, WINDOW, 8)
+  assert steps(where) == [2, 6, 8, 10]  # at once
+  log.close()
 
 
 @pytest.mark.parametrize(
