@@ -15,6 +15,7 @@ stopped=0
 # Not `kill`: srun makes of a SIGTERM to itself a SIGKILL to all tasks. Those
 # that train save within seconds; whoever prepares data or judges does not hear,
 # and has nothing to save that the next start would not make again.
+# shellcheck disable=SC2329 # it is the trap that calls it
 stop() {
   told=1
   stopped=1

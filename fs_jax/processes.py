@@ -6,6 +6,7 @@ one machine `python -m launch.local` starts them, on a pod its engine does.
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 ADDRESS, COUNT, INDEX = (
@@ -29,6 +31,7 @@ _PATIENCE = "FS_JAX_PEER_TIMEOUT"  # seconds until a silent peer is dead
 _PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
 _M_ARENA_MAX = -8  # of mallopt(3), glibc
 _ARENAS = 2
+_LONGEST = 7 * 24 * 3600  # seconds that the first process may take
 _METADATA = "GCE_METADATA_HOST"  # instead of the server that hosts know
 _ASK = 5.0  # seconds between two questions of maintenance
 _MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
@@ -76,22 +79,27 @@ def _joined(env: Mapping[str, str]) -> bool:
       f"environment: {INDEX} must be in 0 to {COUNT} - 1 = {count - 1}; got "
       f"{index}. give each process its own"
     )
-  _meet(env, env[ADDRESS], count, index)
+  _meet(
+    env,
+    coordinator_address=env[ADDRESS],
+    num_processes=count,
+    process_id=index,
+  )
   return True
 
 
-def _meet(env: Mapping[str, str], *known: Any) -> None:
-  """`known`: address, count and index, where JAX does not find them itself."""
+def _meet(env: Mapping[str, str], **known: Any) -> None:
+  """`known`: what JAX does not find by itself."""
   patience = _integer(env, _PATIENCE) if _PATIENCE in env else None
   meeting = patience or _MEETING
   # JAX would end the process with a stack trace and no word of who is missing.
-  late = threading.Timer(meeting, _alone, (meeting, *known))
+  late = threading.Timer(meeting, _alone, (meeting,), known)
   late.daemon = True
   late.start()
   jax.distributed.initialize(
-    *known,
     initialization_timeout=2 * meeting,
     heartbeat_timeout_seconds=patience or _HEARTBEAT,
+    **known,
   )
   late.cancel()
 
@@ -121,15 +129,18 @@ def _leave_with(supervisor: int) -> None:
 
 
 def _alone(
-  seconds: int, address: str = "", count: int = 0, index: int = 0
+  seconds: int,
+  coordinator_address: str = "",
+  num_processes: int = 0,
+  process_id: int = 0,
 ) -> None:
   """Ends the process, whose main thread waits where no exception reaches it."""
-  if address:
-    who = "the first one" if index else "its peers"
+  if coordinator_address:
+    who = "the first one" if process_id else "its peers"
     said = (
-      f"all {count} must meet at {address} within {seconds} s; got no word of "
-      f"{who} in process {index}. see that every one of them runs, with the "
-      f"same {COUNT}, and reaches that address"
+      f"all {num_processes} must meet at {coordinator_address} within "
+      f"{seconds} s; got no word of {who} in process {process_id}. see that "
+      f"every one of them runs, with the same {COUNT}, and reaches that address"
     )
   else:
     said = (
@@ -154,10 +165,25 @@ def first(what: str) -> Iterator[None]:
     yield
     return
   if not is_first():
-    multihost_utils.sync_global_devices(what)
+    _wait(what)
   yield
   if is_first():
-    multihost_utils.sync_global_devices(what)
+    _wait(what)
+
+
+_meetings = itertools.count()
+
+
+def _wait(what: str) -> None:
+  """Until all processes are here; each of them comes to the same ones in turn.
+
+  `multihost_utils.sync_global_devices` is a collective of the devices, and a
+  CPU's waits for its peers for 30 seconds. This asks JAX's coordinator, which
+  also ends those that wait for one that died; only private names reach it.
+  """
+  client = distributed.global_state.client
+  assert client is not None  # there are several processes
+  client.wait_at_barrier(f"{what} {next(_meetings)}", 1000 * _LONGEST)
 
 
 class Notice:

@@ -133,9 +133,7 @@ def test_a_store_that_does_not_answer_is_for_a_launcher(tmp_path):
   gone = ConnectionResetError(104, "Connection reset by peer")
   with (
     mock.patch.object(found._manager, "save", side_effect=gone),
-    pytest.raises(
-      RuntimeError, match=r"reset by.*start again.*3 is whole"
-    ),
+    pytest.raises(RuntimeError, match=r"reset by.*start again.*3 is whole"),
   ):
     found.save(state_of(4))
   for error in (gone, ValueError("UNAVAILABLE: Error reading x/y: HTTP 503")):

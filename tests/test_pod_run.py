@@ -6,10 +6,12 @@ its own. Two of four devices each, one of eight, of four, and one alone.
 
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
+from fs_jax import local
 from tests import runs
 
 pytestmark = pytest.mark.own
@@ -118,3 +120,20 @@ def test_a_run_goes_on_elsewhere(donors, stage):
   arrays = runs.parameters(donors.parent / f"{stage}-again-1x8" / stage, whole)
   for name, array in runs.parameters(first / stage, whole).items():
     np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+
+
+LATE = """
+import time
+from fs_jax import processes
+processes.start()
+with processes.first("data"):
+  if processes.is_first():
+    time.sleep(40)
+print("all go on", flush=True)
+"""
+
+
+def test_the_first_process_may_take_its_time():
+  """Longer than a CPU's collectives wait: data may take hours to prepare."""
+  job = local.Job([sys.executable, "-c", LATE], 2, devices=1, restarts=0)
+  assert local.run(job, print) == 0
