@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from fs_jax import (
   checkpoint,
@@ -155,6 +156,33 @@ def test_a_run_leaves_its_folder(whole):
   losses = [line["loss"] for line in lines(workdir)]
   assert losses[-1] != losses[0]
   assert {"loss", "grad_norm", "extra"} <= lines(workdir)[0].keys()
+
+
+def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
+  """All but the arrays, which orbax's own driver takes to a real one.
+
+  Killed between two uploads, it has every line up to its checkpoint.
+  """
+  real, where = checkpoint.Checkpoints, epath.Path("gs://bucket/runs/x")
+
+  def here(folder, *rest):
+    assert os.fspath(folder) == "gs://bucket/runs/x/fast/checkpoints"
+    return real(tmp_path / "checkpoints", *rest)
+
+  with mock.patch.object(checkpoint, "Checkpoints", here):
+    with (
+      mock.patch.object(report.Report, "close", lambda self: None),
+      pytest.raises(Killed),
+    ):
+      fit(where, die_at=6, die=killed)
+    assert [line["step"] for line in lines(where)] == [2, 4]
+    state = fit(where)
+  workdir, want = whole
+  assert_same(state, want)
+  assert lines(where) == lines(workdir)
+  for name in ("DONE", "config.json", "tokenizer.json", runs.PARAMETERS):
+    assert (where / "fast" / name).exists()
+  assert list((where / "fast" / "tb").iterdir())
 
 
 def test_metrics_are_means_of_the_steps_since_the_last_line(whole, tmp_path):
