@@ -122,24 +122,30 @@ def everything(
 def _compiled(
   recipes: Mapping[str, config.Config], jobs: int
 ) -> Iterator[tuple[str, plan.Plan]]:
-  """Plans as they are done. A compilation keeps one core busy, not two."""
+  """Plans as they are done. A compilation does not always keep a core busy."""
   if jobs == 1:
     for name, cfg in recipes.items():
-      yield name, plan.plan(name, cfg)
-      jax.clear_caches()  # of steps that nobody compiles again
+      yield name, _forgotten(name, cfg)
     return
   pool = futures.ProcessPoolExecutor(
     jobs,
     multiprocessing.get_context("spawn"),
     initializer=on_cpu,
-    max_tasks_per_child=1,  # memory of a compiler is not given back
   )
   try:
-    asked = {pool.submit(plan.plan, n, cfg): n for n, cfg in recipes.items()}
+    asked = {pool.submit(_forgotten, n, cfg): n for n, cfg in recipes.items()}
     for done in futures.as_completed(asked):
       yield asked[done], done.result()
   finally:
     pool.shutdown(cancel_futures=True)
+
+
+def _forgotten(name: str, cfg: config.Config) -> plan.Plan:
+  """A plan, of whose step no cache keeps anything: nobody compiles it again."""
+  try:
+    return plan.plan(name, cfg)
+  finally:
+    jax.clear_caches()
 
 
 def on_cpu() -> None:
