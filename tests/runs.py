@@ -63,8 +63,10 @@ def train(
 
 
 def losses(folder: pathlib.Path) -> dict[int, float]:
-  """Step to loss, of a stage's metrics.jsonl."""
-  lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+  """Step to loss, of a stage's metrics.jsonl, which may grow meanwhile."""
+  text = (folder / "metrics.jsonl").read_text()
+  whole = text[: text.rfind("\n") + 1]  # a line that is being written is none
+  lines = map(json.loads, whole.splitlines())
   return {x["step"]: x["loss"] for x in lines if x["split"] == "train"}
 
 
