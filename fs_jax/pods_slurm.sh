@@ -37,7 +37,7 @@ while [ "$told" = 1 ]; do # the signal ended `wait`, not the training
 done
 telling=(75 3 2)
 if [ "$stopped" = 1 ]; then
-  kill "$late"
+  kill "$late" 2>/dev/null
   [ "$code" = 0 ] || code=75
 else # one that was killed may leave others with what looks like bad input
   telling+=(137)

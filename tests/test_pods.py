@@ -283,36 +283,13 @@ def test_slurm_queues_again_by_exit_code(
   assert text.splitlines().count(f"python {' '.join(COMMAND[1:])}") == 4
 
 
-def test_slurm_waits_for_a_checkpoint_when_told_to_stop(run, tmp_path):
+def told_to_stop(run, script, python):
+  """What a job whose tasks do `python` asks of SLURM once SIGTERM came."""
   process, log = run(
-    pods.slurm(GPU),
+    script,
     {
       "srun": SRUN,
-      # The training goes on for a while after its signal, then ends with 75.
-      "python": "until [ -e told ]; do sleep 0.05; done; sleep 0.3; exit 75",
-      "scancel": "touch told",
-      "scontrol": "",
-    },
-    wait=False,
-    SLURM_JOB_ID="7",
-    SLURM_JOB_NAME="demo",
-  )
-  while log.read_text().count("python") < 4:
-    time.sleep(0.02)
-  process.send_signal(signal.SIGTERM)
-  process.communicate(timeout=30)
-  assert process.returncode == 0
-  lines = log.read_text().splitlines()
-  assert lines[-2:] == ["scancel --signal=TERM 7", "scontrol requeue 7"]
-
-
-def test_slurm_goes_on_where_nobody_hears(run, tmp_path):
-  """Told to stop while it prepares data: ended in time, and queued again."""
-  process, log = run(
-    pods.slurm(GPU).replace("patience=100", "patience=0.3"),
-    {
-      "srun": SRUN,
-      "python": "until [ -e --signal=KILL ]; do sleep 0.05; done; kill -9 $$",
+      "python": python,
       "scancel": 'touch -- "$1"',
       "scontrol": "",
     },
@@ -325,8 +302,24 @@ def test_slurm_goes_on_where_nobody_hears(run, tmp_path):
   process.send_signal(signal.SIGTERM)
   process.communicate(timeout=30)
   assert process.returncode == 0
+  return [x for x in log.read_text().splitlines() if x.startswith("sc")]
+
+
+def test_slurm_waits_for_a_checkpoint_when_told_to_stop(run):
+  """The training goes on for a while after its signal, then ends with 75."""
+  python = "until [ -e --signal=TERM ]; do sleep 0.05; done; sleep 0.3; exit 75"
+  asked = told_to_stop(run, pods.slurm(GPU), python)
+  assert asked == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+
+
+def test_slurm_goes_on_where_nobody_hears(run):
+  """Told to stop while it prepares data: ended in time, and queued again."""
+  script = pods.slurm(GPU)
+  hasty = script.replace("patience=100", "patience=0.3")
+  assert hasty != script
+  python = "until [ -e --signal=KILL ]; do sleep 0.05; done; kill -9 $$"
   stops = ["scancel --signal=TERM 7", "scancel --signal=KILL 7"]
-  assert log.read_text().splitlines()[-3:] == [*stops, "scontrol requeue 7"]
+  assert told_to_stop(run, hasty, python) == [*stops, "scontrol requeue 7"]
 
 
 # TPU VMs: the script, with a gcloud that plays a queued resource.

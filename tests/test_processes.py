@@ -29,6 +29,16 @@ def environment(**values):
   return kept | {"JAX_PLATFORMS": "cpu", **values}
 
 
+def ran(program, env):
+  return subprocess.run(
+    [sys.executable, "-c", program],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
 @pytest.mark.parametrize(("index", "who"), [(0, "its peers"), (1, "the first")])
 def test_a_peer_that_does_not_come_is_named(index, who):
   env = environment(
@@ -37,13 +47,7 @@ def test_a_peer_that_does_not_come_is_named(index, who):
     JAX_PROCESS_ID=str(index),
     FS_JAX_PEER_TIMEOUT="2",
   )
-  done = subprocess.run(
-    [sys.executable, "-c", "from fs_jax import processes; processes.start()"],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+  done = ran("from fs_jax import processes; processes.start()", env)
   assert done.returncode == 1
   assert "all 2 must meet at 127.0.0.1:" in done.stderr
   assert f"within 2 s; got no word of {who}" in done.stderr
@@ -133,14 +137,8 @@ ctypes.CDLL(None).malloc_stats()
 )
 def test_threads_share_what_was_freed(set_to, most):
   """glibc itself says how many arenas it made."""
-  done = subprocess.run(
-    [sys.executable, "-c", ALLOCATE],
-    env=environment(**set_to),
-    capture_output=True,
-    text=True,
-    check=True,
-    timeout=120,
-  )
+  done = ran(ALLOCATE, environment(**set_to))
+  assert done.returncode == 0
   assert done.stderr.count("Arena ") == most
 
 
@@ -155,13 +153,7 @@ def test_hosts_that_do_not_meet_say_so():
     SLURM_PROCID="1",
     SLURM_LOCALID="0",
   )
-  done = subprocess.run(
-    [sys.executable, "-c", "from fs_jax import processes; processes.start()"],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+  done = ran("from fs_jax import processes; processes.start()", env)
   assert done.returncode == 1
   assert "of all hosts must meet within 2 s; got no word" in done.stderr
   assert "FS_JAX_PEER_TIMEOUT=600 waits longer" in done.stderr
