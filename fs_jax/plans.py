@@ -13,30 +13,19 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import rich.console
 import rich.table
 from etils import epath
 
-from fs_jax import config, files, machines, plan, report
+from fs_jax import advice, config, files, machines, plan, report
 
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
 _EACH = 8 * machines.GIB  # memory that compiling an L/14 wants, and some more
-_TRIES = 12  # compilations that look for something that fits
-# Where a table of all pairs is worth a ring: a quarter of a GB in float32.
-_TABLE = 8192
-_CHUNK = 512
-
-
-class Change(NamedTuple):
-  """Flags that change a config, and the config they make."""
-
-  flags: str
-  cfg: config.Config
 
 
 def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
@@ -50,13 +39,13 @@ def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
   report.say(f"compiling for {cfg.mesh.topology}: a minute or a few")
   made = plan.plan(name, cfg)
   print(summary(made), flush=True)
-  advice = None
+  found = None
   if not made.fits:
-    tried = advise(name, cfg, made.memory.needed)
+    tried = advice.what_fits(name, cfg, made.memory.needed)
     if tried and tried[-1][1].fits:
       change, fitting = tried[-1]
       print(f"this fits:\n  {change.flags}\n{summary(fitting)}")
-      advice = {"flags": change.flags} | fitting.to_json()
+      found = {"flags": change.flags} | fitting.to_json()
     else:
       print(
         "nothing that was tried fits: take a larger topology or a smaller model"
@@ -64,7 +53,7 @@ def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
   path = epath.Path(out)
   if path.suffix != ".json":
     path = path / file_name(f"{name} {place(made)}")
-  _write(path, made.to_json() | {"advice": advice})
+  _write(path, made.to_json() | {"advice": found})
   print(f"written to {path}")
   return made
 
@@ -221,102 +210,6 @@ _SOURCE = {
   *("types", "losses", "ring", "optim", "gradients", "sharding", "tasks"),
   *("loop", "machines", "flops", "hlo", "plan"),
 }
-
-
-def advise(
-  name: str,
-  cfg: config.Config,
-  needed: int,
-  say: Callable[[str], None] = report.say,
-) -> list[tuple[Change, plan.Plan]]:
-  """Changes tried one on top of the other, until the step fits.
-
-  The last one fits, or nothing that was tried does. One that needs no less
-  memory is not kept.
-  """
-  tried: list[tuple[Change, plan.Plan]] = []
-  flags, least = "", needed
-  for _ in range(_TRIES):
-    for change in changes(cfg):
-      try:
-        made = plan.plan(name, change.cfg)
-      except ValueError:  # one that the mesh does not divide
-        continue
-      if made.fits or made.memory.needed < 0.98 * least:
-        break
-      say(f"{change.flags}: needs {_gib(made.memory.needed)} GiB, no less")
-    else:
-      return tried
-    flags, cfg = _joined(flags, change.flags), change.cfg
-    least = made.memory.needed
-    tried.append((Change(flags, cfg), made))
-    say(f"{flags}: needs {_gib(least)} GiB a chip")
-    if made.fits:
-      return tried
-  return tried
-
-
-def _joined(flags: str, more: str) -> str:
-  """Both; of a flag that is in both the later."""
-  given = dict(f.split("=", 1) for f in f"{flags} {more}".split())
-  return " ".join(f"{name}={value}" for name, value in given.items())
-
-
-def changes(cfg: config.Config) -> Iterator[Change]:
-  """What may save memory, cheapest first; each of them alone."""
-  again = _recomputed(cfg)
-  if again is not None:
-    yield again
-  train, mesh = cfg.train, cfg.mesh
-  if cfg.stage != "slow" and not cfg.fast.chunk and train.batch_size >= _TABLE:
-    fast = dataclasses.replace(cfg.fast, chunk=_CHUNK)
-    yield _changed(cfg, f"--config.fast.chunk={_CHUNK}", fast=fast)
-  if train.batch_size % (2 * train.accumulate) == 0:
-    parts = 2 * train.accumulate
-    yield _changed(
-      cfg,
-      f"--config.train.accumulate={parts}",
-      train=dataclasses.replace(train, accumulate=parts),
-    )
-  if mesh.fsdp >= 1 and mesh.data == -1:
-    yield _changed(
-      cfg,
-      f"--config.mesh.fsdp={2 * mesh.fsdp}",
-      mesh=dataclasses.replace(mesh, fsdp=2 * mesh.fsdp),
-    )
-  if train.batch_size % (2 * train.accumulate) == 0:
-    yield _changed(
-      cfg,
-      f"--config.train.batch_size={train.batch_size // 2}",
-      train=dataclasses.replace(train, batch_size=train.batch_size // 2),
-    )
-
-
-def _changed(cfg: config.Config, flags: str, **values: Any) -> Change:
-  return Change(flags, dataclasses.replace(cfg, **values))
-
-
-def _recomputed(cfg: config.Config) -> Change | None:
-  """Every trained stack with remat="full"; None where they all have it."""
-  full = lambda stack: dataclasses.replace(stack, remat="full")
-  if cfg.stage == "slow":
-    assert cfg.slow is not None
-    slow = cfg.slow
-    vision = dataclasses.replace(slow.vision, stack=full(slow.vision.stack))
-    new = dataclasses.replace(slow, vision=vision, decoder=full(slow.decoder))
-    where = ("slow.vision.stack", "slow.decoder")
-    changed: dict[str, Any] = {"slow": new}
-    same = new == slow
-  else:
-    fast = cfg.fast
-    vision = dataclasses.replace(fast.vision, stack=full(fast.vision.stack))
-    text = dataclasses.replace(fast.text, stack=full(fast.text.stack))
-    tower = dataclasses.replace(fast, vision=vision, text=text)
-    where = ("fast.vision.stack", "fast.text.stack")
-    changed = {"fast": tower}
-    same = tower == fast
-  flags = " ".join(f"--config.{name}.remat=full" for name in where)
-  return None if same else _changed(cfg, flags, **changed)
 
 
 def summary(made: plan.Plan) -> str:

@@ -50,7 +50,7 @@ FLOORS = (
     "pods",
     "local",
   ),
-  ("gallery", "study", "evidence", "plans"),
+  ("gallery", "study", "evidence", "advice", "plans"),
 )
 
 # Heavy packages, and the modules (with all under them) that may import them.
