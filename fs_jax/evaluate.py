@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
-from rich import console as rich_console
 from rich import table as rich_table
 
 from fs_jax import files, metrics
+from fs_jax.report import wide
 from fs_jax.types import Candidates
 
 KS = (1, 5, 10)  # of R@k
@@ -217,7 +217,7 @@ def table(
 
 def show(report: Mapping[str, Any]) -> None:
   """Prints a report for people."""
-  shown = rich_console.Console()
+  shown = wide()
   title = f"{report['queries']} queries, {report['gallery']} visuals, percent"
   shown.print(table(report["rows"], title))
   if report.get("chance") is not None:

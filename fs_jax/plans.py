@@ -11,14 +11,12 @@ import multiprocessing
 import os
 import pathlib
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from typing import Any
 
 import jax
-import rich.console
 import rich.table
 from etils import epath
 
@@ -100,18 +98,17 @@ def everything(
     _show(readme, [rows[n] for n in recipes if n in rows])
   made_of_all = [rows[name] for name in recipes]
   _show(readme, made_of_all)
-  console = rich.console.Console(width=None if _terminal() else 200)
   shown = rich.table.Table(*COLUMNS)
   for made in made_of_all:
     shown.add_row(*row(made))
-  console.print(shown)
+  report.wide().print(shown)
   return made_of_all
 
 
 def _compiled(
   recipes: Mapping[str, config.Config], jobs: int
 ) -> Iterator[tuple[str, plan.Plan]]:
-  """Plans as they are done. A compilation does not always keep a core busy."""
+  """Plans as they are done, each of several at once by its own process."""
   if jobs == 1:
     for name, cfg in recipes.items():
       yield name, _forgotten(name, cfg)
@@ -143,19 +140,19 @@ def on_cpu() -> None:
 
 
 def at_once() -> int:
-  """Compilations that the cores and the memory of this machine hold."""
+  """Compilations that the cores and the memory of this machine hold.
+
+  One keeps two cores busy by itself; two on two cores take longer than one
+  after the other.
+  """
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return max(1, min(len(os.sched_getaffinity(0)), memory // _EACH))
+  return max(1, min(len(os.sched_getaffinity(0)) // 2, memory // _EACH))
 
 
 def _show(readme: str, rows: list[plan.Plan]) -> None:
   path = epath.Path(readme)
   text = rewrite(path.read_text(), table([row(made) for made in rows]))
   files.write_text(path, text)
-
-
-def _terminal() -> bool:
-  return sys.stdout.isatty()
 
 
 def _kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:

@@ -284,6 +284,14 @@ def host_memory() -> int:
   return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def wide() -> console.Console:
+  """Where tables are printed: as wide as the terminal, and a file is no less.
+
+  Without a terminal rich takes 80 columns, which cuts a table of eight.
+  """
+  return console.Console(width=None if sys.stdout.isatty() else 200)
+
+
 class Bar:
   """Progress: a live line on a terminal, a plain one now and then elsewhere."""
 

@@ -180,3 +180,15 @@ def test_table_and_report(tmp_path):
   with pytest.raises(ValueError, match="JSON"):
     evaluate.write_report(path, **keep, chance=float("nan"))
   assert path.read_text() == written
+
+
+def test_a_log_file_gets_every_column_whole(capsys):
+  """Off a terminal rich takes 80 columns, which cuts names and intervals."""
+  truth = truth_of(300)
+  name = "fast_distilled_rerank@20"
+  row = evaluate.score(name, top(noisy(truth, 1), 300), truth).to_row()
+  evaluate.show({"queries": 600, "gallery": 300, "rows": [row]})
+  said = capsys.readouterr().out
+  assert name in said and "ms/query" in said
+  low, high = row["R@1"][1:]
+  assert f"{row['R@1'][0]:.1f} [{low:.1f}, {high:.1f}]" in said
