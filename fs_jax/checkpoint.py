@@ -9,14 +9,25 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from fs_jax import config, files, types
+
+_WINDOW = "window"
+# Words of what says nothing of the checkpoint itself.
+_SHUT = r"PERMISSION_DENIED|UNAUTHENTICATED"
+_FULL = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*(memory|allocat)"
+# The last status is also that of a store whose quota is used up.
+_SILENT = (
+  r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|timed out"
+  "|RESOURCE_EXHAUSTED"
+)
 
 
 class Checkpoints:
@@ -24,7 +35,7 @@ class Checkpoints:
 
   Args:
     folder: made if it is not there.
-    train: which steps to keep.
+    train: which steps to keep; of who writes.
     alone: for this process to read, without those that run beside it.
   """
 
@@ -34,7 +45,8 @@ class Checkpoints:
     train: config.Train | None = None,
     alone: bool = False,
   ):
-    train = config.Train() if train is None else train
+    writes = train is not None and not alone
+    train = train or config.Train()
     folder = os.fspath(folder)
     if "://" not in folder:
       folder = os.path.abspath(folder)  # orbax refuses relative ones
@@ -45,6 +57,8 @@ class Checkpoints:
       best_fn=best,  # without it metrics are not written
       enable_async_checkpointing=True,
       create=False,
+      # What a kill left half written; others may look while it is written.
+      cleanup_tmp_directories=writes,
       **(_alone() if alone and jax.process_count() > 1 else {}),
     )
     with self._explained():
@@ -61,13 +75,17 @@ class Checkpoints:
     return self._manager.best_step()
 
   def save(
-    self, state: types.TrainState, metrics: Mapping[str, float] | None = None
+    self,
+    state: types.TrainState,
+    metrics: Mapping[str, float] | None = None,
+    window: Sequence[Mapping[str, Any]] = (),
   ) -> None:
     """Starts to write; returns as soon as the arrays are copied.
 
     Args:
       state: the step is its own.
       metrics: of validation at this step, by which the best is chosen.
+      window: metrics of the steps that no line of the run has yet.
 
     Raises:
       OSError: this write or an earlier one failed, as on a full disk.
@@ -82,6 +100,9 @@ class Checkpoints:
     }
     if state.ema is not None:
       items["ema"] = ocp.args.StandardSave(state.ema)
+    if window:
+      said = [{k: float(v) for k, v in one.items()} for one in window]
+      items[_WINDOW] = ocp.args.JsonSave(said)
     with self._explained():
       self._manager.save(
         step,
@@ -109,6 +130,13 @@ class Checkpoints:
         f"{int(state.step)}. delete this checkpoint to use an earlier one"
       )
     return state
+
+  def window(self, step: int) -> list[dict[str, np.float32]]:
+    """As given to `save`: what a line that this step cut in two begins with."""
+    if not (self._folder / str(step) / _WINDOW).exists():
+      return []
+    said = self._read(step, **{_WINDOW: ocp.args.JsonRestore()})[_WINDOW]
+    return [{k: np.float32(v) for k, v in one.items()} for one in said]
 
   def params(self, step: int, like: Any, item: str = "params") -> Any:
     """Parameters alone, or item "ema"; `like` as in `restore`."""
@@ -141,10 +169,20 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # of damaged arrays orbax raises just that
+      if _found(_SHUT, error) or _errno(error, errno.EACCES, errno.EPERM):
+        raise OSError(
+          f"{self._folder}/{step}: must be readable; got {_reason(error)}. "
+          "mend the permissions"
+        ) from error
+      if _found(_FULL, error) or isinstance(error, MemoryError):
+        raise ValueError(
+          f"{self._folder}/{step}: must fit into memory; got {_reason(error)}. "
+          "the checkpoint is whole: take more devices, or raise mesh.fsdp"
+        ) from error
       if _unanswered(error):
         raise RuntimeError(
-          f"{self._folder}/{step}: its disk must answer; got {_reason(error)}. "
-          "start again"
+          f"{self._folder}/{step}: its disk and all processes must answer; got "
+          f"{_reason(error)}. start again"
         ) from error
       raise ValueError(
         f"{self._folder}/{step}: must be a whole checkpoint of this model; got "
@@ -225,13 +263,21 @@ def _mendable(error: BaseException) -> bool:
 
 
 def _unanswered(error: BaseException) -> bool:
-  """Whether a disk or a store failed, and not what is written there."""
-  return any(
-    isinstance(e, ConnectionError | TimeoutError)
-    or getattr(e, "errno", None) in (errno.EIO, errno.ESTALE)
-    or re.search(r"UNAVAILABLE|DEADLINE_EXCEEDED|timed out", str(e))
-    for e in _chain(error)
+  """Whether a disk, a store or a peer failed, and not what is written there."""
+  return (
+    any(isinstance(e, ConnectionError | TimeoutError) for e in _chain(error))
+    or _errno(error, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+    or _found(_SILENT, error)
   )
+
+
+def _errno(error: BaseException, *numbers: int) -> bool:
+  return any(getattr(e, "errno", None) in numbers for e in _chain(error))
+
+
+def _found(pattern: str, error: BaseException) -> bool:
+  """Whether a status is named: tensorstore and XLA have them in words."""
+  return any(re.search(pattern, str(e)) for e in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -238,7 +238,8 @@ def _loop(
   notice: processes.Notice,
   tracer: profile.Tracer,
 ) -> types.TrainState:
-  window: list[types.Metrics] = []
+  start = int(state.step)
+  window: list[types.Metrics] = saved.window(start) if start else []
   full: tuple[int, list[types.Metrics]] | None = None  # waits to be read
   heard: tuple[int, Mapping[str, float]] = (0, {})  # the last validation
 
@@ -253,10 +254,10 @@ def _loop(
     log.check(step, window)  # never saves what is no longer finite
     log.keep()  # no line is missing that a checkpoint has passed
     with log.clock.spent(report.SAVING):
-      saved.save(state, heard[1] if heard[0] == step else None)
+      saved.save(state, heard[1] if heard[0] == step else None, window)
 
   log.begin()
-  for step in range(int(state.step) + 1, train.steps + 1):
+  for step in range(start + 1, train.steps + 1):
     with log.clock.spent(report.DATA):
       batch = next(batches)
     state, metrics = tracer.step(step, run, state, batch)

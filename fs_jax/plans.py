@@ -94,8 +94,6 @@ def everything(
     report.say(
       f"{len(rows)}/{len(recipes)}  {first}: {said}  ({minutes:.1f} min)"
     )
-    # At each: what is stopped leaves what it has.
-    _show(readme, [rows[n] for n in recipes if n in rows])
   made_of_all = [rows[name] for name in recipes]
   _show(readme, made_of_all)
   shown = rich.table.Table(*COLUMNS)
@@ -204,7 +202,17 @@ def key(cfg: config.Config) -> str:
 
 
 _SOURCE = {
-  *("types", "losses", "ring", "optim", "gradients", "sharding", "tasks"),
+  *(
+    "types",
+    "config",
+    "paths",
+    "losses",
+    "ring",
+    "optim",
+    "gradients",
+    "sharding",
+    "tasks",
+  ),
   *("loop", "machines", "flops", "hlo", "plan"),
 }
 

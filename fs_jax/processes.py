@@ -234,7 +234,7 @@ class Notice:
 def _await_maintenance(over: threading.Event) -> None:
   """Sends this process SIGTERM once its host is to be taken down.
 
-  Asks the host's metadata server, as long as there is one that answers.
+  Asks the host's metadata server, if there is one.
   """
   host = os.environ.get(_METADATA, "metadata.google.internal")
   ask = urllib.request.Request(
@@ -242,14 +242,15 @@ def _await_maintenance(over: threading.Event) -> None:
     headers={"Metadata-Flavor": "Google"},
   )
   failures = 0
-  while failures < 3 and not over.is_set():
+  met = False  # once it answered it is there, however long it is silent
+  while (met or failures < 3) and not over.is_set():
     try:
       with urllib.request.urlopen(ask, timeout=5) as answer:
         said = answer.read().decode().strip()
     except OSError:
       failures += 1
     else:
-      failures = 0
+      met = True
       if said.startswith("TERMINATE"):
         sys.stderr.write(f"this host is about to be taken away: {said}\n")
         os.kill(os.getpid(), signal.SIGTERM)

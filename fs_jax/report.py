@@ -119,7 +119,7 @@ class Report:
     flops: float = 0.0,
     peak: float | None = None,
   ):
-    self._name, self._steps = name, steps
+    self._name, self._start, self._steps = name, start, steps
     self._flops, self._peak = flops, peak
     self.clock = Clock()
     self._board: Any = None
@@ -175,7 +175,9 @@ class Report:
       key: float(np.mean([np.asarray(m[key]) for m in window]))
       for key in window[0]
     }
-    means |= self._pace(step, len(window), examples)
+    # What a window begins with may be of before this start, and of its pace.
+    own = min(len(window), step - self._start)
+    means |= self._pace(step, own, examples)
     self.write(step, "train", means)
     self._bar.advance(step, {"loss": means["loss"]})
     return means

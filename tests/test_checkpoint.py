@@ -144,6 +144,44 @@ def test_a_store_that_does_not_answer_is_for_a_launcher(tmp_path):
       found.restore(3, like(state_of(3)))
 
 
+@pytest.mark.parametrize(
+  ("said", "kind", "message"),
+  [
+    ("ABORTED: a peer is gone", RuntimeError, "all processes must answer"),
+    ("RESOURCE_EXHAUSTED: rate of requests", RuntimeError, "start again"),
+    (
+      "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes",
+      ValueError,
+      r"must fit into memory.*is whole",
+    ),
+    ("UNAUTHENTICATED: token has expired", OSError, "mend the permissions"),
+  ],
+)
+def test_no_whole_checkpoint_is_to_be_deleted(tmp_path, said, kind, message):
+  """What fails for another reason says which."""
+  found = saved(tmp_path, 3)
+  with (
+    mock.patch.object(found._manager, "restore", side_effect=ValueError(said)),
+    pytest.raises(kind, match=message) as raised,
+  ):
+    found.restore(3, like(state_of(3)))
+  assert "delete" not in str(raised.value)
+
+
+def test_the_steps_of_a_line_that_a_save_cuts_are_kept(tmp_path):
+  found = saved(tmp_path, 3)
+  assert found.window(3) == []
+  window = [{"loss": jnp.float32(0.1 * i), "n": jnp.float32(i)} for i in (1, 2)]
+  found.save(state_of(5), window=window)
+  found.wait()
+  again = checkpoint.Checkpoints(str(tmp_path))
+  assert again.window(5) == [
+    {k: np.float32(v) for k, v in x.items()} for x in window
+  ]
+  assert all(v.dtype == np.float32 for x in again.window(5) for v in x.values())
+  assert_same(again.restore(5, like(state_of(5))), state_of(5))
+
+
 def test_what_came_first_is_told(tmp_path):
   """An error of closing hides no other; alone it is one."""
   full = OSError(28, "No space left on device")
@@ -189,7 +227,7 @@ def test_arrays_may_be_donated_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name", ["9.orbax-checkpoint-tmp", "9.orbax-checkpoint-tmp-1700000000"]
+  "name", ["8.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-1700000000"]
 )
 def test_a_half_written_step_does_not_exist(tmp_path, name):
   saved(tmp_path, 3).close()
@@ -198,12 +236,16 @@ def test_a_half_written_step_does_not_exist(tmp_path, name):
   for path in list(half.rglob("*"))[::2]:
     if path.is_file():
       path.unlink()
+  for reader in ((), (config.Train(), True)):  # it may still be written
+    assert checkpoint.Checkpoints(str(tmp_path), *reader).latest() == 3
+    assert half.exists()
   found = checkpoint.Checkpoints(str(tmp_path), config.Train(keep=5))
   assert found.latest() == 3
   assert_same(found.restore(3, like(state_of(3))), state_of(3, 3))
   found.save(state_of(9, 9))
   found.wait()
   assert found.latest() == 9
+  assert not half.exists()  # or each kill would leave one
 
 
 def test_a_state_of_another_step_is_refused(tmp_path):
