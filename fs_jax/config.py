@@ -255,7 +255,7 @@ class Optim:
   # rsqrt: peak * sqrt(warmup / step); wsd: constant, then linear to 0
   schedule: Literal["cosine", "constant", "rsqrt", "wsd"] = "cosine"
   warmup: int = 100  # steps
-  cooldown: float = 0.2  # share of all steps that wsd, rsqrt take to reach 0
+  cooldown: float = 0.2  # share of steps after warm-up that end in a line to 0
   weight_decay: float = 0.05
   decay: tuple[str, ...] = (".*/kernel", ".*/embedding")  # decayed parameters
   freeze: tuple[str, ...] = ()  # parameters that keep their first value

@@ -28,7 +28,7 @@ LAYOUTS = {
   "1x1": ONE,
 }
 COMMON = (
-  "--config.fast.chunk=8",  # the ring, whose chunks do not divide 16 / 8 evenly
+  "--config.fast.chunk=8",  # the ring
   "--config.train.log_every=1",
   "--config.optim.ema=0.9",
   "--config.optim.name=adamw",  # muon's products are slow on eight devices
