@@ -35,7 +35,7 @@ class Checkpoints:
 
   Args:
     folder: made if it is not there.
-    train: which steps to keep; of who writes.
+    train: which steps to keep; not given by who only reads.
     alone: for this process to read, without those that run beside it.
   """
 
@@ -101,7 +101,8 @@ class Checkpoints:
     if state.ema is not None:
       items["ema"] = ocp.args.StandardSave(state.ema)
     if window:
-      said = [{k: float(v) for k, v in one.items()} for one in window]
+      read = jax.device_get(list(window))  # at once: one wait, not one a number
+      said = [{k: float(v) for k, v in one.items()} for one in read]
       items[_WINDOW] = ocp.args.JsonSave(said)
     with self._explained():
       self._manager.save(

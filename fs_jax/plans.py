@@ -202,18 +202,8 @@ def key(cfg: config.Config) -> str:
 
 
 _SOURCE = {
-  *(
-    "types",
-    "config",
-    "paths",
-    "losses",
-    "ring",
-    "optim",
-    "gradients",
-    "sharding",
-    "tasks",
-  ),
-  *("loop", "machines", "flops", "hlo", "plan"),
+  *("types", "config", "paths", "losses", "ring", "optim", "gradients"),
+  *("sharding", "tasks", "loop", "machines", "flops", "hlo", "plan"),
 }
 
 

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from etils import epath
@@ -128,6 +131,54 @@ def test_only_what_changed_is_compiled_again(tmp_path, monkeypatch, capsys):
   assert asked == ["a.py:fast", "b.py:slow", "b.py:slow"]
   assert readme.read_text().count("| a.py:fast | v5e:2x4 |") == 1
   assert "1/2  a.py:fast: 2.000 s a step" in capsys.readouterr().err
+
+
+def test_a_table_is_replaced_by_a_whole_one_only(tmp_path, monkeypatch):
+  def compiled(name, cfg):
+    if name.startswith("b"):
+      raise RuntimeError("the compiler failed")
+    return dataclasses.replace(made(), config=name)
+
+  monkeypatch.setattr(plan, "plan", compiled)
+  readme = tmp_path / "README.md"
+  readme.write_text(f"{plans.BEGIN}\n| all of them |\n{plans.END}\n")
+  recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
+  with pytest.raises(RuntimeError, match="failed"):
+    plans.everything(recipes, str(tmp_path), str(readme))
+  assert "| all of them |" in readme.read_text()
+  assert [p.name for p in (tmp_path / "rows").iterdir()] == ["a-fast.json"]
+
+
+def test_all_are_what_pods_are_planned_for():
+  """launch.plan --all: each dataset's stages, and where else CC12M may run."""
+  listed = subprocess.run(
+    [
+      sys.executable,
+      "-c",
+      "from launch import plan\n"
+      "for name, cfg in plan._recipes().items():\n"
+      "  print(name, cfg.mesh.slices, cfg.mesh.topology)",
+    ],
+    cwd=pathlib.Path(__file__).parent.parent,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.splitlines()
+  found = {line.removeprefix("configs/") for line in listed}
+  stages = ("fast", "slow", "distill")
+  for name, topology in {
+    "coco": "v5e:2x4",
+    "flickr30k": "v5e:2x4",
+    "vatex": "v5e:4x4",
+    "cc12m": "v5e:16x16",
+  }.items():
+    assert {f"{name}.py:{stage} 1 {topology}" for stage in stages} <= found
+  for size in ("fast", "fast_l14"):
+    assert {
+      f"cc12m.py:{size}@v6e:16x16 1 v6e:16x16",
+      f"cc12m.py:{size}@v5p:4x4x4 1 v5p:4x4x4",
+      f"cc12m.py:{size}@2*v5e:16x16 2 v5e:16x16",
+    } <= found
 
 
 def test_configs_of_one_step_are_compiled_once(tmp_path, monkeypatch):

@@ -160,14 +160,15 @@ def test_hosts_that_do_not_meet_say_so():
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
-  """What a host is told of itself: first nothing, then that it has to go."""
+  """What a host is told: nothing, then no answer, then that it has to go."""
 
   asked: ClassVar[list] = []
 
   def do_GET(self):
     self.asked.append((self.path, self.headers["Metadata-Flavor"]))
-    said = "NONE" if len(self.asked) < 3 else "TERMINATE_ON_HOST_MAINTENANCE"
-    self.send_response(200)
+    times = len(self.asked)
+    said = "NONE" if times < 7 else "TERMINATE_ON_HOST_MAINTENANCE"
+    self.send_response(503 if 1 < times < 7 else 200)
     self.end_headers()
     self.wfile.write(said.encode())
 
@@ -192,7 +193,7 @@ def test_maintenance_of_a_host_is_a_notice(monkeypatch):
     server.shutdown()
     server.server_close()
   path = "/computeMetadata/v1/instance/maintenance-event"
-  assert Metadata.asked == [(path, "Google")] * 3
+  assert Metadata.asked == [(path, "Google")] * 7
 
 
 def test_a_host_without_metadata_is_left_alone(monkeypatch):

@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import tempfile
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from fs_jax import config, loop, optim, paths, report, sharding, tasks, types
 from fs_jax.data import tokenizer as tokenizers
-from tests import small
+from tests import lowered, small
 
 MESHES = {
   "one": config.Mesh(1, 1, 1),
@@ -254,6 +255,41 @@ def test_rows_are_put_where_the_batch_lies():
   np.testing.assert_array_equal(put, x["x"])
   assert {s.data.shape for s in put.addressable_shards} == {(2, 1)}
   assert sharding.local_rows(8, on) == (slice(0, 8),)
+
+
+def test_teacher_and_running_mean_lie_as_their_parameters_do():
+  """What nobody trains takes as much memory as what somebody does."""
+  made = loop.program(
+    lowered.step("distill"), small.VOCABULARY, sharding.mesh(config.Mesh(4, 2))
+  )
+  where = lambda tree: {
+    name: x.sharding.spec for name, x in named(tree).items()
+  }
+  params = where(made.state.params)
+  assert any("fsdp" in str(spec) for spec in params.values())
+  assert where(made.state.ema) == params
+  teacher = where(made.frozen)
+  assert any("fsdp" in str(spec) for spec in teacher.values())
+
+
+def test_a_step_gives_back_the_memory_of_the_state_before():
+  cfg = lowered.step()
+  made = loop.program(cfg, small.VOCABULARY, sharding.mesh(cfg.mesh))
+  lower = made.step.lower(made.state, made.frozen, made.batch)
+  (state, frozen, batch), _ = lower.args_info
+  assert all(x.donated for x in jax.tree.leaves(state))
+  assert not any(x.donated for x in jax.tree.leaves((frozen, batch)))
+
+
+def test_slices_that_do_not_fit_are_refused():
+  """data alone crosses slices, and a TPU says how many there are."""
+  with pytest.raises(
+    ValueError, match=r"divide the axis data.*got 2 for data=1"
+  ):
+    sharding.mesh(config.Mesh(1, 8, slices=2, topology="v5e:2x4"))
+  two = [SimpleNamespace(platform="tpu", slice_index=i) for i in (0, 1)]
+  with pytest.raises(ValueError, match="must be the 2 of the devices; got 1"):
+    sharding._check_slices(1, 2, two)
 
 
 def test_rules_come_from_the_config():
