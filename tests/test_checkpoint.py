@@ -37,12 +37,16 @@ def assert_same(a, b):
   jax.tree.map(lambda x, y: x.dtype == y.dtype or pytest.fail("dtype"), a, b)
 
 
-def saved(folder, *steps, keep=5):
-  with_steps = checkpoint.Checkpoints(str(folder), config.Train(keep=keep))
+def written(folder, *steps, keep=5):
+  writer = checkpoint.Checkpoints(str(folder), config.Train(keep=keep))
   for step in steps:
-    with_steps.save(state_of(step, step))
-  with_steps.wait()
-  with_steps.close()
+    writer.save(state_of(step, step))
+  writer.wait()
+  writer.close()
+
+
+def saved(folder, *steps, keep=5):
+  written(folder, *steps, keep=keep)
   return checkpoint.Checkpoints(str(folder), config.Train(keep=keep))
 
 
@@ -230,7 +234,7 @@ def test_arrays_may_be_donated_at_once(tmp_path):
   "name", ["8.orbax-checkpoint-tmp", "8.orbax-checkpoint-tmp-1700000000"]
 )
 def test_a_half_written_step_does_not_exist(tmp_path, name):
-  saved(tmp_path, 3).close()
+  written(tmp_path, 3)  # no other writer, which would clean up beside the test
   half = tmp_path / name
   shutil.copytree(tmp_path / "3", half)
   for path in list(half.rglob("*"))[::2]:
