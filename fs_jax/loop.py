@@ -252,8 +252,8 @@ def _loop(
   def save() -> None:
     flush()
     log.check(step, window)  # never saves what is no longer finite
-    log.keep()  # no line is missing that a checkpoint has passed
     with log.clock.spent(report.SAVING):
+      log.keep()  # no line is missing that a checkpoint has passed
       saved.save(state, heard[1] if heard[0] == step else None, window)
 
   log.begin()

@@ -35,6 +35,7 @@ _LONGEST = 7 * 24 * 3600  # seconds that the first process may take
 _METADATA = "GCE_METADATA_HOST"  # instead of the server that hosts know
 _ASK = 5.0  # seconds between two questions of maintenance
 _MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
+_MARGIN = 15  # seconds that the news of a death takes, at most
 
 
 class Preempted(BaseException):
@@ -90,15 +91,14 @@ def _joined(env: Mapping[str, str]) -> bool:
 
 def _meet(env: Mapping[str, str], **known: Any) -> None:
   """`known`: what JAX does not find by itself."""
-  patience = _integer(env, _PATIENCE) if _PATIENCE in env else None
-  meeting = patience or _MEETING
+  meeting = _patience(env, _MEETING)
   # JAX would end the process with a stack trace and no word of who is missing.
   late = threading.Timer(meeting, _alone, (meeting,), known)
   late.daemon = True
   late.start()
   jax.distributed.initialize(
     initialization_timeout=2 * meeting,
-    heartbeat_timeout_seconds=patience or _HEARTBEAT,
+    heartbeat_timeout_seconds=_patience(env, _HEARTBEAT),
     **known,
   )
   late.cancel()
@@ -186,6 +186,24 @@ def _wait(what: str) -> None:
   client.wait_at_barrier(f"{what} {next(_meetings)}", 1000 * _LONGEST)
 
 
+def all_live() -> bool:
+  """Whether no process has died: what one of them met may be its doing.
+
+  An error that is the same for all of them is known to be so once all are here.
+  Else this waits for as long as a death may stay unheard. JAX's coordinator,
+  when it hears of one, may also end this process by itself, with code 1.
+  """
+  client = distributed.global_state.client
+  assert client is not None  # there are several processes
+  seconds = _patience(os.environ, _HEARTBEAT) + _MARGIN
+  try:
+    client.wait_at_barrier("an error that may be of all", 1000 * seconds)
+  except jax.errors.JaxRuntimeError as error:
+    # Those that are not here are busy: none of them is dead.
+    return "DEADLINE_EXCEEDED" in str(error)
+  return True
+
+
 class Notice:
   """Whether the machine is about to be taken away: SIGTERM, or maintenance.
 
@@ -265,6 +283,10 @@ def _several_hosts(env: Mapping[str, str]) -> bool:
     or "," in env.get("TPU_WORKER_HOSTNAMES", "")
     or "MEGASCALE_COORDINATOR_ADDRESS" in env
   )
+
+
+def _patience(env: Mapping[str, str], otherwise: int) -> int:
+  return _integer(env, _PATIENCE) if _PATIENCE in env else otherwise
 
 
 def _integer(env: Mapping[str, str], name: str) -> int:

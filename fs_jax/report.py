@@ -10,7 +10,6 @@ import os
 import pathlib
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,11 +21,10 @@ from etils import epath
 from rich import console
 from rich import progress as rich_progress
 
-from fs_jax import files, processes
+from fs_jax import files, processes, uploads
 
 METRICS = "metrics.jsonl"
 GIB = 1 << 30
-_UPLOAD = 15.0  # seconds, at least, between two writes to an object store
 _STATM = pathlib.Path("/proc/self/statm")
 
 
@@ -123,6 +121,7 @@ class Report:
     self._flops, self._peak = flops, peak
     self.clock = Clock()
     self._board: Any = None
+    self._uploads: uploads.Uploads | None = None
     self._began, self._useful = time.time(), 0.0
     self._bar = Bar(name, steps, start)
     if not processes.is_first():
@@ -131,15 +130,14 @@ class Report:
     self._folder = folder
     known = read(folder)
     kept = [x for x in known if x["step"] <= start or x.get("split") == START]
-    self._lines = [json.dumps(line) + "\n" for line in kept]
-    files.write_text(folder / METRICS, "".join(self._lines))
-    self._remote, self._kept = files.remote(folder), time.monotonic()
-    self._events = os.fspath(folder / "tb")
-    if self._remote:  # TensorBoard's files grow by appending, too
-      self._scratch = tempfile.TemporaryDirectory()
-      self._events = self._scratch.name
+    lines = [json.dumps(line) + "\n" for line in kept]
+    files.write_text(folder / METRICS, "".join(lines))
+    events = os.fspath(folder / "tb")
+    if files.remote(folder):
+      self._uploads = uploads.Uploads(folder / METRICS, folder / "tb", lines)
+      events = self._uploads.events
     self._board = tensorboardX.SummaryWriter(
-      self._events,
+      events,
       # Names have a resolution of one second: restarts must not collide.
       filename_suffix=f".{os.getpid()}-{secrets.token_hex(4)}",
     )
@@ -236,10 +234,8 @@ class Report:
       return
     line = {"step": step, "time": round(time.time(), 3), "split": split}
     line |= {key: float(f"{value:.9g}") for key, value in values.items()}
-    if self._remote:
-      self._lines.append(json.dumps(line) + "\n")
-      if time.monotonic() - self._kept > _UPLOAD:
-        self.keep()
+    if self._uploads is not None:
+      self._uploads.add(json.dumps(line) + "\n")
     else:
       with open(self._folder / METRICS, "a") as file:
         file.write(json.dumps(line) + "\n")
@@ -254,15 +250,12 @@ class Report:
   def keep(self) -> None:
     """All that was written lies in the folder, also in one of a store.
 
-    There nothing can be appended: files are written whole, now and then.
+    Raises:
+      OSError: the store does not take it.
     """
-    if self._board is None or not self._remote:
-      return
-    self._kept = time.monotonic()
-    self._board.flush()
-    files.write_text(self._folder / METRICS, "".join(self._lines))
-    for events in pathlib.Path(self._events).iterdir():
-      files.write_bytes(self._folder / "tb" / events.name, events.read_bytes())
+    if self._uploads is not None:
+      self._board.flush()
+      self._uploads.keep()
 
   def say(self, text: str) -> None:
     """A line for whoever watches."""
@@ -275,8 +268,8 @@ class Report:
     with contextlib.suppress(Exception):  # no checkpoint has passed these lines
       self.keep()
     self._board.close()
-    if self._remote:
-      self._scratch.cleanup()
+    if self._uploads is not None:
+      self._uploads.close()
 
 
 def host_memory() -> int:

@@ -41,6 +41,9 @@ def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
       raise
     traceback.print_exc()
     code = FAILED
+  if code == BAD_INPUT and not _stands():
+    print("a peer died, which may be why: start again", file=sys.stderr)
+    code = FAILED
   if code != DONE and _has_peers():
     # JAX would wait for them to leave as well, which they do not: the launcher
     # ends them as soon as it sees this code.
@@ -326,6 +329,17 @@ def _told_to_stop() -> Iterator[None]:
 def _has_peers() -> bool:
   """Whether this process joined others; asks nothing of a device."""
   return jax.distributed.is_initialized()
+
+
+def _stands() -> bool:
+  """Whether bad input is to be believed: a dead peer can look like it.
+
+  A supervisor on this machine sees all deaths itself, and sooner.
+  """
+  if not _has_peers() or processes.SUPERVISOR in os.environ:
+    return True
+  print("waiting to hear whether a peer died", file=sys.stderr, flush=True)
+  return processes.all_live()
 
 
 def _quiet() -> None:

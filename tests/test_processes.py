@@ -71,6 +71,60 @@ time.sleep(600)
 """
 
 
+# Ends as its word says: "bad" input, "die", or "busy" with something else.
+END = """
+import os, signal, sys, time
+from fs_jax import processes
+from launch import cli
+def main(argv):
+  "Nothing."
+  processes.start()
+  if argv[0] == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+  if argv[0] == "busy":
+    time.sleep(600)
+  cli.only([], "say what")
+processes._MARGIN = 2
+cli.run(main, "")
+"""
+
+
+@pytest.mark.parametrize(
+  ("words", "ends", "said"),
+  [
+    ("bad bad", 2, "one is wanted"),
+    ("bad busy", 2, "one is wanted"),
+    ("bad die", 1, "a peer died, which may be why"),
+  ],
+)
+def test_bad_input_is_believed_where_no_peer_died(words, ends, said):
+  """On a pod nobody sees all deaths, and code 2 is started by none again."""
+  address = f"127.0.0.1:{local._free_port()}"
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", END, word],
+      env=environment(
+        JAX_COORDINATOR_ADDRESS=address,
+        JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID=str(index),
+        FS_JAX_PEER_TIMEOUT="6",
+      ),
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index, word in enumerate(words.split())
+  ]
+  try:
+    _, heard = started[0].communicate(timeout=120)
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
+  assert "error: arguments: one is wanted" in heard
+  assert said in heard
+  assert started[0].returncode == ends
+
+
 def test_without_its_supervisor_nobody_goes_on(tmp_path):
   wrote = tmp_path / "pid"
   job = f"local.Job([{sys.executable!r}, '-c', {ORPHAN!r}, {str(wrote)!r}], 1)"

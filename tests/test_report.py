@@ -2,12 +2,13 @@
 
 import json
 import sys
+import threading
 
 import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import report
+from fs_jax import report, uploads
 
 WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
 
@@ -36,9 +37,8 @@ def steps(folder):
   return [line["step"] for line in read(folder)]
 
 
-def test_a_folder_of_a_store_gets_whole_files(bucket, monkeypatch):
+def test_a_folder_of_a_store_gets_whole_files(bucket):
   """Nothing can be appended there: lines and events are written together."""
-  monkeypatch.setattr(report, "_UPLOAD", 1e9)
   where = epath.Path("gs://bucket/W/fast")
   (where / report.METRICS).write_text('{"step": 2, "split": "train"}\n')
   log = report.Report(where, "fast", 4, 10)
@@ -51,10 +51,50 @@ def test_a_folder_of_a_store_gets_whole_files(bucket, monkeypatch):
   assert steps(where) == [2, 6, 8]
   (events,) = (where / "tb").iterdir()
   assert len(events.read_bytes()) > 500
-  monkeypatch.setattr(report, "_UPLOAD", 0)
-  log = report.Report(where, "fast", 8, 10)
-  log.train(10, WINDOW, 8)
-  assert steps(where) == [2, 6, 8, 10]  # at once
+
+
+def test_nobody_waits_for_a_slow_store(bucket, monkeypatch):
+  """Uploads are one at a time, beside the training; a save waits for all."""
+  began, goes_on, sent = threading.Event(), threading.Event(), []
+
+  def slowly(path, text):
+    began.set()
+    assert goes_on.wait(60)
+    sent.append(text.count('"split": "train"'))
+
+  where = epath.Path("gs://bucket/W/fast")
+  log = report.Report(where, "fast", 0, 10)
+  log.keep()
+  monkeypatch.setattr(uploads, "EVERY", -1.0)
+  monkeypatch.setattr(uploads.files, "write_text", slowly)
+  log.train(2, WINDOW, 8)
+  assert began.wait(60)
+  for step in (4, 6, 8):
+    log.train(step, WINDOW, 8)
+  assert sent == []
+  goes_on.set()
+  log.keep()
+  assert sent == [1, 4]
+  log.close()
+
+
+def test_a_store_that_failed_for_a_while_has_all_lines(bucket, monkeypatch):
+  """Only a save insists: it must not be known before its lines are."""
+  monkeypatch.setattr(uploads, "EVERY", -1.0)
+  where = epath.Path("gs://bucket/W/fast")
+  log = report.Report(where, "fast", 0, 10)
+  with monkeypatch.context() as during:
+
+    def fails(path, text):
+      raise OSError("the store is silent")
+
+    during.setattr(uploads.files, "write_text", fails)
+    log.train(2, WINDOW, 8)
+    with pytest.raises(OSError, match="the store is silent"):
+      log.keep()
+  log.train(4, WINDOW, 8)
+  log.keep()
+  assert steps(where) == [2, 4]
   log.close()
 
 
