@@ -17,9 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fs_jax import config, files, types
+from fs_jax import checksums, config, files, types
 
-_WINDOW = "window"
+_WINDOW, _SUMS = "window", "sums"
 # Words of what says nothing of the checkpoint itself.
 _SHUT = r"PERMISSION_DENIED|UNAUTHENTICATED"
 _FULL = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*(memory|allocat)"
@@ -94,12 +94,13 @@ class Checkpoints:
     step = int(state.step)
     if step == self.latest():
       return
-    items = {
-      "params": ocp.args.StandardSave(state.params),
-      "rest": ocp.args.StandardSave(_rest(state)),
-    }
+    arrays = {"params": state.params, "rest": _rest(state)}
     if state.ema is not None:
-      items["ema"] = ocp.args.StandardSave(state.ema)
+      arrays["ema"] = state.ema
+    items: dict[str, Any] = {
+      item: ocp.args.StandardSave(tree) for item, tree in arrays.items()
+    }
+    items[_SUMS] = ocp.args.JsonSave(checksums.of(arrays))
     if window:
       read = jax.device_get(list(window))  # at once: one wait, not one a number
       said = [{k: float(v) for k, v in one.items()} for one in read]
@@ -114,13 +115,10 @@ class Checkpoints:
 
   def restore(self, step: int, like: types.TrainState) -> types.TrainState:
     """`like`: shapes with the shardings wanted now, whatever they were."""
-    items = {
-      "params": ocp.args.StandardRestore(like.params),
-      "rest": ocp.args.StandardRestore(_rest(like)),
-    }
+    items = {"params": like.params, "rest": _rest(like)}
     if like.ema is not None:
-      items["ema"] = ocp.args.StandardRestore(like.ema)
-    got = self._read(step, **items)
+      items["ema"] = like.ema
+    got = self._arrays(step, items)
     rest = got["rest"]
     state = types.TrainState(
       rest["step"], got["params"], rest["opt_state"], got.get("ema")
@@ -141,7 +139,7 @@ class Checkpoints:
 
   def params(self, step: int, like: Any, item: str = "params") -> Any:
     """Parameters alone, or item "ema"; `like` as in `restore`."""
-    return self._read(step, **{item: ocp.args.StandardRestore(like)})[item]
+    return self._arrays(step, {item: like})[item]
 
   def wait(self) -> None:
     """Until everything started is written.
@@ -165,6 +163,24 @@ class Checkpoints:
     except (OSError, RuntimeError):
       if kind is None:
         raise  # or else what came first says more
+
+  def _arrays(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
+    """Those items, as they were saved to the last bit."""
+    wanted = {k: ocp.args.StandardRestore(like) for k, like in items.items()}
+    read = self._read(step, **wanted)
+    got = {item: read[item] for item in items}
+    if not (self._folder / str(step) / _SUMS).exists():
+      return got  # of an earlier version
+    sums = self._read(step, **{_SUMS: ocp.args.JsonRestore()})[_SUMS]
+    now = checksums.of(got)
+    bad = [name for name, value in now.items() if sums.get(name) != value]
+    if bad:
+      raise ValueError(
+        f"{self._folder}/{step}: must hold what was saved; got other numbers "
+        f"in {len(bad)} of {len(now)} arrays, first {bad[0]!r}. delete that "
+        "folder to use an earlier step"
+      )
+    return got
 
   def _read(self, step: int, **items: Any) -> Any:
     try:

@@ -8,6 +8,8 @@ import gc
 import json
 import os
 import re
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from fs_jax import files, runs
 from tests import programs
+from tests import runs as saved
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +197,58 @@ def test_damaged_checkpoint(mine):
   done = search(mine, "a big fox")
   refused(done, "distill/checkpoints/4", "whole checkpoint", "earlier step")
   gc.collect()  # what orbax left undone complains here, not in another test
+
+
+@pytest.fixture
+def begun(mine):
+  """A Fast that stands at step 2 of 4, its newest checkpoint."""
+  shutil.rmtree(mine / "fast" / "checkpoints" / "4")
+  (mine / "fast" / runs.DONE).unlink()
+  return mine
+
+
+def go_on(begun, workdir):
+  data = f"--config.data.dir={workdir.parent / 'data'}"
+  return programs.train(begun, "fast", data)
+
+
+def assert_trained(begun, workdir):
+  """As one that nothing happened to, bit for bit."""
+  done = go_on(begun, workdir)
+  assert done.code == 0, done.err
+  got, want = (saved.parameters(w / "fast", 4) for w in (begun, workdir))
+  assert got.keys() == want.keys()
+  for name, value in want.items():
+    np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_training_from_a_damaged_checkpoint(begun, workdir):
+  """It says which to delete; then it begins where it still can."""
+  folder = begun / "fast" / "checkpoints" / "2"
+  path = largest(folder / "rest" / "ocdbt.process_0")
+  bad = bytearray(path.read_bytes())
+  bad[len(bad) // 2] ^= 1
+  path.write_bytes(bad)
+  before = programs.digest(begun / "fast" / "checkpoints")
+  done = go_on(begun, workdir)
+  refused(done, "fast/checkpoints/2", "what was saved", "delete that folder")
+  assert programs.digest(begun / "fast" / "checkpoints") == before
+  shutil.rmtree(folder)
+  assert_trained(begun, workdir)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_training_on_a_full_disk(begun, workdir):
+  """A real failure: no file may grow past what lines and logs need."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
+  try:
+    done = go_on(begun, workdir)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  refused(done, "fast/checkpoints", "make room", "step 2 is whole")
+  assert not (begun / "fast" / runs.DONE).exists()
+  assert_trained(begun, workdir)
 
 
 def test_damaged_config(mine):

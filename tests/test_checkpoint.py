@@ -270,6 +270,42 @@ def test_a_damaged_step_is_named(tmp_path):
     found.restore(3, like(state_of(3)))
 
 
+def test_a_changed_bit_is_named(tmp_path):
+  """Of arrays that are stored apart no format and no compression notices it."""
+  large = jnp.asarray(np.random.default_rng(0).normal(size=(300, 100)))
+  state = state_of(3)._replace(params={"x": large}, ema={"x": large + 1})
+  writer = checkpoint.Checkpoints(str(tmp_path))
+  writer.save(state)
+  writer.wait()
+  for item, read in (
+    ("params", lambda found: found.restore(3, like(state))),
+    ("ema", lambda found: found.params(3, like(state).ema, "ema")),
+  ):
+    files = [p for p in (tmp_path / "3" / item).rglob("*") if p.is_file()]
+    path = max(files, key=lambda p: p.stat().st_size)
+    whole = path.read_bytes()
+    path.write_bytes(
+      whole[:70_000] + bytes([whole[70_000] ^ 0x10]) + whole[70_001:]
+    )
+    found = checkpoint.Checkpoints(str(tmp_path))
+    with pytest.raises(
+      ValueError,
+      match=rf"/3: must hold what was saved; got .* first '{item}/x'. delete",
+    ):
+      read(found)
+    found.close()
+    path.write_bytes(whole)
+  assert_same(writer.restore(3, like(state)), state)
+
+
+def test_a_step_without_sums_is_read(tmp_path):
+  """As earlier versions wrote them."""
+  saved(tmp_path, 3).close()
+  shutil.rmtree(tmp_path / "3" / "sums")
+  found = checkpoint.Checkpoints(str(tmp_path))
+  assert_same(found.restore(3, like(state_of(3))), state_of(3, 3))
+
+
 def test_another_model_is_refused(tmp_path):
   found = saved(tmp_path, 3)
   state = state_of(3)

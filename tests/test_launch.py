@@ -4,16 +4,18 @@ import errno
 import json
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto import event_pb2
 
 from fs_jax import evaluate, report, runs, study
 from launch import cli
-from tests import programs
+from tests import programs, small
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +45,41 @@ def test_training_leaves_every_stage_ready(workdir):
     other = runs.load(workdir / fast).fast_contract
     fit = runs.load_fit(workdir / stage, {"fast": other, "slow": judge})
     assert fit.tau > 0
+
+
+def board(folder):
+  """{tag: {step: value}} of a stage's TensorBoard files."""
+  found = {}
+  for path in sorted((folder / "tb").iterdir()):
+    data, at = path.read_bytes(), 0
+    while at < len(data):  # length, its sum, an event, its sum
+      (length,) = struct.unpack_from("<Q", data, at)
+      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+      at += 12 + length + 4
+      for value in event.summary.value:
+        found.setdefault(value.tag, {})[event.step] = value.simple_value
+  return found
+
+
+@pytest.mark.parametrize(
+  ("stage", "own"),
+  [
+    ("fast", {"scale", "batch_recall", "grad_norm/text", "grad_norm/vision"}),
+    ("slow", {"nats_per_word", "grad_norm/encoder", "grad_norm/readers"}),
+    ("distill", {"scale", "batch_recall", "distillation", "grad_norm/vision"}),
+  ],
+)
+def test_what_training_reports(workdir, stage, own):
+  """The same numbers in lines and in TensorBoard."""
+  lines = [x for x in report.read(workdir / stage) if x["split"] == "train"]
+  of_all = {"loss", "learning_rate", "grad_norm"} | small.CLOCKED - {"mfu"}
+  assert own | of_all <= lines[0].keys()
+  shown = board(workdir / stage)
+  keys = lines[0].keys() - {"step", "split", "time"}
+  assert {f"train/{key}" for key in keys} == shown.keys()
+  for key in keys:
+    want = {line["step"]: line[key] for line in lines}
+    assert shown[f"train/{key}"] == pytest.approx(want, rel=1e-6)
 
 
 def test_everything_again_changes_nothing(workdir, tmp_path):

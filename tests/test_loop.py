@@ -194,6 +194,36 @@ def test_metrics_are_means_of_the_steps_since_the_last_line(whole, tmp_path):
   np.testing.assert_allclose(got, pairs, rtol=1e-5)
 
 
+def test_no_step_waits_for_the_one_before(tmp_path):
+  """Only whole windows are read, and with a step on its way."""
+  started, read = 0, []
+  compiled, array = loop._compiled, type(jnp.zeros(()))
+  value = array._value.fget
+
+  def counting(*args):
+    step = compiled(*args)
+
+    def one(*args):
+      nonlocal started
+      started += 1
+      return step(*args)
+
+    return one
+
+  def reads(self):
+    read.append(started)
+    return value(self)
+
+  with (
+    mock.patch.object(loop, "_compiled", counting),
+    mock.patch.object(array, "_value", property(reads)),
+  ):
+    state = fit(tmp_path, cfg_of(log_every=3, save_every=100))
+    float(state.step)
+  # Steps 1 to 3 are read after the fourth has begun, 4 to 6 after the seventh.
+  assert set(read) - {0} == {4, 7, STEPS}
+
+
 def test_a_finished_run_is_left_alone(whole):
   workdir, state = whole
   before = (workdir / "fast" / "metrics.jsonl").read_bytes()

@@ -1,6 +1,7 @@
 """What a run says: no step twice, no half line, no number that is none."""
 
 import json
+import os
 import sys
 import threading
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import report, uploads
+from fs_jax import processes, report, uploads
 
 WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
 
@@ -203,6 +204,21 @@ def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
   log.close()
 
 
+def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(processes, "is_first", lambda: False)
+  log = report.Report(tmp_path, "fast", 0, 10)
+  log.begin()
+  assert log.train(2, WINDOW, 8)["loss"] == 3.0
+  log.write(2, "validation", {"R@1": 0.5})
+  log.say("anything")
+  log.keep()
+  with pytest.raises(report.NonFinite):  # all of them stop
+    log.train(4, [WINDOW[0] | {"loss": np.nan}], 8)
+  log.close()
+  assert list(tmp_path.iterdir()) == []
+  assert capsys.readouterr() == ("", "")
+
+
 def test_numbers_keep_nine_digits(log, tmp_path):
   log.write(1, "validation", {"R@1": 1 / 3, "small": np.float32(1.2345678e-9)})
   (line,) = read(tmp_path)
@@ -256,3 +272,20 @@ def test_a_bar_off_a_terminal_speaks_now_and_then(capsys, monkeypatch):
     "encode 40/100  loss 0.5  36 s left",
     "encode 100/100  loss 0.5  0 s left",
   ]
+
+
+def test_a_bar_on_a_terminal_is_a_live_line(monkeypatch):
+  ours, its = os.openpty()
+  monkeypatch.setenv("TERM", "xterm")
+  with open(its, "w") as terminal:
+    assert terminal.isatty()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with report.Bar("distill", 100, start=20) as bar:
+      bar.advance(40, {"loss": 0.5})
+      bar.say("saved")
+      bar._live.refresh()
+    said = os.read(ours, 1 << 16).decode()
+  os.close(ours)
+  assert "distill" in said and "40/100" in said and "loss 0.5" in said
+  assert "saved\r\n" in said  # a line that stays
+  assert said.rstrip().endswith("\x1b[2K")  # and nothing is left of the bar

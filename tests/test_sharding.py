@@ -14,9 +14,20 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import PartitionSpec
 
-from fs_jax import config, loop, optim, paths, report, sharding, tasks, types
+from fs_jax import (
+  config,
+  loop,
+  optim,
+  paths,
+  report,
+  runs,
+  sharding,
+  tasks,
+  types,
+)
 from fs_jax.data import tokenizer as tokenizers
 from tests import lowered, small
 
@@ -28,7 +39,7 @@ MESHES = {
 }
 
 
-def cfg_of(stage, mesh):
+def cfg_of(stage, mesh, parts=1):
   # Dropout, and pictures hidden at random: a row's draw knows no mesh.
   slow = small.slow(decoder=small.stack(2, dropout=0.1), null_rate=0.3)
   if stage == "distill":  # the judge of the smallest kind
@@ -38,7 +49,7 @@ def cfg_of(stage, mesh):
     slow=None if stage == "fast" else slow,
     mesh=mesh,
     data={"captions_per_visual": 1 if stage == "distill" else 2},
-    train={"steps": 3, "log_every": 1, "save_every": 99},
+    train={"steps": 3, "log_every": 1, "save_every": 99, "accumulate": parts},
   )
 
 
@@ -58,9 +69,9 @@ def named(tree):
 
 
 @functools.cache
-def trained(stage, mesh):
+def trained(stage, mesh, parts=1):
   """The state after three steps, and the lines it wrote."""
-  cfg = cfg_of(stage, MESHES[mesh])
+  cfg = cfg_of(stage, MESHES[mesh], parts)
   devices = jax.devices()[: 1 if mesh == "one" else 8]
   words = " ".join(map(str, range(small.VOCABULARY - 4)))
   tokenizer = tokenizers.train([words], cfg.tokens)
@@ -106,6 +117,17 @@ SOME = [
 def test_eight_devices_lose_as_one_does(stage, mesh):
   _, want = trained(stage, "one")
   _, got = trained(stage, mesh)
+  assert_same_lines(want, got)
+
+
+def test_a_batch_in_parts_loses_as_one_that_is_whole():
+  """Gradient caching, on all axes: each device takes half its rows twice."""
+  _, want = trained("fast", "one")
+  _, got = trained("fast", "data=2 fsdp=2 model=2", parts=2)
+  assert_same_lines(want, got)
+
+
+def assert_same_lines(want, got):
   keys = want[0].keys() - small.CLOCKED - {"split"}
   assert {"loss", "grad_norm"} < keys
   assert len({line["loss"] for line in want}) == 3
@@ -164,6 +186,20 @@ def test_moments_lie_where_their_parameter_does(name, freeze):
   counts = [leaf for leaf in got if leaf.endswith("count")]
   assert counts
   assert all(got[leaf].is_fully_replicated for leaf in counts)
+
+
+def test_parameters_are_listed_with_their_places(tmp_path):
+  on = sharding.mesh(MESHES["data=2 fsdp=2 model=2"])
+  made = loop.program(cfg_of("slow", config.Mesh(2, 2, 2)), 12, on)
+  said = []
+  runs.describe(epath.Path(tmp_path), made.state.params, said.append)
+  rows = (tmp_path / runs.PARAMETERS).read_text().splitlines()
+  (row,) = (r for r in rows if "/level0/" in r and "/up/kernel" in r)
+  assert "(None, 'fsdp', 'model')" in row
+  (row,) = (r for r in rows if "/level0/" in r and "/up/bias" in r)
+  assert "fsdp" not in row
+  count = sum(x.size for x in jax.tree.leaves(made.state.params))
+  assert said[0].startswith(f"{count:,} parameters")
 
 
 def test_a_trained_state_keeps_its_place():
