@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from fs_jax import local
+from fs_jax import local, report
 from tests import runs
 
 pytestmark = pytest.mark.own
@@ -30,6 +30,7 @@ LAYOUTS = {
 COMMON = (
   "--config.fast.chunk=8",  # the ring
   "--config.train.log_every=1",
+  "--config.train.eval_every=10",
   "--config.optim.ema=0.9",
   "--config.optim.name=adamw",  # muon's products are slow on eight devices
   "--config.optim.learning_rate=2e-3",
@@ -66,6 +67,12 @@ def train(workdir, stage, layout, *arguments):
   return runs.losses(workdir / stage), runs.seen(workdir / "record")
 
 
+def validations(folder: pathlib.Path) -> dict[int, tuple[float, float]]:
+  """Step to R@1 and R@5."""
+  lines = [x for x in report.read(folder) if x["split"] == "validation"]
+  return {line["step"]: (line["R@1"], line["R@5"]) for line in lines}
+
+
 def difference(got: dict[int, float], want: dict[int, float]) -> float:
   assert got.keys() == want.keys()
   return max(abs(got[step] / want[step] - 1) for step in want)
@@ -78,6 +85,12 @@ def test_processes_and_devices_change_nothing(donors, stage):
     workdir = begin(donors, stage, name)
     steps = f"--config.train.steps={STEPS}"
     found[name] = train(workdir, stage, layout, steps)
+  recalls = {
+    name: validations(donors.parent / f"{stage}-{name}" / stage)
+    for name in found
+  }
+  assert list(recalls["1x1"]) == [STEPS // 2, STEPS]
+  assert all(recall == recalls["1x1"] for recall in recalls.values())
   want, examples = found.pop("1x1")
   assert list(want) == list(range(1, STEPS + 1))
   assert len(set(want.values())) > STEPS // 2  # it moves
