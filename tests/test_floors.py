@@ -30,7 +30,7 @@ FLOORS = (
   ),
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
-    *("report", "profile", "parts", "peer", "data"),
+    *("report", "uploads", "checksums", "profile", "parts", "peer", "data"),
   ),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
