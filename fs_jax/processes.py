@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,6 +37,7 @@ _METADATA = "GCE_METADATA_HOST"  # instead of the server that hosts know
 _ASK = 5.0  # seconds between two questions of maintenance
 _MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
 _MARGIN = 15  # seconds that the news of a death takes, at most
+_GOODBYE = 3.0  # seconds that the first process stays for the others
 
 
 class Preempted(BaseException):
@@ -190,8 +192,8 @@ def all_live() -> bool:
   """Whether no process has died: what one of them met may be its doing.
 
   An error that is the same for all of them is known to be so once all are here.
-  Else this waits for as long as a death may stay unheard. JAX's coordinator,
-  when it hears of one, may also end this process by itself, with code 1.
+  Else this waits for as long as a death may stay unheard. When JAX hears of one
+  it may also end this process by itself, with code 1.
   """
   client = distributed.global_state.client
   assert client is not None  # there are several processes
@@ -201,6 +203,8 @@ def all_live() -> bool:
   except jax.errors.JaxRuntimeError as error:
     # Those that are not here are busy: none of them is dead.
     return "DEADLINE_EXCEEDED" in str(error)
+  if is_first():  # JAX's coordinator goes with it: others have yet to be told
+    time.sleep(_GOODBYE)
   return True
 
 

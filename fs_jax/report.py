@@ -235,6 +235,7 @@ class Report:
     line = {"step": step, "time": round(time.time(), 3), "split": split}
     line |= {key: float(f"{value:.9g}") for key, value in values.items()}
     if self._uploads is not None:
+      self._board.flush()
       self._uploads.add(json.dumps(line) + "\n")
     else:
       with open(self._folder / METRICS, "a") as file:
@@ -248,10 +249,11 @@ class Report:
       self._bar.say(f"{self._name} step {step}: {split} {said}")
 
   def keep(self) -> None:
-    """All that was written lies in the folder, also in one of a store.
+    """All lines lie in the folder, also in one of a store.
 
     Raises:
-      OSError: the store does not take it.
+      files.DiskFull, OSError: a user has to mend it.
+      RuntimeError: the store did not answer.
     """
     if self._uploads is not None:
       self._board.flush()
@@ -265,10 +267,10 @@ class Report:
     self._bar.close()
     if self._board is None:
       return
-    with contextlib.suppress(Exception):  # no checkpoint has passed these lines
-      self.keep()
-    self._board.close()
+    self._board.close()  # its last events are written now
     if self._uploads is not None:
+      with contextlib.suppress(Exception):  # no checkpoint has passed them
+        self._uploads.keep()
       self._uploads.close()
 
 

@@ -45,11 +45,19 @@ class Uploads:
     """All of it lies in the store.
 
     Raises:
-      OSError: it cannot be written there.
+      files.DiskFull, OSError: a user has to mend it.
+      RuntimeError: the store did not answer.
     """
     if self._sent is not None:
       futures.wait([self._sent])
-    self._begin().result()
+    try:
+      self._begin().result()
+    except OSError as error:
+      if error.errno in files.MENDABLE:
+        raise
+      raise RuntimeError(
+        f"{self._to}: its store must answer; got {error}. start again"
+      ) from error
 
   def close(self) -> None:
     self._thread.shutdown()

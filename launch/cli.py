@@ -1,7 +1,7 @@
 """What all programs share: flags that teach, clean errors, exit codes.
 
 0 done    2 bad input    3 the loss diverged    75 preempted, start me again
-130 interrupted          1 anything else, with its traceback
+130 interrupted          1 anything else: with its traceback, or a peer died
 """
 
 import contextlib
@@ -41,9 +41,8 @@ def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
       raise
     traceback.print_exc()
     code = FAILED
-  if code == BAD_INPUT and not _stands():
-    print("a peer died, which may be why: start again", file=sys.stderr)
-    code = FAILED
+  if code == BAD_INPUT and _has_peers():
+    code = _with_peers(code)
   if code != DONE and _has_peers():
     # JAX would wait for them to leave as well, which they do not: the launcher
     # ends them as soon as it sees this code.
@@ -305,7 +304,8 @@ def _help(main: Callable, doc: str | None) -> str:
 
 _CODES = (
   "exit codes: 0 done, 2 bad input, 3 the loss diverged, 75 preempted (start "
-  "it\nagain), 130 interrupted, 1 a bug. NO_QUIET=1 shows what libraries log."
+  "it\nagain), 130 interrupted, 1 a bug or a lost peer. NO_QUIET=1 shows what "
+  "libraries\nlog."
 )
 
 
@@ -331,15 +331,21 @@ def _has_peers() -> bool:
   return jax.distributed.is_initialized()
 
 
-def _stands() -> bool:
-  """Whether bad input is to be believed: a dead peer can look like it.
+def _with_peers(code: int) -> int:
+  """What bad input is where others run: one that died can look like it.
 
   A supervisor on this machine sees all deaths itself, and sooner.
   """
-  if not _has_peers() or processes.SUPERVISOR in os.environ:
-    return True
+  if processes.SUPERVISOR in os.environ:
+    return code
   print("waiting to hear whether a peer died", file=sys.stderr, flush=True)
-  return processes.all_live()
+  try:
+    if processes.all_live():
+      return code
+  except KeyboardInterrupt:
+    return INTERRUPTED
+  print("a peer died, which may be why: start again", file=sys.stderr)
+  return FAILED
 
 
 def _quiet() -> None:

@@ -7,9 +7,11 @@ import importlib.util
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from fs_jax import config, hlo, loop, machines, plan, plans, sharding
+from fs_jax import checksums, config, hlo, loop, machines, plan, plans, sharding
 from tests import lowered, small
 
 if importlib.util.find_spec("libtpu") is None:
@@ -113,6 +115,17 @@ def test_what_does_not_fit_is_told_what_would(tmp_path, capsys):
   fitting = said.partition("this fits")[2]
   assert "  --config.mesh.fsdp=2\n" in fitting
   assert re.search(r"memory +fits: ", fitting)
+
+
+def test_a_sum_of_an_array_takes_no_memory():
+  """Of every checkpoint, of a state that may leave none."""
+  on = sharding.mesh(config.Mesh(4, 2), plan.devices("v5e:2x4"))
+  for spec in ((), ("data",), (None, "fsdp"), ("data", "fsdp")):
+    placed = NamedSharding(on, PartitionSpec(*spec))
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=placed)
+    compiled = checksums._sum.lower(x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e6
+    assert "all-gather" not in compiled.as_text()
 
 
 def test_a_shape_that_no_tpu_has():

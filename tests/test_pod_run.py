@@ -18,6 +18,8 @@ pytestmark = pytest.mark.own
 
 STEPS = 20
 STAGES = ("fast", "slow", "distill")
+# Of a validation sample of 16, and of 4 that Slow judges.
+ONE_QUERY = {"fast": 1 / 16, "slow": 1 / 4, "distill": 1 / 16}
 # Processes, devices of each, and the mesh: all three axes where they fit.
 ONE = (1, 1, ())
 EIGHT = (1, 8, ("--config.mesh.fsdp=2", "--config.mesh.model=2"))
@@ -90,7 +92,11 @@ def test_processes_and_devices_change_nothing(donors, stage):
     for name in found
   }
   assert list(recalls["1x1"]) == [STEPS // 2, STEPS]
-  assert all(recall == recalls["1x1"] for recall in recalls.values())
+  for name, recall in recalls.items():
+    assert recall.keys() == recalls["1x1"].keys()
+    for step, values in recall.items():  # one near tie may fall otherwise
+      want = recalls["1x1"][step]
+      assert np.abs(np.subtract(values, want)).max() <= ONE_QUERY[stage], name
   want, examples = found.pop("1x1")
   assert list(want) == list(range(1, STEPS + 1))
   assert len(set(want.values())) > STEPS // 2  # it moves
