@@ -6,9 +6,7 @@ asynchronous; a step that was not written whole does not exist.
 """
 
 import contextlib
-import errno
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,17 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fs_jax import checksums, config, files, types
+from fs_jax import causes, checksums, config, types
 
 _WINDOW, _SUMS = "window", "sums"
-# Words of what says nothing of the checkpoint itself.
-_SHUT = r"PERMISSION_DENIED|UNAUTHENTICATED"
-_FULL = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*(memory|allocat)"
-# The last status is also that of a store whose quota is used up.
-_SILENT = (
-  r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|timed out"
-  "|RESOURCE_EXHAUSTED"
-)
 
 
 class Checkpoints:
@@ -186,24 +176,25 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # of damaged arrays orbax raises just that
-      if _found(_SHUT, error) or _errno(error, errno.EACCES, errno.EPERM):
+      why = causes.reason(error)
+      if causes.shut(error):
         raise OSError(
-          f"{self._folder}/{step}: must be readable; got {_reason(error)}. "
+          f"{self._folder}/{step}: must be readable; got {why}. "
           "mend the permissions"
         ) from error
-      if _found(_FULL, error) or isinstance(error, MemoryError):
+      if causes.memory(error):
         raise ValueError(
-          f"{self._folder}/{step}: must fit into memory; got {_reason(error)}. "
+          f"{self._folder}/{step}: must fit into memory; got {why}. "
           "the checkpoint is whole: take more devices, or raise mesh.fsdp"
         ) from error
-      if _unanswered(error):
+      if causes.unanswered(error):
         raise RuntimeError(
           f"{self._folder}/{step}: its disk and all processes must answer; got "
-          f"{_reason(error)}. start again"
+          f"{why}. start again"
         ) from error
       raise ValueError(
         f"{self._folder}/{step}: must be a whole checkpoint of this model; got "
-        f"{_reason(error)}. delete that folder to use an earlier step"
+        f"{why}. delete that folder to use an earlier step"
       ) from error
 
   @contextlib.contextmanager
@@ -215,8 +206,8 @@ class Checkpoints:
       whole = self._manager.latest_step() if hasattr(self, "_manager") else None
       kept = f"step {whole} is whole" if whole is not None else "none is whole"
       said = f"{self._folder}: a checkpoint must be written; got "
-      said += f"{_reason(error)}. "
-      if not _mendable(error):
+      said += f"{causes.reason(error)}. "
+      if not causes.mendable(error):
         raise RuntimeError(f"{said}start again ({kept})") from error
       raise OSError(
         f"{said}make room or mend the permissions and start again ({kept})"
@@ -267,43 +258,3 @@ def _score(metrics: Mapping[str, float]) -> float:
 
 def _rest(state: types.TrainState) -> dict[str, Any]:
   return {"step": state.step, "opt_state": state.opt_state}
-
-
-def _mendable(error: BaseException) -> bool:
-  """Whether it is for a user: tensorstore says errors of files in words."""
-  words = [os.strerror(number) for number in files.MENDABLE]
-  return any(
-    getattr(e, "errno", None) in files.MENDABLE
-    or any(word in str(e) for word in words)
-    for e in _chain(error)
-  )
-
-
-def _unanswered(error: BaseException) -> bool:
-  """Whether a disk, a store or a peer failed, and not what is written there."""
-  return (
-    any(isinstance(e, ConnectionError | TimeoutError) for e in _chain(error))
-    or _errno(error, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
-    or _found(_SILENT, error)
-  )
-
-
-def _errno(error: BaseException, *numbers: int) -> bool:
-  return any(getattr(e, "errno", None) in numbers for e in _chain(error))
-
-
-def _found(pattern: str, error: BaseException) -> bool:
-  """Whether a status is named: tensorstore and XLA have them in words."""
-  return any(re.search(pattern, str(e)) for e in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  while error is not None:
-    yield error
-    error = error.__cause__ or error.__context__
-
-
-def _reason(error: BaseException) -> str:
-  """What the innermost layer said, in a line."""
-  said = str(error).strip() or repr(error)
-  return " ".join(said.splitlines()[0].split())[:160]

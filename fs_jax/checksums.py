@@ -2,7 +2,8 @@
 
 A damaged byte of a checkpoint is mostly read back as another number: neither
 its format nor its compression notices. These sums are taken on the devices,
-without gathering anything, and do not depend on how an array is laid out.
+without gathering anything, and do not depend on how an array is laid out. A
+digest (`contract.digest`) says more, but needs all bytes on one host.
 """
 
 from typing import Any

@@ -11,7 +11,7 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax import files
+from fs_jax import causes, files
 
 EVERY = 15.0  # seconds, at least, between two uploads
 
@@ -52,11 +52,12 @@ class Uploads:
       futures.wait([self._sent])
     try:
       self._begin().result()
-    except OSError as error:
-      if error.errno in files.MENDABLE:
+    except Exception as error:  # every store's client has its own kinds
+      if causes.mendable(error):
         raise
       raise RuntimeError(
-        f"{self._to}: its store must answer; got {error}. start again"
+        f"{self._to}: its store must answer; got {causes.reason(error)}. start "
+        "again"
       ) from error
 
   def close(self) -> None:

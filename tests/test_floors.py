@@ -30,7 +30,8 @@ FLOORS = (
   ),
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
-    *("report", "uploads", "checksums", "profile", "parts", "peer", "data"),
+    *("causes", "checksums", "uploads", "report", "profile", "parts", "peer"),
+    "data",
   ),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),

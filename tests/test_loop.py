@@ -485,12 +485,6 @@ def test_first_parameters_come_from_a_donor(tmp_path):
       loop.inherit(params, {"fast": {"a": bad}})
 
 
-def test_every_is_due_at_multiples_and_at_the_end():
-  due = [s for s in range(1, 11) if report.every(3, s, 10)]
-  assert due == [3, 6, 9, 10]
-  assert not any(report.every(0, s, 10) for s in range(1, 11))
-
-
 if __name__ == "__main__":
   fit(
     pathlib.Path(sys.argv[1]),

@@ -81,7 +81,14 @@ def test_nobody_waits_for_a_slow_store(bucket, monkeypatch):
   log.close()
 
 
-def test_a_store_that_failed_for_a_while_has_all_lines(bucket, monkeypatch):
+class HttpError(Exception):
+  """As clients of stores have them: of no kind that Python knows."""
+
+
+@pytest.mark.parametrize("kind", [OSError, HttpError])
+def test_a_store_that_failed_for_a_while_has_all_lines(
+  bucket, monkeypatch, kind
+):
   """Only a save insists: it must not be known before its lines are."""
   monkeypatch.setattr(uploads, "EVERY", -1.0)
   where = epath.Path("gs://bucket/W/fast")
@@ -89,7 +96,7 @@ def test_a_store_that_failed_for_a_while_has_all_lines(bucket, monkeypatch):
   with monkeypatch.context() as during:
 
     def fails(path, text):
-      raise OSError("503")
+      raise kind("503")
 
     during.setattr(uploads.files, "write_text", fails)
     log.train(2, WINDOW, 8)
