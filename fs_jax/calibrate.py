@@ -9,20 +9,15 @@ smallest is taken (one standard error of the paired difference).
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
-from fs_jax import files
-
 GAMMAS = (0.0, 0.5, 1.0)  # exponents tried: none, half and full length norm
-SCHEMA = 1
 
 # Of the squared weights of standardised scores. Far below what the data say,
 # and what keeps the weights finite where a score answers every query.
@@ -174,38 +169,6 @@ def teacher_entropy(
   p = np.exp(log_p)
   terms = np.where(p > 0, p * np.where(p > 0, log_p, 0.0), 0.0)
   return float(-terms.sum(axis=1).mean())
-
-
-def save(
-  path: epath.PathLike, fitted: Fit, contract: Mapping[str, Any]
-) -> None:
-  """Writes a fit beside what it holds for: digests and store precision."""
-  files.write_json(
-    path,
-    {
-      "schema": SCHEMA,
-      "fit": fitted.to_dict(),
-      "contract": dict(contract),
-    },
-  )
-
-
-def load(path: epath.PathLike) -> tuple[Fit, dict[str, Any]]:
-  """Reads a fit and its contract, for the caller to compare with its own.
-
-  Raises:
-    ValueError: not a file that `save` wrote.
-  """
-  try:
-    values = json.loads(epath.Path(path).read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path}: must be JSON; got {error}. fit again") from None
-  schema = values.get("schema") if isinstance(values, dict) else None
-  if schema != SCHEMA:
-    raise ValueError(
-      f"{path}: schema must be {SCHEMA}; got {schema!r}. fit again"
-    )
-  return Fit.from_dict(values["fit"]), values["contract"]
 
 
 def _solve(

@@ -246,6 +246,22 @@ class Distill:
 
 
 @dataclasses.dataclass(frozen=True)
+class Weights:
+  """How Slow and Fast weigh when they rank together: fitted on validation."""
+
+  candidates: int = 20  # Fast's best of each validation query
+
+  def __post_init__(self):
+    _require(
+      self.candidates >= 2,
+      "candidates",
+      "must be at least 2, to tell apart",
+      self.candidates,
+      "raise it",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Optim:
   """Optax: the optimiser, warm-up, then the schedule."""
 
@@ -395,6 +411,7 @@ class Config:
   data: Data = dataclasses.field(default_factory=Data)
   tokens: Tokens = dataclasses.field(default_factory=Tokens)
   distill: Distill = dataclasses.field(default_factory=Distill)
+  weights: Weights = dataclasses.field(default_factory=Weights)
   optim: Optim = dataclasses.field(default_factory=Optim)
   init: Init = dataclasses.field(default_factory=Init)
   train: Train = dataclasses.field(default_factory=Train)

@@ -60,12 +60,17 @@ def from_json(text: str) -> config.Config:
 
 def differences(a: config.Config, b: config.Config) -> list[str]:
   """Fields in which two configs differ: "optim.learning_rate: 0.1 != 0.2"."""
-  left, right = (_flat(dataclasses.asdict(x)) for x in (a, b))
+  left, right = flat(a), flat(b)
   return [
     f"{key}: {left.get(key)!r} != {right.get(key)!r}"
     for key in sorted(left.keys() | right.keys())
     if left.get(key) != right.get(key)
   ]
+
+
+def flat(cfg: config.Config) -> dict[str, Any]:
+  """Every field by its path: {"optim.learning_rate": 0.1, ...}."""
+  return _flat(dataclasses.asdict(cfg))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

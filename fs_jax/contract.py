@@ -1,21 +1,90 @@
-"""What makes vectors, memories and indices comparable.
+"""What a result was made from, in a form that can be compared.
 
 A contract has parts, each a flat dict of scalars, and only like parts are
 compared: `fast` (query encoder, corpus, index), `slow` (decoder, token store,
-fits) and `items` (index and store). It is stored in every manifest and checked
-before anything is used; a difference is an error that says how to mend it.
+weights), `items` and `split` (whose visuals), and the config of each stage. It
+is stored in everything that is kept, and compared before anything is used.
 """
 
 import hashlib
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from fs_jax import config, paths, types
+from fs_jax import config, configdict, paths, types
 
 Part = dict[str, Any]  # flat: str, int, float, bool
+Contract = Mapping[str, Mapping[str, Any]]
+
+PRECISION = "float32"  # of stored memories
+
+# Fields of a config that decide no result: where it is computed, where files
+# lie, how often a run speaks and saves. All others are part of the contract of
+# whatever is made with it.
+UNCOMPARED = (
+  *("name", "mesh.", "data.dir", "data.threads", "data.cache", "tokens.file"),
+  *("train.log_every", "train.save_every", "train.profile"),
+  *("train.keep", "train.keep_every"),
+)
+# What a model is shown: stages that read each other must agree on it.
+INPUTS = (
+  *("data.image_size", "data.resize", "data.mean", "data.std", "data.frames"),
+  *("tokens.kind", "tokens.phrases", "tokens.vocabulary", "tokens.length"),
+  "tokens.lowercase",
+)
+# Fields of a model that its parameters do not depend on.
+_NO_SIZES = ("dropout", "remat", "null_rate", "chunk", "scale", "bias")
+
+
+def recipe(cfg: config.Config) -> Part:
+  """Every field of a config by its path, but for `UNCOMPARED`."""
+  return {
+    name: _scalar(value)
+    for name, value in configdict.flat(cfg).items()
+    if not _within(name, UNCOMPARED)
+  }
+
+
+def recipe_of(cfg: config.Config, group: str) -> Part:
+  """The fields of `recipe` in a group, such as "data."."""
+  return {name: x for name, x in recipe(cfg).items() if name.startswith(group)}
+
+
+def inputs(cfg: config.Config) -> Part:
+  """The fields of `INPUTS`."""
+  return {name: x for name, x in recipe(cfg).items() if name in INPUTS}
+
+
+def sizes(cfg: config.Config, model: str) -> Part:
+  """What decides the parameters of a part of the models.
+
+  Args:
+    cfg: of a stage.
+    model: its path in the config, such as "slow" or "fast.vision"; names are
+      given below it.
+  """
+  return {
+    name.removeprefix(f"{model}."): x
+    for name, x in recipe(cfg).items()
+    if _within(name, (f"{model}.",)) and name.split(".")[-1] not in _NO_SIZES
+  }
+
+
+def _within(name: str, fields: Sequence[str]) -> bool:
+  return any(
+    name.startswith(f) if f.endswith(".") else name == f for f in fields
+  )
+
+
+def _scalar(value: Any) -> Any:
+  """As JSON gives it back, lists as text: parts are flat."""
+  if isinstance(value, (list, tuple)):
+    return json.dumps(value)
+  return value
 
 
 def digest(params: types.Params) -> str:
@@ -40,6 +109,12 @@ def digest(params: types.Params) -> str:
   return total.hexdigest()
 
 
+def digest_json(values: Any) -> str:
+  """SHA-256 of JSON values, whatever the order of their keys."""
+  text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+  return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
 def fast(cfg: config.Config, tokenizer_hash: str, params: types.Params) -> Part:
   """Of everything that holds Fast vectors.
 
@@ -52,24 +127,18 @@ def fast(cfg: config.Config, tokenizer_hash: str, params: types.Params) -> Part:
     "embed": cfg.fast.embed,
     "visual_pool": cfg.fast.vision.pool,
     "text_pool": cfg.fast.text.pool,
+    "compute": cfg.compute,
     "digest": digest(params),
   }
 
 
-def slow(
-  cfg: config.Config,
-  tokenizer_hash: str,
-  params: types.Params,
-  *,
-  precision: str,
-) -> Part:
+def slow(cfg: config.Config, tokenizer_hash: str, params: types.Params) -> Part:
   """Of everything that holds Slow memories, or numbers fitted on its scores.
 
   Args:
     cfg: of the run.
     tokenizer_hash: of the tokenizer's file.
     params: Slow's own parameters, not the tree they are part of.
-    precision: of the stored latents, "float32" or "float16".
 
   Raises:
     ValueError: the config has no Slow model.
@@ -83,7 +152,8 @@ def slow(
     "levels": cfg.slow.levels,
     "d_mem": cfg.slow.d_mem,
     "finer_frames": cfg.slow.finer_frames,
-    "precision": precision,
+    "precision": PRECISION,
+    "compute": cfg.compute,
     "digest": digest(params),
   }
 
@@ -94,6 +164,25 @@ def items(ids: Sequence[str]) -> Part:
   # An id that is not Unicode gets a hash here and an error where it is written.
   encoded = text.encode(errors="surrogatepass")
   return {"count": len(ids), "ids": hashlib.sha256(encoded).hexdigest()}
+
+
+def split(origin: Mapping[str, Any]) -> Part:
+  """Of the examples of a source: `sources.Source.origin`."""
+  return {name: _scalar(value) for name, value in origin.items()}
+
+
+def difference(ours: Contract, theirs: Contract) -> str | None:
+  """The first field in which two contracts differ: "slow.digest: 'a', 'b'".
+
+  A part or a field that only one of them has differs too; None if equal.
+  """
+  for part in [*ours, *(p for p in theirs if p not in ours)]:
+    left, right = ours.get(part, {}), theirs.get(part, {})
+    for field in [*left, *(f for f in right if f not in left)]:
+      if left.get(field) != right.get(field):
+        values = f"{_short(left.get(field))} and {_short(right.get(field))}"
+        return f"{part}.{field}: {values}"
+  return None
 
 
 def check(
@@ -142,23 +231,12 @@ def check_all(
     check(part, fields, theirs[part], **names, mend=mend)
 
 
-def check_items(
-  index_ids: Sequence[str], store_ids: Sequence[str]
-) -> np.ndarray:
-  """int32 [C]: the store's row of each row of the index.
-
-  Raises:
-    ValueError: the store lacks an item of the index.
-  """
-  row = {name: at for at, name in enumerate(store_ids)}
-  lacking = [name for name in index_ids if name not in row]
-  if lacking:
-    raise ValueError(
-      f"items: the store must hold every item of the index; got "
-      f"{len(lacking)} of {len(index_ids)} missing, first {lacking[0]!r}. "
-      f"encode the gallery again with its memories: python -m launch.encode"
-    )
-  return np.array([row[name] for name in index_ids], np.int32)
+def flag(field: str, value: Any) -> str:
+  """A config's field as it is typed: --config.data.mean='[0.5, 0.5, 0.5]'."""
+  text = value if isinstance(value, str) else json.dumps(value)
+  if text.startswith("["):  # a tuple, which `recipe` gives as JSON
+    text = f"({text[1:-1]},)" if text != "[]" else "()"
+  return shlex.quote(f"--config.{field}={text}")
 
 
 def _inputs(cfg: config.Config, tokenizer_hash: str) -> Part:
@@ -179,3 +257,8 @@ def _inputs(cfg: config.Config, tokenizer_hash: str) -> Part:
 
 def _numbers(values: Sequence[float]) -> str:
   return " ".join(repr(float(v)) for v in values)
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 40 else f"{text[:18]}...{text[-4:]}"

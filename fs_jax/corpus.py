@@ -1,12 +1,10 @@
 """A gallery's Fast vectors on disk, and the rules they keep.
 
-    corpus/  manifest.json  ids.txt  vectors-00000-of-00004.npy  items.jsonl
+    corpus/  manifest.json  ids.txt  vectors-00000-of-00004.npy
 
-`ids.txt` has one id a line, in row order. `items.jsonl` is optional: what a
-person is shown of each row (path, caption, ...), one JSON object a line.
+`ids.txt` has one id a line, in row order.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +15,6 @@ from fs_jax import contract as contracts
 from fs_jax import files, types
 
 IDS = "ids.txt"
-ITEMS = "items.jsonl"
 SHARD_BYTES = 1 << 28
 TOLERANCE = 1e-3  # of a vector's length; float16 round trips stay inside
 _BLOCK = 1 << 16  # rows checked at a time, to bound memory
@@ -26,8 +23,7 @@ _BLOCK = 1 << 16  # rows checked at a time, to bound memory
 def save(
   folder: epath.PathLike,
   corpus: types.Corpus,
-  contract: Mapping[str, contracts.Part],
-  items: Sequence[Mapping[str, Any]] | None = None,
+  contract: contracts.Contract,
   *,
   shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
@@ -36,26 +32,16 @@ def save(
   Args:
     folder: to make or replace.
     corpus: vectors and ids.
-    contract: its `fast` part; `items` is added.
-    items: one JSON object a row, or None.
+    contract: its other parts; `items` is added.
     shard_bytes: of the vectors, at most (one row at least).
 
   Raises:
-    ValueError: as `validate`; items that do not match; a full disk.
+    ValueError: as `validate`; a full disk.
   """
   validate(corpus)
-  if items is not None and len(items) != len(corpus.ids):
-    raise ValueError(
-      f"items: one for each of {len(corpus.ids)} ids; got {len(items)}. "
-      f"leave out neither"
-    )
-  with files.folder(folder) as temporary:
+  with files.folder(folder, "corpus") as temporary:
     write_ids(temporary, corpus.ids)
     write_vectors(temporary, corpus.vectors, shard_bytes=shard_bytes)
-    if items is not None:
-      lines = (json.dumps(item, ensure_ascii=False) for item in items)
-      text = "".join(f"{line}\n" for line in lines)
-      files.write_text(temporary / ITEMS, text)
     return files.write_manifest(
       temporary,
       {
@@ -87,7 +73,7 @@ def load(
     FileNotFoundError: no such corpus.
     ValueError: damaged, of another contract, or against `validate`.
   """
-  manifest = files.read_manifest(folder, "corpus", hashes=hashes)
+  manifest = files.read_manifest(folder, "corpus", hashes=hashes, mend=mend)
   contracts.check_all(
     expected_contract,
     manifest["contract"],
@@ -105,15 +91,6 @@ def load(
 def read_contract(folder: epath.PathLike) -> dict[str, contracts.Part]:
   """Parts of the contract of a corpus, without reading its vectors."""
   return files.read_manifest(folder, "corpus", hashes=False)["contract"]
-
-
-def read_items(folder: epath.PathLike) -> list[dict[str, Any]] | None:
-  """What `save` was given for each row; None if nothing."""
-  path = epath.Path(folder) / ITEMS
-  if not path.exists():
-    return None
-  # Only "\n" ends a line: JSON strings may hold other separators.
-  return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def validate(corpus: types.Corpus) -> None:

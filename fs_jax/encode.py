@@ -6,7 +6,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import contract, corpus, report, runs, store, tasks, types
+from fs_jax import (
+  contract,
+  corpus,
+  derive,
+  report,
+  runs,
+  store,
+  tasks,
+  types,
+)
 from fs_jax.data import pipeline, sources
 
 BATCH = 256  # rows on the device at once; the last batch is padded to it
@@ -77,22 +86,30 @@ def memories(
 
 
 def write_corpus(
-  run: runs.Run, source: sources.Source, folder: epath.PathLike
+  run: runs.Run,
+  source: sources.Source,
+  folder: epath.PathLike,
+  *,
+  stale: derive.Stale = "refuse",
+  mend: str = "",
 ) -> types.Corpus:
   """Encodes a gallery into `folder`, unless it is there already.
 
+  Args:
+    run: a trained Fast.
+    source: the gallery.
+    folder: of the corpus.
+    stale: what becomes of another model's vectors, or another gallery's.
+    mend: said where they are refused.
+
   Raises:
-    ValueError: the folder holds another model's vectors or another gallery.
+    ValueError: they are refused, or damaged.
   """
-  parts = {"fast": run.fast_contract, "items": contract.items(source.ids)}
-  if (epath.Path(folder) / "manifest.json").exists():
-    return corpus.load(folder, parts)
+  parts = contracts_of(run, source)
+  if not derive.folder_needed(folder, "corpus", parts, stale=stale, mend=mend):
+    return corpus.load(folder, parts, hashes=False, mend=mend)  # just checked
   made = types.Corpus(visual_vectors(run, source), source.ids)
-  items = [
-    {"id": name, "captions": list(source.captions(i))}
-    for i, name in enumerate(source.ids)
-  ]
-  corpus.save(folder, made, {"fast": parts["fast"]}, items)
+  corpus.save(folder, made, parts)
   return made
 
 
@@ -101,25 +118,33 @@ def write_store(
   source: sources.Source,
   folder: epath.PathLike,
   *,
-  precision: str = "float32",
+  stale: derive.Stale = "refuse",
+  mend: str = "",
 ) -> store.Store:
   """Encodes a gallery's memories into `folder`, unless they are there.
 
-  Raises:
-    ValueError: the folder holds another model's memories or another gallery.
+  Arguments and errors as `write_corpus`; `run` is a trained Slow.
   """
-  parts = {
-    "slow": run.slow_contract(precision),
-    "items": contract.items(source.ids),
-  }
-  if not (epath.Path(folder) / "manifest.json").exists():
-    with store.Writer(folder, {"slow": parts["slow"]}) as writer:
+  parts = contracts_of(run, source)
+  if derive.folder_needed(folder, "store", parts, stale=stale, mend=mend):
+    with store.Writer(folder, parts) as writer:
       start = 0
       for memory in memories(run, source):
         size = len(memory.levels[0].mask)
         writer.append(memory, source.ids[start : start + size])
         start += size
-  return store.Store(folder, parts)
+  return store.Store(folder, parts, hashes=False, mend=mend)  # just checked
+
+
+def contracts_of(
+  run: runs.Run, source: sources.Source
+) -> dict[str, contract.Part]:
+  """What vectors or memories of a source are made from."""
+  return {
+    **run.contract,
+    "split": contract.split(source.origin),
+    "items": contract.items(source.ids),
+  }
 
 
 def _batches(

@@ -6,22 +6,21 @@ what it returned: a positive that is not listed is a miss, and is never added.
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 from rich import table as rich_table
 
-from fs_jax import files, metrics
+from fs_jax import contract, files, metrics
 from fs_jax.report import wide
 from fs_jax.types import Candidates
 
 KS = (1, 5, 10)  # of R@k
 HARD = "hard_R@1"
+REPORT = "report"  # kind of the record
 
 
 class Truth(NamedTuple):
@@ -63,45 +62,6 @@ class Result:
     return row
 
 
-def evaluate(
-  name: str,
-  ranker: Callable[[Any], Candidates],
-  queries: Any,
-  truth: Truth,
-  *,
-  stages_ms: Mapping[str, float] | None = None,
-  samples: int = 2000,
-  seed: int = 0,
-) -> Result:
-  """Runs a ranker on all queries at once, times it, and scores its answer.
-
-  Args:
-    name: of the row.
-    ranker: queries -> Candidates, or Candidates -> Candidates. The clock runs
-      over one call, compilation included: call it before to leave that out.
-    queries: what the ranker takes, Q of them.
-    truth: of the same queries.
-    stages_ms: read after the call, so the ranker may fill it; ms a query.
-    samples: bootstrap draws of the intervals.
-    seed: of the draws.
-
-  Raises:
-    ValueError: as `score`.
-  """
-  start = time.perf_counter()
-  found = jax.block_until_ready(ranker(queries))
-  ms = 1e3 * (time.perf_counter() - start) / len(truth.positives)
-  return score(
-    name,
-    found,
-    truth,
-    ms_per_query=ms,
-    stages_ms=stages_ms,
-    samples=samples,
-    seed=seed,
-  )
-
-
 def score(
   name: str,
   found: Candidates,
@@ -113,11 +73,19 @@ def score(
   samples: int = 2000,
   seed: int = 0,
 ) -> Result:
-  """Scores candidates against ground truth; arguments as `evaluate`.
+  """Scores candidates against ground truth.
 
-  `in_group` holds the ranker's scores of every member of each query's group of
-  look-alikes: hard_R@1 ranks those alone, as if the group were the gallery.
-  Without it there is no hard_R@1: a list may not have looked at them all.
+  Args:
+    name: of the row.
+    found: what the ranker returned, a list a query.
+    truth: of the same queries.
+    ms_per_query: wall time of all queries / Q; None = not timed.
+    stages_ms: the same, by stage.
+    in_group: the ranker's scores of every member of each query's group of
+      look-alikes: hard_R@1 ranks those alone, as if the group were the gallery.
+      Without it there is no hard_R@1: a list may not have looked at them all.
+    samples: bootstrap draws of the intervals.
+    seed: of the draws.
 
   Raises:
     ValueError: candidates that are not of the truth's queries and gallery, or
@@ -234,6 +202,7 @@ def show(report: Mapping[str, Any]) -> None:
 
 def write_report(
   path: epath.PathLike,
+  made_from: contract.Contract,
   *,
   gallery: int,
   queries: int,
@@ -247,6 +216,7 @@ def write_report(
 
   Args:
     path: of the file.
+    made_from: contract of the results.
     gallery: rows ranked.
     queries: asked.
     rows: of `Result.to_row`.
@@ -258,8 +228,10 @@ def write_report(
   Raises:
     ValueError: a number that JSON does not have, such as NaN.
   """
-  files.write_json(
+  files.write_record(
     path,
+    REPORT,
+    made_from,
     {
       "gallery": gallery,
       "queries": queries,

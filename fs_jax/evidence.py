@@ -31,7 +31,7 @@ def evidence(
     "seeds": seeds,
     "verdicts": _verdicts(per_seed),
     "minutes": round(sum(sum(r["seconds"].values()) for r in per_seed) / 60, 1),
-    "device": study.device(),
+    "device": galleries.device(),
     "reports": per_seed,
   }
   files.write_json(epath.Path(workdir) / "evidence.json", made)
@@ -63,6 +63,7 @@ def _evidence_of(
     parts,
     results,
     asked,
+    galleries.made_from(gallery, asked),
     seed,
     paired=study.comparisons(results, study.PAIRS)
     + _all_captions(parts, gallery),

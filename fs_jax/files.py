@@ -2,7 +2,9 @@
 
 A folder of results holds `manifest.json`, written last: kind, contract, counts,
 and the size and SHA-256 of every other file. Without it the folder does not
-exist. What the other fields mean is for the module that owns the kind.
+exist. A record is such a result in one JSON file. Neither is written without
+the contract that says what it was made from; `derive` compares it. What the
+other fields mean is for the module that owns the kind.
 
 On a local disk a write goes beside its target and is renamed. Object stores
 write a file whole or not at all, so there the manifest alone says "complete".
@@ -111,22 +113,22 @@ def write_to(file: BinaryIO, data: bytes | np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def folder(path: epath.PathLike) -> Iterator[epath.Path]:
+def folder(path: epath.PathLike, kind: str) -> Iterator[epath.Path]:
   """A temporary folder that takes the name `path` when the block ends well.
 
   An older version is replaced at the very end, and only if it is one: an empty
-  folder, or one with a manifest. On an error nothing is left and the older
-  version stays.
+  folder, or one whose manifest says the same kind. On an error nothing is left
+  and the older version stays.
 
   Raises:
     ValueError: `path` is something else.
     DiskFull: no space is left.
   """
   path = epath.Path(path)
-  if path.exists() and not _replaceable(path):
+  if path.exists() and (other := _other_kind(path, kind)):
     raise ValueError(
-      f"{path}: only an empty folder or one with a {MANIFEST} is replaced; "
-      f"got something else. choose another folder or move it away"
+      f"{path}: only an empty folder or another {kind} is replaced; got "
+      f"{other}. choose another folder or move it away"
     )
   if remote(path):
     with tempfile.TemporaryDirectory() as temporary, _explained(path):
@@ -158,7 +160,7 @@ def local(path: epath.PathLike) -> epath.Path:
   root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
   copy = root / "fs_jax" / key.hexdigest()[:32]
   if not (copy / MANIFEST).exists():
-    with folder(copy) as temporary:
+    with folder(copy, json.loads(_manifest_text(path))["kind"]) as temporary:
       for name in [*json.loads(_manifest_text(path))["files"], MANIFEST]:
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).copy(temporary / name)
@@ -178,9 +180,14 @@ def write_manifest(
 
   Args:
     path: a local folder.
-    fields: JSON values; `kind` is required, `schema` and `files` are added.
+    fields: JSON values; `kind` and `contract` are required, `schema` and
+      `files` are added.
+
+  Raises:
+    ValueError: no contract, which is what the folder was made from.
   """
   path = epath.Path(path)
+  _require_contract(path, fields.get("contract"))
   listed = {
     name: {"bytes": _size(path / name), "sha256": sha256(path / name)}
     for name in _names(path)
@@ -195,8 +202,67 @@ def write_manifest(
   return manifest
 
 
+def write_record(
+  path: epath.PathLike,
+  kind: str,
+  contract: Mapping[str, Any],
+  values: Mapping[str, Any],
+) -> None:
+  """A result of one file, as `write_json`, with what it was made from.
+
+  Args:
+    path: of the file.
+    kind: "weights", "step", "report", ...
+    contract: parts that `values` follow from.
+    values: JSON; its keys are none of schema, kind and contract.
+
+  Raises:
+    ValueError: no contract.
+  """
+  _require_contract(path, contract)
+  head = {"schema": SCHEMA, "kind": kind, "contract": dict(contract)}
+  write_json(path, {**head, **values})
+
+
+def read_record(
+  path: epath.PathLike, kind: str, *, mend: str
+) -> dict[str, Any]:
+  """What `write_record` wrote, the contract under its own key.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: JSON that is not of this kind and schema.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"{path}: must exist; got no such file. {mend}")
+  try:
+    values = json.loads(path.read_text())
+    found = values.get("schema"), values.get("kind")
+    if found == (SCHEMA, kind) and not isinstance(values["contract"], dict):
+      raise TypeError("contract is no object")
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path}: must be JSON that this program wrote; got {error!r}. {mend}"
+    ) from None
+  if found != (SCHEMA, kind):
+    raise ValueError(
+      f"{path}: must be of schema {SCHEMA} and kind {kind!r}; got {found[0]!r} "
+      f"and {found[1]!r}. {mend}"
+    )
+  return values
+
+
+def _require_contract(path: epath.PathLike, contract: Any) -> None:
+  if not contract:
+    raise ValueError(
+      f"{path}: what is kept must say what it was made from; got no contract. "
+      "give its parts"
+    )
+
+
 def read_manifest(
-  path: epath.PathLike, kind: str, *, hashes: bool = True
+  path: epath.PathLike, kind: str, *, hashes: bool = True, mend: str = ""
 ) -> dict[str, Any]:
   """The manifest of a folder whose files are all there and unchanged.
 
@@ -204,6 +270,7 @@ def read_manifest(
     path: the folder.
     kind: "corpus", "store", "index", ...
     hashes: False checks names and sizes only: for folders too large to read.
+    mend: said where it cannot be used; if "", what makes the kind.
 
   Raises:
     FileNotFoundError: no such folder, or one that was never finished.
@@ -211,8 +278,7 @@ def read_manifest(
       of another length or content.
   """
   path = epath.Path(path)
-  makes = MAKES.get(kind, "the command that wrote it")
-  again = f"make it again: {makes}"
+  again = mend or f"make it again: {MAKES.get(kind, 'as it was made')}"
   if not (path / MANIFEST).exists():
     raise FileNotFoundError(
       f"{path}: a finished {kind} has a {MANIFEST}; got none. {again}"
@@ -244,14 +310,16 @@ def read_manifest(
       f"move it away, or {again}"
     )
   for name, (size, digest) in wanted.items():
-    _check_file(path, name, name in found, size, digest if hashes else "")
+    digest = digest if hashes else ""
+    _check_file(path, name, name in found, size, digest, mend)
   return manifest
 
 
 def _check_file(
-  path: epath.Path, name: str, found: bool, size: int, digest: str
+  path: epath.Path, name: str, found: bool, size: int, digest: str, mend: str
 ) -> None:
   makes = "copy the folder again from where it was made, or make it again"
+  makes += f": {mend}" if mend else ""
   if not found:
     raise ValueError(f"{path}: {name!r} is listed; got no such file. {makes}")
   got = _size(path / name)
@@ -314,10 +382,17 @@ def _names(path: epath.Path, *, hidden: bool = False) -> list[str]:
   return sorted(n for n in names if n != MANIFEST)
 
 
-def _replaceable(path: epath.Path) -> bool:
+def _other_kind(path: epath.Path, kind: str) -> str:
+  """What lies there and must not be lost; "" where nothing does."""
   if not path.is_dir():
-    return False
-  return (path / MANIFEST).exists() or not any(path.iterdir())
+    return "a file"
+  if not (path / MANIFEST).exists():
+    return "something else" if any(path.iterdir()) else ""
+  try:
+    found = json.loads(_manifest_text(path)).get("kind")
+  except (ValueError, AttributeError):
+    return ""  # cut short by an earlier version's crash
+  return "" if found in (kind, None) else f"a folder of kind {found!r}"
 
 
 def _swap(new: epath.Path, path: epath.Path) -> None:

@@ -4,17 +4,21 @@ What is measured of them, and in which order all is done, is left to `study`.
 """
 
 import functools
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 
 from fs_jax import (
+  calibrate,
   config,
   contract,
   corpus,
+  derive,
   encode,
   evaluate,
   files,
@@ -80,6 +84,7 @@ class Answers(NamedTuple):
 def rank(
   parts: parts.Parts,
   name: str,
+  made_from: contract.Contract,
   make: Callable[[], rankers.Ranker],
   in_group: Callable[[], types.Candidates],
   tokens: np.ndarray,
@@ -89,24 +94,34 @@ def rank(
   """A ranker's answers, kept with the time they took.
 
   It answers the queries `warm` before (all of them if None), so that compiling
-  is in no figure.
+  is in no figure. Answers and times of other models, weights, visuals, queries
+  or of another machine are made anew.
   """
   folder = parts.folder / "answers" / name
 
+  def needed() -> bool:
+    return derive.folder_needed(folder, "answers", made_from)
+
   def run() -> None:
+    if not needed():
+      return
     ranker = make()
     ranker(tokens if warm is None else warm)
     found = ranker(tokens)
     kept = {"found": found, "in_group": in_group()}
-    with files.folder(folder) as temporary:
+    with files.folder(folder, "answers") as temporary:
       for what, candidates in kept.items():
         for field, array in candidates._asdict().items():
           path = temporary / f"{what}-{field}.npy"
           files.write_array(path, np.asarray(array))
-      stages = dict(ranker.stages_ms)
-      files.write_manifest(temporary, {"kind": "answers", "stages_ms": stages})
+      fields = {
+        "kind": "answers",
+        "stages_ms": dict(ranker.stages_ms),
+        "contract": made_from,
+      }
+      files.write_manifest(temporary, fields)
 
-  parts.do(f"rank-{name}", run)
+  parts.do(f"rank-{name}", made_from, run, needed)
   return read_answers(folder)
 
 
@@ -136,58 +151,109 @@ class Gallery(NamedTuple):
   indices: dict[str, index.Index]  # of each Fast
   vectors: dict[str, np.ndarray]
   scorer: rerank.Scorer
-  fits: dict[str, Any]  # of each Fast that has one
+  fits: dict[str, calibrate.Fit]  # of each Fast that re-ranking takes
+  visuals: contract.Contract  # whose they are: parts split and items
+  models: dict[str, contract.Contract]  # of each Fast and of "slow"
 
 
 def open_gallery(
-  parts: parts.Parts, split: str, fasts: tuple[str, ...], slow: str = "slow"
+  parts: parts.Parts,
+  split: str,
+  fasts: tuple[str, ...],
+  slow: str = "slow",
+  *,
+  reranked: tuple[str, ...] = ("fast", "distill"),
 ) -> Gallery:
-  """Encodes and indexes a split for some Fasts and one Slow."""
+  """Encodes and indexes a split for some Fasts and one Slow.
+
+  What is there of the same models and visuals is read, all else is made anew.
+
+  Args:
+    parts: of the study; the stages lie in its folder.
+    split: of the dataset that Slow was trained on.
+    fasts: stages.
+    slow: stage.
+    reranked: those of `fasts` that Slow re-ranks; their weights are there.
+  """
   loaded = {n: runs.load(runs.folder(parts.folder, n)) for n in fasts}
   judge = runs.load(runs.folder(parts.folder, slow))
   source = sources.open_split(judge.cfg.data, split)
+  kept = parts.folder / "gallery" / split
   indices, vectors = {}, {}
   for name, run in loaded.items():
-    where = parts.folder / "gallery" / split / name
-
-    def build(run=run, where=where) -> None:
-      made = encode.write_corpus(run, source, where / "corpus")
-      some = sources.open_split(run.cfg.data, run.cfg.data.validation)
-      text, _ = pipeline.caption_table(some, run.tokenizer)
-      index.build(
-        made,
-        where / "index",
-        {"fast": run.fast_contract},
-        queries=encode.text_vectors(run, text[:1024]),
-      )
-
-    parts.do(f"index-{split}-{name}", build)
-    expected = {
-      "fast": run.fast_contract,
-      "items": contract.items(source.ids),
-    }
-    indices[name] = index.load(where / "index", expected)
-    vectors[name] = corpus.load(where / "corpus", expected).vectors
-  kept = parts.folder / "gallery" / split / "store"
-  parts.do(f"memories-{split}", lambda: encode.write_store(judge, source, kept))
-  memories = store.Store(kept, {"slow": judge.slow_contract()})
-  fits = {
-    name: runs.load_fit(judge.folder if name == "fast" else run.folder)
-    for name, run in loaded.items()
-    if (run.folder / runs.FIT).exists() or name == "fast"
-  }
+    made_from = encode.contracts_of(run, source)
+    step = functools.partial(
+      _write_index, run, source, kept / name, made_from=made_from
+    )
+    needed = functools.partial(_lacks_index, kept / name, made_from)
+    parts.do(f"index-{split}-{name}", made_from, step, needed)
+    indices[name] = index.load(kept / name / "index", made_from)
+    vectors[name] = corpus.load(kept / name / "corpus", made_from).vectors
+  store_from = encode.contracts_of(judge, source)
+  parts.do(
+    f"memories-{split}",
+    store_from,
+    lambda: encode.write_store(judge, source, kept / "store", stale="remake"),
+    lambda: derive.folder_needed(
+      kept / "store", "store", store_from, hashes=False
+    ),
+  )
+  memories = store.Store(kept / "store", store_from)
+  fits = {}
+  for name in reranked:
+    if name in loaded:
+      run = loaded[name]
+      where = judge.folder if run.cfg.stage == "fast" else run.folder
+      fits[name] = runs.load_fit(where, {**run.contract, **judge.contract})
   scorer = rerank.Scorer(judge, memories)
-  return Gallery(split, loaded, judge, indices, vectors, scorer, fits)
+  models: dict[str, contract.Contract] = {
+    name: run.contract for name, run in loaded.items()
+  }
+  return Gallery(
+    split,
+    loaded,
+    judge,
+    indices,
+    vectors,
+    scorer,
+    fits,
+    {part: store_from[part] for part in ("split", "items")},
+    models | {"slow": judge.contract},
+  )
+
+
+def _write_index(
+  run: runs.Run,
+  source: sources.Source,
+  where: epath.Path,
+  *,
+  made_from: contract.Contract,
+) -> None:
+  made = encode.write_corpus(run, source, where / "corpus", stale="remake")
+  if not derive.folder_needed(where / "index", "index", made_from):
+    return
+  some = sources.open_split(run.cfg.data, run.cfg.data.validation)
+  text, _ = pipeline.caption_table(some, run.tokenizer)
+  queries = encode.text_vectors(run, text[:1024])
+  index.build(made, where / "index", made_from, queries=queries)
+
+
+def _lacks_index(where: epath.Path, made_from: contract.Contract) -> bool:
+  return any(
+    derive.folder_needed(where / kind, kind, made_from, hashes=False)
+    for kind in ("corpus", "index")
+  )
 
 
 class Found(NamedTuple):
-  """Where the parts of a searchable gallery lie."""
+  """Where the parts of a searchable gallery lie, and what makes them anew."""
 
   fast: epath.Path
   slow: epath.Path
   fit: epath.Path  # folder that holds fit.json
   index: epath.Path
   store: epath.Path
+  remake: str  # a command, for a gallery of other models or visuals
 
 
 def find_gallery(workdir: epath.Path, split: str) -> Found:
@@ -205,21 +271,37 @@ def find_gallery(workdir: epath.Path, split: str) -> Found:
       f"{workdir}: must hold a trained fast or distill; got neither. run make "
       "quickstart, or python -m launch.train"
     )
+  shared = workdir / "gallery" / split
   for name in names:
-    for folder, kept in (
-      (workdir / "gallery" / split / name, workdir / "gallery" / split),
-      (workdir / "gallery", workdir / "gallery"),
-    ):
-      if (folder / "index").exists():
-        slow = workdir / "slow"
-        fit = workdir / name if name == "distill" else slow
-        return Found(
-          workdir / name, slow, fit, folder / "index", kept / "store"
-        )
+    slow = workdir / "slow"
+    fit = workdir / name if name == "distill" else slow
+    if (shared / name / "index").exists():
+      again = f"python -m launch.evaluate --workdir={workdir} --split={split}"
+      return Found(
+        *(workdir / name, slow, fit, shared / name / "index"),
+        *(shared / "store", again),
+      )
+    if (workdir / "gallery" / "index").exists():
+      return Found(
+        *(workdir / name, slow, fit, workdir / "gallery" / "index"),
+        *(workdir / "gallery" / "store", encode_command(workdir, name, split)),
+      )
   raise ValueError(
-    f"{workdir}: must hold an index of split {split!r}; got none. run python "
-    f"-m launch.encode --run={workdir / names[0]} --split={split} "
-    f"--out={workdir / 'gallery'}, then launch.export_index"
+    f"{workdir}: must hold an index of split {split!r}; got none. make it: "
+    f"{encode_command(workdir, names[0], split)}"
+  )
+
+
+def encode_command(workdir: epath.Path, name: str, split: str) -> str:
+  """What encodes and indexes a split for one of a workdir's Fasts."""
+  out, run = workdir / "gallery", workdir / name
+  slow = (
+    f"--slow={workdir / 'slow'} " if runs.finished(workdir / "slow") else ""
+  )
+  return (
+    f"python -m launch.encode --run={run} {slow}--split={split} --out={out} "
+    f"--replace && python -m launch.export_index --corpus={out / 'corpus'} "
+    f"--out={out / 'index'} --run={run}"
   )
 
 
@@ -240,6 +322,7 @@ def fast_answers(
     said = rank(
       parts,
       prefix + shown,
+      _asked_of(gallery, asked, name),
       functools.partial(_fast, gallery, name),
       functools.partial(_fast_inside, gallery, asked, name),
       asked.tokens,
@@ -263,6 +346,7 @@ def answers(
   said = rank(
     parts,
     "slow",
+    _asked_of(gallery, asked, slow=True),
     lambda: rankers.Slow(gallery.scorer, DEPTH),
     lambda: rankers.slow_in_group(
       gallery.scorer, asked.tokens, _groups(asked.truth)
@@ -273,16 +357,81 @@ def answers(
   results["slow"] = _score("slow", said, asked.truth)
   over = [("fast_rerank@20", "fast", 20)]
   over += [(f"rerank@{k}", "distill", k) for k in ks]
+  over = [one for one in over if one[1] in gallery.fits]
   for shown, name, k in over:
     said = rank(
       parts,
       shown,
+      _asked_of(gallery, asked, name, slow=True, k=k),
       functools.partial(_reranked, gallery, name, k),
       functools.partial(_reranked_inside, gallery, asked, name),
       asked.tokens,
     )
     results[shown] = _score(shown, said, asked.truth)
   return results
+
+
+def _asked_of(
+  gallery: Gallery,
+  asked: Queries,
+  name: str = "",
+  *,
+  slow: bool = False,
+  k: int = 0,
+) -> contract.Contract:
+  """All that answers and their times follow from.
+
+  Args:
+    gallery: searched.
+    asked: the queries.
+    name: of the Fast that looks, if one does.
+    slow: whether Slow does.
+    k: candidates that Slow re-ranks; 0 = it ranks everything.
+  """
+  parts: dict[str, Mapping[str, Any]] = {**gallery.visuals}
+  if name:
+    manifest = gallery.indices[name].manifest
+    parts |= gallery.models[name]
+    parts["index"] = {
+      "backend": manifest["backend"],
+      "settings": json.dumps(manifest["settings"], sort_keys=True),
+      "digest": contract.digest_json(manifest["files"]),
+    }
+  if slow:
+    parts |= gallery.models["slow"]
+  if k:
+    fit = gallery.fits[name].to_dict()
+    parts["weights"] = {"reranked": k, "digest": contract.digest_json(fit)}
+  truth = {
+    field: np.asarray(x)
+    for field, x in asked.truth._asdict().items()
+    if x is not None
+  }
+  parts["queries"] = {
+    "count": len(asked.texts),
+    "depth": DEPTH,
+    "texts": contract.digest_json(asked.texts),
+    "tokens": contract.digest({"tokens": asked.tokens}),
+    "truth": contract.digest(truth),
+  }
+  parts["machine"] = {"device": device()}
+  return parts
+
+
+def made_from(gallery: Gallery, asked: Queries) -> contract.Contract:
+  """What a report of all rankers follows from, by ranker."""
+  everything: dict[str, Mapping[str, Any]] = {}
+  for name in gallery.fasts:
+    k = DEPTH if name in gallery.fits else 0
+    of_name = _asked_of(gallery, asked, name, slow=bool(k), k=k)
+    everything |= {f"{name}: {part}": x for part, x in of_name.items()}
+  return everything
+
+
+def device() -> str:
+  """What this runs on, in words."""
+  kind = jax.devices()[0].device_kind
+  return f"{len(jax.devices())} x {kind}, {os.cpu_count()} CPU cores"
 
 
 def _score(name: str, said: Answers, truth: evaluate.Truth) -> evaluate.Result:

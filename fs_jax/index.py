@@ -98,7 +98,7 @@ def exact(
 def build(
   corpus: types.Corpus,
   folder: epath.PathLike,
-  contract: Mapping[str, contracts.Part],
+  contract: contracts.Contract,
   *,
   kind: Literal["auto", "exact", "scann"] = "auto",
   settings: Settings | None = None,
@@ -111,7 +111,7 @@ def build(
   Args:
     corpus: checked by `corpus.validate` first.
     folder: to make or replace.
-    contract: the `fast` part of the corpus; `items` is added.
+    contract: that of the corpus; `items` is added.
     kind: "auto" is ScaNN where it is installed, else exact with a warning.
     settings: of ScaNN; the defaults if None.
     queries: float32 [Q,E] that recall is measured on; if None, vectors of the
@@ -144,7 +144,7 @@ def build(
     "settings": {},
     "contract": parts,
   }
-  with files.folder(folder) as temporary:
+  with files.folder(folder, "index") as temporary:
     corpora.write_ids(temporary, corpus.ids)
     if backend == "exact":
       corpora.write_vectors(temporary, corpus.vectors)
@@ -177,7 +177,7 @@ def load(
       is not installed.
   """
   path = files.local(folder)
-  manifest = files.read_manifest(path, "index", hashes=hashes)
+  manifest = files.read_manifest(path, "index", hashes=hashes, mend=mend)
   contracts.check_all(
     expected,
     manifest["contract"],

@@ -5,15 +5,13 @@ captioned or not, with the captions of the G nearest captioned ones. Slow then
 says which of them each caption explains: that is what Fast has to learn.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from etils import epath
 
 from fs_jax import (
   config,
   contract,
+  derive,
   encode,
   exact,
   files,
@@ -33,7 +31,7 @@ def clusters(
   cfg: config.Config,
   folder: epath.Path,
 ) -> pipeline.Clusters:
-  """Mines `distill.lists` clusters, or reads those that are there.
+  """Mines `distill.lists` clusters, or reads them if they were mined before.
 
   Args:
     run: a trained Fast; candidates "batch" need none.
@@ -43,8 +41,7 @@ def clusters(
     folder: of that stage; lists go to clusters/ in it.
 
   Raises:
-    ValueError: top_k clusters larger than the captioned split; lists on disk
-      that another Fast mined, or among other visuals.
+    ValueError: top_k clusters larger than the captioned split; damaged lists.
   """
   both = captioned
   if uncaptioned is not None:
@@ -64,17 +61,16 @@ def clusters(
     )
   path = folder / "clusters"
   assert run is not None  # the config names it for "top_k"
-  parts = {"fast": run.fast_contract, "items": contract.items(both.ids)}
-  if not (path / files.MANIFEST).exists():
+  parts = {**encode.contracts_of(run, both), "config": contract.recipe(cfg)}
+  if derive.folder_needed(path, "clusters", parts):
     vectors = encode.visual_vectors(run, both)
     seeds = rng.permutation(np.resize(np.arange(len(captioned)), lists))
     visual, _ = exact.nearest(vectors, vectors[seeds], size)
     text, _ = exact.nearest(vectors[: len(captioned)], vectors[seeds], size)
-    with files.folder(path) as temporary:
+    with files.folder(path, "clusters") as temporary:
       files.write_array(temporary / "visual.npy", np.asarray(visual, "<i4"))
       files.write_array(temporary / "text.npy", np.asarray(text, "<i4"))
       files.write_manifest(temporary, {"kind": "clusters", "contract": parts})
-  _check(path, "clusters", parts, "mine")
   return pipeline.Clusters(
     both,
     files.read_array(path / "visual.npy"),
@@ -99,23 +95,24 @@ def judged(
     folder: of that stage; scores go to judged/ in it.
 
   Raises:
-    ValueError: scores on disk that another Slow gave, or to other clusters.
+    ValueError: damaged scores.
   """
   path = folder / "judged"
-  lists = {"visual": found.visual, "text": found.text}
+  tokens = pipeline.cluster_texts(captioned, teacher.tokenizer, cfg, found)
+  lists = {"visual": found.visual, "text": found.text, "tokens": tokens}
   parts = {
-    "slow": teacher.slow_contract(),
+    **encode.contracts_of(teacher, found.source),
     "clusters": {"digest": contract.digest(lists)},
+    "config": contract.recipe(cfg),
   }
-  if not (path / files.MANIFEST).exists():
+  if derive.folder_needed(path, "judged", parts):
     # Lists share visuals: each is encoded once.
     shown, places = np.unique(found.visual, return_inverse=True)
     kept = folder / "memories"
     memories = encode.write_store(
-      teacher, sources.take(found.source, shown), kept
+      teacher, sources.take(found.source, shown), kept, stale="remake"
     )
     scorer = rerank.Scorer(teacher, memories)
-    tokens = pipeline.cluster_texts(captioned, teacher.tokenizer, cfg, found)
     places = places.reshape(found.visual.shape)
     n, size = found.visual.shape
     h = np.empty((n, size, size), np.float32)
@@ -126,22 +123,8 @@ def judged(
         text = tokens[some].reshape(len(rows), -1)
         h[some] = scorer(text, rows).reshape(-1, size, size)
         bar.advance(min(start + JUDGED, n))
-    with files.folder(path) as temporary:
+    with files.folder(path, "judged") as temporary:
       files.write_array(temporary / "h.npy", h.astype("<f4"))
       files.write_manifest(temporary, {"kind": "judged", "contract": parts})
     kept.rmtree()
-  _check(path, "judged", parts, "judge")
   return found._replace(judged=files.read_array(path / "h.npy"))
-
-
-def _check(
-  path: epath.Path, kind: str, parts: Mapping[str, Any], verb: str
-) -> None:
-  """Whole files, and of this run's models and data."""
-  contract.check_all(
-    parts,
-    files.read_manifest(path, kind)["contract"],
-    ours_name="this run",
-    theirs_name=str(path),
-    mend=f"delete that folder to {verb} again",
-  )

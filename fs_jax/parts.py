@@ -1,42 +1,58 @@
-"""Parts of a long piece of work, each done once.
+"""Steps of a long piece of work, each done once.
 
-A finished part leaves its seconds in a file and is skipped when that is there,
-so what was killed goes on where it stopped. What a part makes is its own.
+A finished step leaves its seconds in a record and is skipped when that is
+there, so what was killed goes on where it stopped. The record says what the
+step was done with: with anything else, or without what it made, it is done
+again.
 """
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
-from fs_jax import files, report
+from fs_jax import contract as contracts
+from fs_jax import derive, files, report
+
+KIND = "step"
 
 
 class Parts:
-  """Named parts of a study, each done once."""
+  """Named steps of a study, each done once."""
 
   def __init__(self, workdir: epath.PathLike):
     self.folder = epath.Path(workdir)
+    self._done: dict[str, Mapping[str, Any]] = {}
 
-  def do(self, name: str, run: Callable[[], Any]) -> float:
-    """Runs a part unless it was finished; returns the seconds it took."""
+  def do(
+    self,
+    name: str,
+    contract: contracts.Contract,
+    run: Callable[[], Any],
+    needed: Callable[[], bool] = lambda: False,
+  ) -> float:
+    """Does a step unless it was finished; returns the seconds it took.
+
+    Args:
+      name: of the step.
+      contract: what it is done with.
+      run: does it.
+      needed: whether what it makes has to be made, even if it was finished.
+    """
     path = self.folder / "parts" / f"{name}.json"
-    if path.exists():
-      return json.loads(path.read_text())["seconds"]
-    report.say(f"-- {name}")
-    began = time.perf_counter()
-    run()
-    seconds = round(time.perf_counter() - began, 2)
-    files.write_json(path, {"seconds": seconds, "ended": time.time()})
-    return seconds
+    done = derive.record(path, KIND, contract)
+    if done is None or needed():
+      report.say(f"-- {name}")
+      began = time.perf_counter()
+      run()
+      seconds = round(time.perf_counter() - began, 2)
+      done = {"seconds": seconds, "ended": time.time()}
+      files.write_record(path, KIND, contract, done)
+    self._done[name] = done
+    return done["seconds"]
 
   def seconds(self) -> dict[str, float]:
-    """Wall time of every finished part, in the order they were finished."""
-    paths = [
-      p for p in (self.folder / "parts").iterdir() if p.suffix == ".json"
-    ]
-    said = {p.stem: json.loads(p.read_text()) for p in paths}
-    done = sorted(said, key=lambda name: said[name]["ended"])
-    return {name: said[name]["seconds"] for name in done}
+    """Wall time of every step asked for, in the order they were finished."""
+    order = sorted(self._done, key=lambda name: self._done[name]["ended"])
+    return {name: self._done[name]["seconds"] for name in order}

@@ -1,13 +1,13 @@
 """A stage's folder: what it was made of, and what it became.
 
-    workdir/<stage>/  config.json tokenizer.json checkpoints/<step>/
-                      metrics.jsonl tb/ fit.json DONE
+    workdir/<stage>/  config.json tokenizer.json contract.json
+                      checkpoints/<step>/ metrics.jsonl tb/ fit.json DONE
 
 The config beside the checkpoints is the only description of the model: later
-programs read it there, and nobody types an architecture twice.
+programs read it there, and nobody types an architecture twice. contract.json
+says of which other stages it began, fit.json how Slow and a Fast weigh.
 """
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,10 +35,13 @@ CONFIG, TOKENIZER, FIT, DONE = (
   "fit.json",
   "DONE",
 )
+BEGINNING = "contract.json"
 PARAMETERS = "parameters.txt"
-# What may change while a run goes on: where it runs, and how often it speaks.
+FIT_KIND = "weights"
+# What may change while a run goes on: where it runs, how often it speaks, and
+# what is fitted once it is trained.
 FREE = (
-  *("mesh.", "data.threads", "data.cache"),
+  *("mesh.", "data.threads", "data.cache", "weights."),
   *("train.log_every", "train.save_every", "train.profile", "train.keep"),
 )
 
@@ -56,10 +59,19 @@ class Run(NamedTuple):
   def fast_contract(self) -> contract.Part:
     return contract.fast(self.cfg, self.tokenizer.hash, self.params["fast"])
 
-  def slow_contract(self, precision: str = "float32") -> contract.Part:
-    return contract.slow(
-      self.cfg, self.tokenizer.hash, self.params["slow"], precision=precision
-    )
+  @property
+  def slow_contract(self) -> contract.Part:
+    return contract.slow(self.cfg, self.tokenizer.hash, self.params["slow"])
+
+  @property
+  def contract(self) -> dict[str, contract.Part]:
+    """Parts of whatever is made with this stage: its model, its config."""
+    if "slow" in self.params:
+      model = {"slow": self.slow_contract}
+    else:
+      model = {"fast": self.fast_contract}
+    (name,) = model
+    return {**model, f"{name}_config": contract.recipe(self.cfg)}
 
 
 def folder(workdir: epath.PathLike, stage: str) -> epath.Path:
@@ -67,22 +79,35 @@ def folder(workdir: epath.PathLike, stage: str) -> epath.Path:
 
 
 def begin(
-  where: epath.Path, cfg: config.Config, tokenizer: tokenizers.Tokenizer
+  where: epath.Path,
+  cfg: config.Config,
+  tokenizer: tokenizers.Tokenizer,
+  beginning: contract.Contract | None = None,
 ) -> None:
   """Writes what a stage is made of, or checks that nothing of it changed.
 
   The mesh may change, and how often is logged and saved: neither changes what
   is trained.
 
+  Args:
+    where: folder of the stage.
+    cfg: of the stage.
+    tokenizer: of its captions.
+    beginning: contracts of the stages that it starts from and learns from;
+      None leaves them as they are.
+
   Raises:
-    ValueError: the folder belongs to another config or vocabulary.
+    ValueError: the folder belongs to another config, vocabulary or beginning.
   """
   with processes.first(f"{where}: begin"):
-    _begin(where, cfg, tokenizer)
+    _begin(where, cfg, tokenizer, beginning)
 
 
 def _begin(
-  where: epath.Path, cfg: config.Config, tokenizer: tokenizers.Tokenizer
+  where: epath.Path,
+  cfg: config.Config,
+  tokenizer: tokenizers.Tokenizer,
+  beginning: contract.Contract | None,
 ) -> None:
   path = where / CONFIG
   if path.exists():
@@ -103,11 +128,31 @@ def _begin(
         f"{tokenizer.hash[:12]} for {kept.hash[:12]}. the training captions or "
         "the first stage changed: delete that folder to start again"
       )
+    _check_beginning(where, beginning)
     if differ and processes.is_first():
       files.write_text(path, configdict.to_json(cfg))
     return
   tokenizer.save(where / TOKENIZER)
+  if beginning:
+    files.write_record(where / BEGINNING, "stage", beginning, {})
   files.write_text(path, configdict.to_json(cfg))  # last: its folder is whole
+
+
+def _check_beginning(
+  where: epath.Path, beginning: contract.Contract | None
+) -> None:
+  """Of a stage that an earlier version began, nobody knows its beginning."""
+  path = where / BEGINNING
+  if not beginning or not path.exists():
+    return
+  mend = f"delete the folder to train it again: rm -r {where}"
+  contract.check_all(
+    beginning,
+    files.read_record(path, "stage", mend=mend)["contract"],
+    ours_name="the workdir now",
+    theirs_name=f"what {where} began from",
+    mend=mend,
+  )
 
 
 def finish(where: epath.Path, values: dict[str, Any]) -> None:
@@ -185,12 +230,17 @@ def load(where: epath.PathLike) -> Run:
   return Run(where, cfg, tokenizer, params, step)
 
 
-def save_fit(where: epath.Path, fit: calibrate.Fit, parts: Any) -> None:
+def save_fit(
+  where: epath.PathLike, fit: calibrate.Fit, made_from: contract.Contract
+) -> None:
   """What was fitted on validation, with the contracts it holds for."""
-  files.write_json(where / FIT, {"fit": fit.to_dict(), "contract": parts})
+  path = epath.Path(where) / FIT
+  files.write_record(path, FIT_KIND, made_from, {"fit": fit.to_dict()})
 
 
-def load_fit(where: epath.PathLike, expected: Any = None) -> calibrate.Fit:
+def load_fit(
+  where: epath.PathLike, expected: contract.Contract | None = None
+) -> calibrate.Fit:
   """Reads what `save_fit` wrote.
 
   Raises:
@@ -200,19 +250,18 @@ def load_fit(where: epath.PathLike, expected: Any = None) -> calibrate.Fit:
   mend = (
     f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
   )
-  if not path.exists():
-    raise ValueError(f"{path}: must exist; got no such file. {mend}")
   try:
-    values = json.loads(path.read_text())
+    values = files.read_record(path, FIT_KIND, mend=mend)
     fit = calibrate.Fit.from_dict(values["fit"])
-    parts = dict(values["contract"])
-  except (ValueError, KeyError, TypeError) as error:
+  except FileNotFoundError as error:
+    raise ValueError(str(error)) from None
+  except (KeyError, TypeError) as error:
     raise ValueError(
-      f"{path}: must be what was fitted; got {error!r}. delete it, then {mend}"
+      f"{path}: must be what was fitted; got {error!r}. {mend}"
     ) from None
   contract.check_all(
     expected,
-    parts,
+    values["contract"],
     ours_name="these models",
     theirs_name=str(path),
     mend=mend,

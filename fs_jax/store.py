@@ -8,8 +8,8 @@ token in it is masked. The manifest says precision, tokens and width per level.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from etils import epath
@@ -17,11 +17,7 @@ from etils import epath
 from fs_jax import contract as contracts
 from fs_jax import corpus, files, types
 
-Precision = Literal["float32", "float16"]
-_DTYPES: dict[str, np.dtype] = {
-  "float32": np.dtype("<f4"),
-  "float16": np.dtype("<f2"),
-}
+_DTYPES = {contracts.PRECISION: np.dtype("<f4")}
 SHARD_BYTES = 1 << 30
 
 
@@ -38,8 +34,8 @@ class Writer:
 
   Args:
     folder: to make or replace.
-    contract: its `slow` part, whose `precision` is that of the latents on disk,
-      "float32" or "float16"; `items` is added.
+    contract: its other parts, of which `slow` has the `precision` of the
+      latents on disk; `items` is added.
     shard_bytes: of all levels of a shard together, at most (one row at least).
 
   Raises:
@@ -50,7 +46,7 @@ class Writer:
   def __init__(
     self,
     folder: epath.PathLike,
-    contract: Mapping[str, contracts.Part],
+    contract: contracts.Contract,
     *,
     shard_bytes: int = SHARD_BYTES,
   ):
@@ -61,7 +57,7 @@ class Writer:
         f"{precision!r}. change it"
       )
     self._target = folder
-    self._precision: Precision = precision
+    self._precision: str = precision
     self._contract = contract
     self._shard_bytes = shard_bytes
     self._ids: list[str] = []
@@ -72,7 +68,7 @@ class Writer:
     self._masks: dict[int, BinaryIO] = {}
 
   def __enter__(self) -> "Writer":
-    self._context = files.folder(self._target)
+    self._context = files.folder(self._target, "store")
     self._folder = self._context.__enter__()
     return self
 
@@ -142,7 +138,7 @@ class Writer:
       raise ValueError(
         f"memory: latents must be finite as {self._precision}; got "
         f"{np.abs(latent[bad[0]]).max()} at level {level} of "
-        f"{ids[int(bad[0])]!r}. look at that item, or store float32"
+        f"{ids[int(bad[0])]!r}. look at that item"
       )
     return stored
 
@@ -201,12 +197,14 @@ class Store:
   Args:
     folder: of a store; one on an object store is copied here first.
     expected: parts of the contract that must agree, such as `slow`.
+    ids: of the index whose rows will be asked for; the store may hold more, in
+      another order. None: its own.
     hashes: False checks sizes, not contents: a large store opens at once.
     mend: said where the contract differs.
 
   Raises:
     FileNotFoundError: no such store.
-    ValueError: damaged, or of another contract.
+    ValueError: damaged, of another contract, or without one of `ids`.
   """
 
   def __init__(
@@ -214,11 +212,12 @@ class Store:
     folder: epath.PathLike,
     expected: Mapping[str, contracts.Part] | None = None,
     *,
+    ids: Sequence[str] | None = None,
     hashes: bool = True,
     mend: str = "encode the gallery again: python -m launch.encode",
   ):
     path = files.local(folder)
-    manifest = files.read_manifest(path, "store", hashes=hashes)
+    manifest = files.read_manifest(path, "store", hashes=hashes, mend=mend)
     contracts.check_all(
       expected,
       manifest["contract"],
@@ -227,8 +226,11 @@ class Store:
       mend=mend,
     )
     self.contract: dict[str, contracts.Part] = manifest["contract"]
-    self.ids = corpus.read_ids(path, manifest)
-    self.precision: Precision = manifest["dtype"]
+    held = corpus.read_ids(path, manifest)
+    self._stored = len(held)
+    self.ids = held if ids is None else tuple(ids)
+    self._rows = None if self.ids == held else _find_rows(self.ids, held, mend)
+    self.precision: str = manifest["dtype"]
     self.bytes_per_item: int = manifest["bytes_per_item"]  # masks apart
     self._shard_rows: int = manifest["shard_rows"]
     self._shapes = [(x["tokens"], x["d_mem"]) for x in manifest["levels"]]
@@ -257,8 +259,10 @@ class Store:
     if flat.size and not (flat.min() >= -1 and flat.max() < len(self)):
       raise ValueError(
         f"rows: must be -1 or in 0..{len(self) - 1}; got "
-        f"{flat.min()}..{flat.max()}. look them up with contract.check_items"
+        f"{flat.min()}..{flat.max()}. ask for rows of its own ids"
       )
+    if self._rows is not None:
+      flat = np.where(flat >= 0, self._rows[flat], -1)
     shard, at = np.divmod(flat, self._shard_rows)  # row -1: shard -1, unused
     picks = [
       (s, np.flatnonzero(shard == s)) for s in np.unique(shard[flat >= 0])
@@ -279,28 +283,14 @@ class Store:
       )
     return types.Memory(tuple(levels))
 
-  def read_all_blocks(
-    self, block: int
-  ) -> Iterator[tuple[np.ndarray, types.Memory]]:
-    """All rows in order, `block` at a time: rows int32 [block], memories.
-
-    The last block is filled up with rows of -1, so that shapes stay the same.
-    """
-    if block < 1:
-      raise ValueError(f"block: must be >= 1; got {block}. raise it")
-    for start in range(0, len(self), block):
-      rows: np.ndarray = np.arange(start, start + block, dtype=np.int32)
-      rows[rows >= len(self)] = -1
-      yield rows, self.read(rows)
-
   def _shards(self) -> int:
-    return -(-len(self.ids) // self._shard_rows)
+    return -(-self._stored // self._shard_rows)
 
   def _map(
     self, path: epath.Path, level: int, shard: int
   ) -> tuple[np.ndarray, np.ndarray | None]:
     tokens, width = self._shapes[level]
-    rows = min(self._shard_rows, len(self.ids) - shard * self._shard_rows)
+    rows = min(self._shard_rows, self._stored - shard * self._shard_rows)
     name = path / f"level{level}-{shard:05d}.bin"
     size = rows * tokens * width * _DTYPES[self.precision].itemsize
     if not name.exists() or name.stat().length != size:
@@ -316,3 +306,21 @@ class Store:
     if not masked.exists():
       return latents, None
     return latents, np.memmap(masked, np.uint8, "r", shape=(rows, tokens))
+
+
+def _find_rows(
+  ids: Sequence[str], held: Sequence[str], mend: str
+) -> np.ndarray:
+  """int64 [C]: the store's row of each id.
+
+  Raises:
+    ValueError: the store lacks one.
+  """
+  row = {name: at for at, name in enumerate(held)}
+  lacking = [name for name in ids if name not in row]
+  if lacking:
+    raise ValueError(
+      f"items: the store must hold every item of the index; got {len(lacking)} "
+      f"of {len(ids)} missing, first {lacking[0]!r}. {mend}"
+    )
+  return np.array([row[name] for name in ids], np.int64)

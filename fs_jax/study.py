@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from etils import epath
 
 from fs_jax import (
@@ -20,6 +19,7 @@ from fs_jax import (
   config,
   configdict,
   contract,
+  derive,
   evaluate,
   files,
   page,
@@ -83,17 +83,12 @@ def comparisons(
   ]
 
 
-def device() -> str:
-  """What this ran on, in words."""
-  kind = jax.devices()[0].device_kind
-  return f"{len(jax.devices())} x {kind}, {os.cpu_count()} CPU cores"
-
-
 def write_report(
   path: epath.Path,
   parts: parts.Parts,
   results: Mapping[str, evaluate.Result],
   asked: galleries.Queries,
+  made_from: contract.Contract,
   seed: int,
   **extras: Any,
 ) -> dict[str, Any]:
@@ -107,12 +102,13 @@ def write_report(
   chance = next(iter(results.values())).chance
   evaluate.write_report(
     path,
+    made_from,
     gallery=asked.truth.gallery,
     queries=len(asked.texts),
     rows=rows,
     seed=seed,
     seconds=parts.seconds(),
-    device=device(),
+    device=galleries.device(),
     chance=None if chance is None else round(100 * chance, 2),
     times_faster_than_slow={
       name: round(ms["slow"] / each, 1) for name, each in ms.items()
@@ -131,9 +127,8 @@ def evaluate_split(
 ) -> dict[str, Any]:
   """All rankers of a workdir on a split; returns the report it wrote."""
   kept = parts.Parts(workdir / "gallery" / split / f"queries-{queries}")
-  gallery = galleries.open_gallery(
-    parts.Parts(workdir), split, ("fast", "distill")
-  )
+  fasts = tuple(train.weigh_all(workdir))
+  gallery = galleries.open_gallery(parts.Parts(workdir), split, fasts)
   cfg = gallery.slow.cfg
   asked = galleries.questions(cfg.data, split, gallery.slow.tokenizer, queries)
   results = galleries.answers(kept, gallery, asked, KS)
@@ -142,8 +137,10 @@ def evaluate_split(
     kept,
     results,
     asked,
+    galleries.made_from(gallery, asked),
     cfg.seed,
     paired=comparisons(results, PAIRS),
+    fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
   )
 
 
@@ -157,11 +154,6 @@ def quickstart(
   """Data to page; see `launch/quickstart.py`. Returns report.json."""
   parts = begin(workdir, {"study": "quickstart", "seed": seed, "small": small})
   path = parts.folder / "report.json"
-  if path.exists() and (parts.folder / PAGE).exists():
-    report.say(f"{parts.folder}: all parts are done; delete it to start again")
-    made = json.loads(path.read_text())
-    evaluate.show(made)
-    return made
   cfgs = {
     stage: of_study(get_config(stage), parts, seed, SMALL if small else 1.0)
     for stage in ("fast", "slow", "distill")
@@ -172,12 +164,19 @@ def quickstart(
   asked = galleries.questions(
     data, "test", gallery.slow.tokenizer, 64 if small else QUERIES
   )
+  made_from = galleries.made_from(gallery, asked)
+  made = derive.record(path, evaluate.REPORT, made_from)
+  if made is not None and (parts.folder / PAGE).exists():
+    report.say(f"{parts.folder}: all parts are done; delete it to start again")
+    evaluate.show(made)
+    return made
   results = galleries.answers(parts, gallery, asked, KS)
   made = write_report(
     path,
     parts,
     results,
     asked,
+    made_from,
     seed,
     paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
@@ -253,12 +252,51 @@ def of_study(
 def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
   """Data, then every stage in order, each with the weights it needs."""
   data = next(iter(cfgs.values())).data
-  parts.do("data", lambda: sources.open_split(data, data.train))
+  origin = {"data": contract.recipe_of(next(iter(cfgs.values())), "data.")}
+  parts.do("data", origin, lambda: sources.open_split(data, data.train))
   for name, cfg in cfgs.items():
-    parts.do(name, functools.partial(train.train, cfg, parts.folder))
+    folder = runs.folder(parts.folder, name)
+    made_from = {"config": contract.recipe(cfg)}
+    for role in ("stage", "teacher"):
+      earlier = getattr(cfg.init, role)
+      if earlier:
+        made_from |= {
+          f"{role}_{part}": fields
+          for part, fields in runs.load(
+            runs.folder(parts.folder, earlier)
+          ).contract.items()
+        }
+    parts.do(
+      name,
+      made_from,
+      functools.partial(train.train, cfg, parts.folder),
+      lambda folder=folder: not runs.finished(folder),  # type: ignore[misc]
+    )
     if cfg.stage == "slow":
-      parts.do("weigh-fast", lambda: train.weigh(parts.folder, "fast", "slow"))
+      _weigh(parts, "weigh-fast", "fast")
     if cfg.stage == "distill":
-      parts.do(
-        "weigh-distill", lambda: train.weigh(parts.folder, "distill", "slow")
-      )
+      _weigh(parts, "weigh-distill", "distill")
+
+
+def _weigh(parts: parts.Parts, step: str, fast: str) -> None:
+  """The weights of Slow and a Fast; `train.weigh` knows whether they hold."""
+  made_from = {
+    key: fields
+    for name in (fast, "slow")
+    for key, fields in runs.load(
+      runs.folder(parts.folder, name)
+    ).contract.items()
+  }
+  where = "slow" if fast == "fast" else fast
+  path = runs.folder(parts.folder, where) / runs.FIT
+
+  def needed() -> bool:
+    try:
+      runs.load_fit(path.parent, made_from)
+    except ValueError:
+      return True
+    return False
+
+  parts.do(
+    step, made_from, lambda: train.weigh(parts.folder, fast, "slow"), needed
+  )

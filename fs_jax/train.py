@@ -6,6 +6,7 @@ What a stage starts from lies in other stages of the same workdir, so that
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,13 +15,16 @@ from etils import epath
 from fs_jax import (
   calibrate,
   config,
+  derive,
   encode,
   exact,
+  lineage,
   loop,
   metrics,
   mine,
   paths,
   processes,
+  report,
   rerank,
   runs,
   sharding,
@@ -30,8 +34,6 @@ from fs_jax import (
 )
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
-
-FIT_K = 20  # Fast's candidates of each validation query that weights are fit on
 
 
 def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
@@ -45,17 +47,28 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
   source = sources.open_split(cfg.data, cfg.data.train, train=True)
   donor = _earlier(workdir, cfg.init.stage)
   teacher = _earlier(workdir, cfg.init.teacher)
+  made_from = lineage.check(cfg, donor, teacher)
   tokenizer = _tokenizer(cfg, source, donor or teacher)
-  frozen = None if teacher is None else _frozen(cfg, teacher)
+  # Says what is wrong before anything is fitted or mined.
+  loop.program(cfg, tokenizer.vocab_size, sharding.mesh(cfg.mesh))
+  first = _first_params(cfg, donor)
+  fit = _teacher_fit(cfg, workdir, teacher)
+  frozen = None if teacher is None else teacher.params
+  if teacher is not None and fit is not None:
+    trust = {"gamma": fit.gamma, "tau": cfg.distill.temperature or fit.tau}
+    made_from["weights"] = trust
+    # An offline teacher has said all.
+    frozen = teacher.params if cfg.distill.teacher == "online" else {}
+    frozen |= {name: np.float32(x) for name, x in trust.items()}
+  runs.begin(where, cfg, tokenizer, made_from)
   clusters = None
   if cfg.stage == "distill":
-    # Says what is wrong before anything is mined.
-    loop.program(cfg, tokenizer.vocab_size, sharding.mesh(cfg.mesh))
-    runs.begin(where, cfg, tokenizer)
     with processes.first("clusters"):
       clusters = _clusters(cfg, donor, source, where)
       if teacher is not None and cfg.distill.teacher == "offline":
         clusters = mine.judged(teacher, source, clusters, cfg, where)
+    if teacher is not None:
+      _listen(cfg, teacher, source, clusters, **trust)
 
   def batches(start: int, rows: tuple[slice, ...]):
     return pipeline.train_batches(
@@ -63,7 +76,7 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
     )
 
   # Earlier stages lie on one device, beside which training has other plans.
-  frozen, first = jax.device_get((frozen, _first_params(cfg, donor)))
+  frozen, first = jax.device_get((frozen, first))
   del donor, teacher
   loop.fit(
     cfg,
@@ -127,7 +140,8 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
   """Fits how Slow and a Fast weigh together, unless it is done.
 
   The fit lies in the stage trained last, <slow>/fit.json for the Fast that Slow
-  began with and <distilled>/fit.json for the distilled one.
+  began with and <distilled>/fit.json for the distilled one. A fit of other
+  models, or by other settings, is made anew.
 
   Of several processes the first one does it, and the others wait: those that
   left would take the whole run with them minutes later.
@@ -139,30 +153,62 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
   """
   with processes.first("weigh"):
     if processes.is_first():
-      _weigh(workdir, fast_name, slow_name)
+      fast = runs.load(runs.folder(workdir, fast_name))
+      slow = runs.load(runs.folder(workdir, slow_name))
+      _weigh(fast, slow)
 
 
-def _weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
-  fast = runs.load(runs.folder(workdir, fast_name))
-  slow = runs.load(runs.folder(workdir, slow_name))
-  where = slow.folder if fast.cfg.stage == "fast" else fast.folder
-  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract()}
-  if (where / runs.FIT).exists():
-    runs.load_fit(where, parts)
-    return
+def weigh_all(workdir: epath.PathLike) -> list[str]:
+  """`weigh` of Slow and every Fast of a workdir; names of the Fasts.
+
+  Raises:
+    ValueError: no Slow, or no Fast, is trained.
+  """
+  names = [
+    name
+    for name in ("fast", "distill")
+    if runs.finished(runs.folder(workdir, name))
+  ]
+  if not names or not runs.finished(runs.folder(workdir, "slow")):
+    raise ValueError(
+      f"{workdir}: must hold a trained slow, and fast or distill; got "
+      f"{', '.join(names) or 'no Fast'}. train what is missing: python -m "
+      "launch.train"
+    )
+  for name in names:
+    weigh(workdir, name, "slow")
+  return names
+
+
+def _weigh(fast: runs.Run, slow: runs.Run) -> None:
+  last = slow if fast.cfg.stage == "fast" else fast
   source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
-  memories = encode.write_store(slow, source, slow.folder / "validation")
-  runs.save_fit(where, _fit(fast, slow, memories, source), parts)
+  made_from = {
+    **slow.contract,
+    **encode.contracts_of(fast, source),
+    "weights": {"candidates": last.cfg.weights.candidates},
+  }
+  if derive.record(last.folder / runs.FIT, runs.FIT_KIND, made_from):
+    return
+  memories = encode.write_store(
+    slow, source, slow.folder / "validation", stale="remake"
+  )
+  fit = _fit(fast, slow, memories, source, last.cfg.weights.candidates)
+  runs.save_fit(last.folder, fit, made_from)
 
 
 def _fit(
-  fast: runs.Run, slow: runs.Run, memories: store.Store, source: sources.Source
+  fast: runs.Run,
+  slow: runs.Run,
+  memories: store.Store,
+  source: sources.Source,
+  candidates: int,
 ) -> calibrate.Fit:
   """gamma, beta and tau from all validation captions."""
   vectors = encode.visual_vectors(fast, source)
   text, owner = pipeline.caption_table(source, fast.tokenizer)
   queries = encode.text_vectors(fast, text)
-  rows, dots = exact.nearest(vectors, queries, min(FIT_K, len(vectors)))
+  rows, dots = exact.nearest(vectors, queries, min(candidates, len(vectors)))
   rows = np.asarray(rows)
   scorer = rerank.Scorer(slow, memories)
   scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
@@ -176,20 +222,54 @@ def _fit(
   )
 
 
+def _teacher_fit(
+  cfg: config.Config, workdir: epath.PathLike, teacher: runs.Run | None
+) -> calibrate.Fit | None:
+  """What was fitted for the teacher's own scores, for these parameters.
+
+  Slow's gamma and tau hold whichever Fast found the candidates. Weights that
+  are missing, or of another Slow, are fitted with the Fast that it began with.
+  """
+  if teacher is None or cfg.stage != "distill":
+    return None
+  try:
+    return runs.load_fit(teacher.folder, teacher.contract)
+  except ValueError as error:
+    report.say(f"fitted again: {error}")
+  weigh(workdir, teacher.cfg.init.stage or cfg.init.stage, teacher.cfg.folder)
+  return runs.load_fit(teacher.folder, teacher.contract)
+
+
+def _listen(
+  cfg: config.Config,
+  teacher: runs.Run,
+  source: sources.Source,
+  clusters: pipeline.Clusters,
+  *,
+  gamma: float,
+  tau: float,
+) -> None:
+  """Tells how much the teacher says of its lists, before the first step."""
+  if not processes.is_first():
+    return
+  if clusters.judged is not None:
+    h = clusters.judged.reshape(-1, clusters.judged.shape[-1])
+    text = pipeline.cluster_texts(source, teacher.tokenizer, cfg, clusters)
+    text = text.reshape(-1, text.shape[-1])
+  else:  # what the first step will hear
+    judge = jax.jit(tasks.judge(cfg, teacher.tokenizer.vocab_size))
+    batches = pipeline.train_batches(
+      source, teacher.tokenizer, cfg, start=0, clusters=clusters
+    )
+    heard: Any = next(batches)
+    h = np.asarray(judge(teacher.params["slow"], heard.clusters))
+    text = np.asarray(heard.clusters.text)
+  lineage.check_entropy(cfg, h, rerank.targets(text), gamma, tau)
+
+
 def _earlier(workdir: epath.PathLike, stage: str) -> runs.Run | None:
   """A stage of this workdir, if one is named."""
   return runs.load(runs.folder(workdir, stage)) if stage else None
-
-
-def _frozen(cfg: config.Config, teacher: runs.Run) -> types.Params:
-  """The teacher's parameters, and how far to trust its scores."""
-  if cfg.stage != "distill":
-    return teacher.params
-  fit = runs.load_fit(teacher.folder)
-  tau = cfg.distill.temperature or fit.tau
-  # An offline teacher has said all.
-  frozen = teacher.params if cfg.distill.teacher == "online" else {}
-  return frozen | {"gamma": np.float32(fit.gamma), "tau": np.float32(tau)}
 
 
 def _clusters(

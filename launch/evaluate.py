@@ -4,9 +4,11 @@
 
 Rows: Fast, Fast distilled, Slow alone over the whole gallery, Fast + re-rank at
 several K; columns: R@1/5/10 with 95 % intervals over pictures, R@1 inside the
-group of look-alikes, ms per query by stage. Answers are kept beside the
-gallery: asked again, it only adds up. With --fit, first fits gamma, beta and
-tau on validation where they are missing.
+group of look-alikes, ms per query by stage. Weights, vectors, memories, index
+and answers are kept beside the stages and the gallery: asked again, it only
+adds up, and what belongs to other models, weights, visuals or queries is made
+anew. With --fit, it fits gamma, beta and tau on validation where they are missing or
+of other models, and ends.
 """
 
 from absl import flags
@@ -18,7 +20,7 @@ from launch import cli
 _WORKDIR = flags.DEFINE_string("workdir", None, "trained fast, slow, distill")
 _SPLIT = flags.DEFINE_string("split", "test", "gallery and queries")
 _QUERIES = flags.DEFINE_integer("queries", 512, "asked", lower_bound=2)
-_FIT = flags.DEFINE_bool("fit", False, "fit the weights first")
+_FIT = flags.DEFINE_bool("fit", False, "fit the weights, and no more")
 
 
 def main(_) -> None:
@@ -26,8 +28,9 @@ def main(_) -> None:
   workdir = epath.Path(_WORKDIR.value)
   compiled.keep(workdir)
   if _FIT.value:
-    train.weigh(workdir, "fast", "slow")
-    train.weigh(workdir, "distill", "slow")
+    names = train.weigh_all(workdir)
+    print(f"{workdir}: weights of slow with {' and '.join(names)} are fitted")
+    return
   made = study.evaluate_split(workdir, _SPLIT.value, _QUERIES.value)
   evaluate.show(made)
   print(f"written: {study.report_path(workdir, _SPLIT.value, _QUERIES.value)}")

@@ -13,7 +13,7 @@ from typing import Any, cast
 from absl import flags
 from etils import epath
 
-from fs_jax import corpus, encode, index, runs
+from fs_jax import contract, corpus, encode, index, runs
 from fs_jax.data import pipeline, sources
 from launch import cli
 
@@ -30,15 +30,15 @@ def main(_) -> None:
   expected = None
   if _RUN.value:
     run = runs.load(_RUN.value)
-    expected = {"fast": run.fast_contract}
+    expected = run.contract
     source = sources.open_split(run.cfg.data, run.cfg.data.validation)
     text, _ = pipeline.caption_table(source, run.tokenizer)
     queries = encode.text_vectors(run, text[:1024])
-  gallery = corpus.load(_CORPUS.value, expected)
+  gallery = corpus.load(_CORPUS.value, expected, mend=_encode_again(parts))
   manifest = index.build(
     gallery,
     _OUT.value,
-    {"fast": parts["fast"]},
+    parts,
     kind=cast(Any, _KIND.value),
     settings=index.Settings(leaves=_LEAVES.value),
     queries=queries,
@@ -53,6 +53,18 @@ def main(_) -> None:
   # A workdir holds gallery/index: where search and evaluate look.
   workdir = epath.Path(_OUT.value).parent.parent
   cli.then(f'python -m launch.search "a fox left of a car" --workdir={workdir}')
+
+
+def _encode_again(parts: contract.Contract) -> str:
+  """The command that encodes the same split with the run of this one."""
+  if not _RUN.value:
+    return "encode it again: python -m launch.encode"
+  named = parts.get("split", {}).get("split")
+  split = f"--split={named} " if named else ""
+  return (
+    f"encode it again: python -m launch.encode --run={_RUN.value} {split}"
+    f"--out={epath.Path(_CORPUS.value).parent} --replace"
+  )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from fs_jax import cases, compiled, contract, rerank, retrieve, runs, store
+from fs_jax import cases, compiled, encode, rerank, retrieve, runs, store
 from fs_jax import gallery as galleries
 from fs_jax import index as indices
 from fs_jax.data import sources
@@ -38,15 +38,23 @@ def main(argv) -> None:
   found = galleries.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
   fast = runs.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled
-  gallery = indices.load(found.index, {"fast": fast.fast_contract})
-  source = _pictures(fast, gallery)
+  # Decoded only where they are shown.
+  data = dataclasses.replace(fast.cfg.data, cache="none")
+  source = sources.open_split(data, _SPLIT.value)
+  made_from = encode.contracts_of(fast, source)
+  mend = f"make it anew: {found.remake}"
+  gallery = indices.load(found.index, made_from, mend=mend)
   scorer = fit = None
   if _RERANK.value:
     slow = runs.load(found.slow)
-    parts = {"slow": slow.slow_contract()}
-    items = {"items": contract.items(gallery.ids)}
-    memories = store.Store(found.store, parts | items, hashes=False)
-    fit = runs.load_fit(found.fit, {"fast": fast.fast_contract, **parts})
+    memories = store.Store(
+      found.store,
+      {**slow.contract, "split": made_from["split"]},
+      ids=gallery.ids,
+      hashes=False,
+      mend=mend,
+    )
+    fit = runs.load_fit(found.fit, {**fast.contract, **slow.contract})
     scorer = rerank.Scorer(slow, memories)
   search = retrieve.Retriever(fast, gallery, scorer, fit)
   ask = {"k": _K.value, "rerank_k": _RERANK.value}
@@ -55,21 +63,13 @@ def main(argv) -> None:
   first = time.perf_counter() - began
   answer = search([query], **ask)
   _print(query, answer, source, first)
+  if fit is not None and fit.k != _RERANK.value:
+    print(
+      f"the weights of both were fitted on {fit.k} candidates; Slow looked at "
+      f"{_RERANK.value} here"
+    )
   if _SHEET.value:
     _draw(query, answer, source)
-
-
-def _pictures(fast: runs.Run, gallery: indices.Index) -> sources.Source:
-  """The gallery's pictures and captions; decoded only where they are shown."""
-  data = dataclasses.replace(fast.cfg.data, cache="none")
-  source = sources.open_split(data, _SPLIT.value)
-  if source.ids != gallery.ids:
-    raise ValueError(
-      f"--split: must be the split of the gallery; got {_SPLIT.value!r} of "
-      f"{len(source)} visuals for an index of {gallery.size}. name the split "
-      "that was encoded, or encode this one"
-    )
-  return source
 
 
 def _print(query, answer, source, first) -> None:

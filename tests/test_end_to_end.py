@@ -58,7 +58,7 @@ def opened(workdir, source):
   loaded = {stage: runs.load(workdir / stage) for stage in STAGES}
   gallery = workdir / "gallery"
   fast = {"fast": loaded["distill"].fast_contract}
-  slow = {"slow": loaded["slow"].slow_contract()}
+  slow = {"slow": loaded["slow"].slow_contract}
   return Made(
     workdir,
     loaded,
@@ -108,7 +108,7 @@ def test_parameters_are_equal_bit_for_bit(first, second):
     first.runs[stage].fast_contract["digest"] for stage in ("fast", "distill")
   }
   assert len(digests) == 2  # distilling learned something
-  contracts = (x.runs["slow"].slow_contract() for x in (first, second))
+  contracts = (x.runs["slow"].slow_contract for x in (first, second))
   assert next(contracts) == next(contracts)
 
 
@@ -181,7 +181,7 @@ def queries(second):
 @pytest.fixture(scope="module")
 def retriever(second):
   fast, slow = second.runs["distill"], second.runs["slow"]
-  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract()}
+  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract}
   fit = runs.load_fit(second.workdir / "distill", parts)
   scorer = rerank.Scorer(slow, second.store)
   return retrieve.Retriever(fast, second.index, scorer, fit), scorer, fit

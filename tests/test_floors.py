@@ -30,12 +30,12 @@ FLOORS = (
   ),
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
-    *("causes", "checksums", "uploads", "report", "profile", "parts", "peer"),
-    "data",
+    *("causes", "checksums", "uploads", "report", "profile", "peer"),
+    *("contract", "derive", "parts", "data"),
   ),
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
-    *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
+    *("calibrate", "runs", "lineage", "loop", "mine", "rankers"),
     *("attention", "cases", "figures", "plots"),
   ),
   (

@@ -40,7 +40,7 @@ def test_training_leaves_every_stage_ready(workdir):
     assert runs.finished(workdir / stage)
     run = runs.load(workdir / stage)
     assert run.step == run.cfg.train.steps
-  judge = runs.load(workdir / "slow").slow_contract()
+  judge = runs.load(workdir / "slow").slow_contract
   for stage, fast in (("slow", "fast"), ("distill", "distill")):
     other = runs.load(workdir / fast).fast_contract
     fit = runs.load_fit(workdir / stage, {"fast": other, "slow": judge})

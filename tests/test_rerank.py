@@ -47,9 +47,9 @@ def judge():
 @pytest.fixture
 def memories(tmp_path):
   run, memory = judge()
-  with store.Writer(tmp_path / "s", {"slow": run.slow_contract()}) as writer:
+  with store.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
     writer.append(memory, [f"v{i}" for i in range(C)])
-  return store.Store(tmp_path / "s", {"slow": run.slow_contract()})
+  return store.Store(tmp_path / "s", {"slow": run.slow_contract})
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -38,7 +38,11 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-  """N examples; everything but the pixels is in memory."""
+  """N examples; everything but the pixels is in memory.
+
+  `origin` says whose they are, where ids may be those of other data as well:
+  dataset, split, and what a generated one was drawn from.
+  """
 
   ids: tuple[str, ...]  # unique
   all_captions: tuple[tuple[str, ...], ...]
@@ -47,6 +51,7 @@ class Source:
   visuals: Callable[[Sequence[int] | np.ndarray], np.ndarray]
   attribution: str = ""  # who made the pictures, under what licence
   all_objects: tuple[Any, ...] | None = None  # of datasets that know them
+  origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     counts = collections.Counter(self.ids)
@@ -111,6 +116,7 @@ def open_split(
   """
   cropped = train and cfg.augment == "crop"
   size = math.ceil(cfg.image_size * _MARGIN) if cropped else cfg.image_size
+  generated = cfg.dataset in ("scenes", "emoji")
   match cfg.dataset:
     case "folder":
       stored = records.folder(cfg, split)
@@ -145,6 +151,11 @@ def open_split(
     visuals=visuals,
     attribution=stored.attribution,
     all_objects=stored.objects,
+    origin={
+      "dataset": cfg.dataset,
+      "split": split,
+      **({"seed": cfg.seed, "sizes": cfg.sizes} if generated else {}),
+    },
   )
 
 
@@ -182,6 +193,10 @@ def join(*parts: Source) -> Source:
     all_objects=tuple(itertools.chain(*(p.all_objects or () for p in parts)))
     if known
     else None,
+    origin={
+      name: " + ".join(dict.fromkeys(str(p.origin.get(name)) for p in parts))
+      for name in dict.fromkeys(itertools.chain(*(p.origin for p in parts)))
+    },
   )
 
 
