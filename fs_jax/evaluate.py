@@ -193,6 +193,14 @@ def show(report: Mapping[str, Any]) -> None:
   faster = report.get("times_faster_than_slow", {})
   said = ", ".join(f"{name} {x:g}" for name, x in faster.items() if x != 1)
   shown.print(f"times faster than slow alone: {said}")
+  for name, fit in report.get("fits", {}).items():
+    other = [k for k in report["used_on"].get(name, ()) if k != fit["k"]]
+    if other:
+      ks = ", ".join(map(str, other))
+      shown.print(
+        f"weights of Slow and {name}: fitted on {fit['k']} candidates, used on "
+        f"{ks} as well"
+      )
   for pair in report.get("paired", ()):
     value, low, high = pair["R@1"]
     shown.print(

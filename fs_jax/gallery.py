@@ -301,7 +301,7 @@ def encode_command(workdir: epath.Path, name: str, split: str) -> str:
   return (
     f"python -m launch.encode --run={run} {slow}--split={split} --out={out} "
     f"--replace && python -m launch.export_index --corpus={out / 'corpus'} "
-    f"--out={out / 'index'} --run={run}"
+    f"--out={out / 'index'} --run={run} --replace"
   )
 
 
@@ -355,10 +355,7 @@ def answers(
     warm=asked.tokens[one_of_each],  # all its shapes
   )
   results["slow"] = _score("slow", said, asked.truth)
-  over = [("fast_rerank@20", "fast", 20)]
-  over += [(f"rerank@{k}", "distill", k) for k in ks]
-  over = [one for one in over if one[1] in gallery.fits]
-  for shown, name, k in over:
+  for shown, name, k in _reranked_over(gallery, ks):
     said = rank(
       parts,
       shown,
@@ -369,6 +366,23 @@ def answers(
     )
     results[shown] = _score(shown, said, asked.truth)
   return results
+
+
+def used_on(gallery: Gallery, ks: tuple[int, ...]) -> dict[str, list[int]]:
+  """Candidates that `answers` re-ranks with each Fast's weights."""
+  used: dict[str, list[int]] = {}
+  for _, name, k in _reranked_over(gallery, ks):
+    used.setdefault(name, []).append(k)
+  return used
+
+
+def _reranked_over(
+  gallery: Gallery, ks: tuple[int, ...]
+) -> list[tuple[str, str, int]]:
+  """(row of the table, Fast, candidates) of everything that is re-ranked."""
+  over = [("fast_rerank@20", "fast", 20)]
+  over += [(f"rerank@{k}", "distill", k) for k in ks]
+  return [one for one in over if one[1] in gallery.fits]
 
 
 def _asked_of(

@@ -141,6 +141,7 @@ def evaluate_split(
     cfg.seed,
     paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
+    used_on=galleries.used_on(gallery, KS),
   )
 
 
@@ -180,6 +181,7 @@ def quickstart(
     seed,
     paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
+    used_on=galleries.used_on(gallery, KS),
     digests=digests(gallery),
     example=asked.texts[0],  # something that this world has
   )

@@ -43,7 +43,7 @@ def main(_) -> None:
     print(f"{out / 'store'}: {len(kept)} items of {kept.bytes_per_item} bytes")
   cli.then(
     f"python -m launch.export_index --corpus={out / 'corpus'} "
-    f"--out={out / 'index'} --run={_RUN.value}"
+    f"--out={out / 'index'} --run={_RUN.value}" + " --replace" * _REPLACE.value
   )
 
 

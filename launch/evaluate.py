@@ -6,8 +6,8 @@ Rows: Fast, Fast distilled, Slow alone over the whole gallery, Fast + re-rank at
 several K; columns: R@1/5/10 with 95 % intervals over pictures, R@1 inside the
 group of look-alikes, ms per query by stage. Weights, vectors, memories, index
 and answers are kept beside the stages and the gallery: asked again, it only
-adds up, and what belongs to other models, weights, visuals or queries is made
-anew. With --fit, it fits gamma, beta and tau on validation where they are missing or
+adds up. What belongs to other models, weights, visuals or queries is made anew.
+With --fit, it fits gamma, beta and tau on validation where they are missing or
 of other models, and ends.
 """
 

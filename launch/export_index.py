@@ -5,7 +5,8 @@
 
 ScaNN where it is installed, exact search elsewhere. With --run, recall against
 exact search is measured on real queries, the validation captions of that run;
-without, on noisy copies of the vectors, which flatters.
+without, on noisy copies of the vectors, which flatters. An index that is there
+is built anew; one of other models or visuals only with --replace.
 """
 
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 from absl import flags
 from etils import epath
 
-from fs_jax import contract, corpus, encode, index, runs
+from fs_jax import contract, corpus, derive, encode, index, runs
 from fs_jax.data import pipeline, sources
 from launch import cli
 
@@ -21,6 +22,9 @@ _CORPUS = flags.DEFINE_string("corpus", None, "folder that encode wrote")
 _OUT = flags.DEFINE_string("out", None, "folder of the index")
 _RUN = flags.DEFINE_string("run", "", "stage whose queries measure recall")
 _KIND = flags.DEFINE_enum("kind", "auto", ["auto", "scann", "exact"], "backend")
+_REPLACE = flags.DEFINE_bool(
+  "replace", False, "make anew an index of other models or visuals"
+)
 _LEAVES = flags.DEFINE_integer("leaves", 0, "of the tree; 0 = 1.5 sqrt(rows)")
 
 
@@ -35,6 +39,13 @@ def main(_) -> None:
     text, _ = pipeline.caption_table(source, run.tokenizer)
     queries = encode.text_vectors(run, text[:1024])
   gallery = corpus.load(_CORPUS.value, expected, mend=_encode_again(parts))
+  derive.folder_needed(
+    _OUT.value,
+    "index",
+    parts,
+    stale="replace" if _REPLACE.value else "refuse",
+    mend=f"make it anew: {_command()} --replace",
+  )
   manifest = index.build(
     gallery,
     _OUT.value,
@@ -53,6 +64,15 @@ def main(_) -> None:
   # A workdir holds gallery/index: where search and evaluate look.
   workdir = epath.Path(_OUT.value).parent.parent
   cli.then(f'python -m launch.search "a fox left of a car" --workdir={workdir}')
+
+
+def _command() -> str:
+  """What was typed, for who has to type it again."""
+  run = f" --run={_RUN.value}" if _RUN.value else ""
+  return (
+    f"python -m launch.export_index --corpus={_CORPUS.value} "
+    f"--out={_OUT.value}{run}"
+  )
 
 
 def _encode_again(parts: contract.Contract) -> str:

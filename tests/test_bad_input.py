@@ -284,7 +284,7 @@ def test_weights_of_another_slow(mine):
 
 def test_index_of_another_split(workdir):
   done = search(workdir, "a big fox", "--split=validation")
-  refused(done, "--split", "'validation'")
+  refused(done, "split.split", "'validation'", "--split=validation")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ REFUSED = [
   (lambda: config.Distill(clusters=0), "clusters", 0),
   (lambda: config.Distill(lists=0), "lists", 0),
   (lambda: config.Distill(temperature=-1.0), "temperature", -1.0),
+  (lambda: config.Weights(candidates=1), "candidates", 1),
   (train(steps=0), "steps", 0),
   (train(batch_size=0), "batch_size", 0),
   (train(log_every=0), "log_every", 0),

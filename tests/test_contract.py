@@ -1,14 +1,16 @@
 """Like parts agree, or the error says what differs and what to do."""
 
+import ast
 import dataclasses
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, contract
+from fs_jax import config, configdict, contract
 
 PARAMS = {
   "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
@@ -51,7 +53,7 @@ def test_digest_sees_values_shapes_types_and_names(a):
 
 def test_parts_are_flat_and_survive_json(cfg):
   fast = contract.fast(cfg, "hash", PARAMS)
-  slow = contract.slow(cfg, "hash", PARAMS, precision="float16")
+  slow = contract.slow(cfg, "hash", PARAMS)
   for part in (fast, slow, contract.items(["x"])):
     assert all(isinstance(v, (str, int, float, bool)) for v in part.values())
     assert json.loads(json.dumps(part)) == part
@@ -59,10 +61,10 @@ def test_parts_are_flat_and_survive_json(cfg):
   assert fast["resize_method"] == "bicubic, antialiased"
   assert fast["mean"] == "0.5 0.5 0.5"
   assert (slow["levels"], slow["d_mem"]) == (1, 16)
-  assert slow["precision"] == "float16"
+  assert slow["precision"] == "float32"
   with pytest.raises(ValueError, match=r"config\.slow"):
     bare = dataclasses.replace(cfg, stage="fast", slow=None)
-    contract.slow(bare, "hash", PARAMS, precision="float16")
+    contract.slow(bare, "hash", PARAMS)
 
 
 def test_check_names_field_values_and_mend(cfg):
@@ -101,8 +103,39 @@ def test_items_are_ordered():
   assert part != contract.items(["ab", ""])
 
 
-def test_store_may_hold_more():
-  rows = contract.check_items(["c", "a"], ["a", "b", "c"])
-  np.testing.assert_array_equal(rows, [2, 0])
-  with pytest.raises(ValueError, match=r"1 of 2 missing, first 'd'.*encode"):
-    contract.check_items(["a", "d"], ["a", "b", "c"])
+def test_a_recipe_has_every_field_that_decides_a_result(cfg):
+  fields = contract.recipe(cfg)
+  assert json.loads(json.dumps(fields)) == fields
+  assert all(not isinstance(v, (list, dict)) for v in fields.values())
+  left_out = set(configdict.flat(cfg)) - set(fields)
+  assert left_out == {
+    name
+    for name in configdict.flat(cfg)
+    if name in contract.UNCOMPARED or name.startswith("mesh.")
+  }
+  assert {"seed", "distill.alpha", "data.mean", "compute"} <= set(fields)
+  other = dataclasses.replace(cfg, mesh=config.Mesh(data=4), name="x")
+  assert contract.recipe(other) == fields
+
+
+def test_a_difference_names_its_field_on_either_side():
+  a = {"fast": {"x": 1, "y": "a" * 64}, "items": {"count": 2}}
+  assert contract.difference(a, json.loads(json.dumps(a))) is None
+  assert contract.difference(a, a | {"fast": {"x": 2, "y": "a" * 64}}) == (
+    "fast.x: 1 and 2"
+  )
+  assert (
+    contract.difference(a, {"fast": a["fast"]}) == "items.count: 2 and None"
+  )
+  assert (
+    contract.difference({"fast": a["fast"]}, a) == "items.count: None and 2"
+  )
+
+
+def test_a_flag_is_what_a_shell_and_the_config_take(cfg):
+  for field in ("data.mean", "data.image_size", "data.resize", "slow.widths"):
+    (word,) = shlex.split(contract.flag(field, contract.recipe(cfg)[field]))
+    name, _, text = word.removeprefix("--config.").partition("=")
+    assert name == field
+    want = configdict.flat(cfg)[field]
+    assert (text if isinstance(want, str) else ast.literal_eval(text)) == want

@@ -20,24 +20,15 @@ def gallery(size=10, width=4, *, seed=0):
 )
 def test_round_trip(tmp_path, shard_bytes, shards):
   given = gallery()
-  items = [{"path": f"{i}.jpg", "caption": "a\u2028b\r\nc"} for i in range(10)]
   manifest = corpus.save(
-    tmp_path / "c", given, {"fast": FAST}, items, shard_bytes=shard_bytes
+    tmp_path / "c", given, {"fast": FAST}, shard_bytes=shard_bytes
   )
   assert len(list((tmp_path / "c").glob("*.npy"))) == shards
   assert manifest["shape"] == [10, 4]
   loaded = corpus.load(tmp_path / "c", {"fast": FAST})
   np.testing.assert_array_equal(loaded.vectors, given.vectors)
   assert loaded.ids == given.ids
-  assert corpus.read_items(tmp_path / "c") == items
   assert corpus.read_contract(tmp_path / "c")["fast"] == FAST
-
-
-def test_items_are_optional(tmp_path):
-  corpus.save(tmp_path / "c", gallery(), {"fast": FAST})
-  assert corpus.read_items(tmp_path / "c") is None
-  with pytest.raises(ValueError, match="one for each of 10 ids; got 1"):
-    corpus.save(tmp_path / "c", gallery(), {"fast": FAST}, [{}])
 
 
 def test_another_model_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Galleries in batches: every item once, as it would be alone."""
 
+import dataclasses
 from unittest import mock
 
 import jax
@@ -135,27 +136,46 @@ def test_a_corpus_of_another_fast_or_gallery_is_refused(fast, tmp_path):
     )
   with pytest.raises(ValueError, match=r"items\.count"):
     encode.write_corpus(fast, make_source(5)[0], tmp_path / "corpus")
+  for stale in ("remake", "replace"):
+    made = encode.write_corpus(
+      fast, make_source(5)[0], tmp_path / "corpus", stale=stale
+    )
+    assert len(made.ids) == 5
+    encode.write_corpus(fast, source, tmp_path / "corpus", stale=stale)
+  with open(tmp_path / "corpus" / "vectors-00000-of-00001.npy", "ab") as file:
+    file.write(b"x")
+  for stale in ("remake", "refuse"):
+    with pytest.raises(ValueError, match=r"must have .* bytes"):
+      encode.write_corpus(fast, source, tmp_path / "corpus", stale=stale)
+  encode.write_corpus(fast, source, tmp_path / "corpus", stale="replace")
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_store_holds_every_memory_in_order(slow, tmp_path, precision):
+def test_the_same_ids_of_other_data_are_other_visuals(fast, tmp_path):
+  """Scenes of another seed have the names of these."""
+  source, _ = make_source()
+  here, there = (
+    dataclasses.replace(source, origin={"dataset": "scenes", "seed": seed})
+    for seed in (0, 1)
+  )
+  encode.write_corpus(fast, here, tmp_path / "corpus")
+  with pytest.raises(ValueError, match=r"split\.seed"):
+    encode.write_corpus(fast, there, tmp_path / "corpus")
+
+
+def test_a_store_holds_every_memory_in_order(slow, tmp_path):
   source, asked = make_source()
-  how = {"precision": precision}
   with mock.patch.object(
     encode, "memories", lambda run, source: MEMORIES(run, source, batch_size=4)
   ):
-    made = encode.write_store(slow, source, tmp_path / "store", **how)
+    made = encode.write_store(slow, source, tmp_path / "store")
   assert made.ids == source.ids
-  encode.write_store(slow, source, tmp_path / "store", **how)
+  encode.write_store(slow, source, tmp_path / "store")
   assert len(asked) == N
   (want,) = MEMORIES(slow, source)
   got = made.read(np.arange(N))
-  tolerance = 1e-4 if precision == "float32" else 2e-2
   for ours, theirs in zip(got.levels, want.levels, strict=True):
-    assert ours.latent.dtype == precision
-    np.testing.assert_allclose(ours.latent, theirs.latent, atol=tolerance)
+    assert ours.latent.dtype == np.float32
+    np.testing.assert_allclose(ours.latent, theirs.latent, atol=1e-4)
   params = jax.tree.map(lambda x: x + 1, slow.params)
   with pytest.raises(ValueError, match=r"slow\.digest"):
-    encode.write_store(
-      slow._replace(params=params), source, tmp_path / "store", **how
-    )
+    encode.write_store(slow._replace(params=params), source, tmp_path / "store")

@@ -1,7 +1,6 @@
 import io
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
@@ -91,24 +90,6 @@ def test_row_is_json_in_percent():
   assert row["stages_ms"] == {"search": 0.511}
 
 
-def test_evaluate_runs_any_ranker_once_and_times_it():
-  truth = truth_of(15)
-  scores = jnp.asarray(noisy(truth, 0.5))
-  calls, stages = [], {}
-
-  def ranker(queries):
-    calls.append(queries)
-    stages["search"] = 0.25
-    return Candidates(*map(jnp.asarray, top(np.asarray(queries), 12)))
-
-  result = evaluate.evaluate("exact", ranker, scores, truth, stages_ms=stages)
-  assert len(calls) == 1
-  assert result.ms_per_query > 0
-  assert result.stages_ms == {"search": 0.25}
-  by_hand = evaluate.score("exact", top(np.asarray(scores), 12), truth)
-  assert result.intervals == by_hand.intervals
-
-
 def test_compare_is_paired():
   truth = truth_of(50)
   b = noisy(truth, 0.8)
@@ -174,11 +155,14 @@ def test_table_and_report(tmp_path):
     "seconds": {"encode": 1.5},
     "device": "cpu",
   }
-  evaluate.write_report(path, **keep, chance=25.0)
+  made_from = {"fast": {"digest": "ab"}}
+  evaluate.write_report(path, made_from, **keep, chance=25.0)
   written = path.read_text()
-  assert json.loads(written) == {**keep, "chance": 25.0}
+  read = json.loads(written)
+  assert {k: read[k] for k in (*keep, "chance")} == {**keep, "chance": 25.0}
+  assert read["contract"] == made_from
   with pytest.raises(ValueError, match="JSON"):
-    evaluate.write_report(path, **keep, chance=float("nan"))
+    evaluate.write_report(path, made_from, **keep, chance=float("nan"))
   assert path.read_text() == written
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fs_jax import evidence, parts
+from fs_jax import evidence, files, parts
 from tests import small
 
 LATER = "fast_distilled - fast_longer, all 5120 captions"
@@ -144,11 +144,13 @@ def test_the_control_has_all_the_time_and_little_more(tmp_path):
   lines.insert(1, {"R@1": 0.5})
   text = "\n".join(map(json.dumps, lines)) + "\n"
   (tmp_path / "fast" / "metrics.jsonl").write_text(text)
-  (tmp_path / "parts").mkdir()
+  done = parts.Parts(tmp_path)
   for number, (name, seconds) in enumerate(good()["seconds"].items()):
     said = {"seconds": seconds, "ended": number}
-    (tmp_path / "parts" / f"{name}.json").write_text(json.dumps(said))
-  longer = evidence._as_long(cfg, parts.Parts(tmp_path))
+    path = tmp_path / "parts" / f"{name}.json"
+    files.write_record(path, parts.KIND, {"config": {"seed": 0}}, said)
+    done.do(name, {"config": {"seed": 0}}, lambda: 1 / 0)
+  longer = evidence._as_long(cfg, done)
   assert 220 < longer.train.steps < 240
   assert longer.train.batch_size == 8 and longer.name == "fast_longer"
-  assert evidence._as_long(cfg, parts.Parts(tmp_path)) == longer
+  assert evidence._as_long(cfg, done) == longer

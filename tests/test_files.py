@@ -11,13 +11,15 @@ from etils import epath
 
 from fs_jax import files
 
+FIELDS = {"kind": "corpus", "contract": {"fast": {"digest": "ab"}}}
+
 
 def make(folder, *, text="one"):
-  with files.folder(folder) as temporary:
+  with files.folder(folder, "corpus") as temporary:
     files.write_text(temporary / "a.txt", text)
     (temporary / "deep").mkdir()
     files.write_array(temporary / "deep/b.npy", np.arange(6.0).reshape(2, 3))
-    return files.write_manifest(temporary, {"kind": "corpus", "count": 2})
+    return files.write_manifest(temporary, FIELDS | {"count": 2})
 
 
 def fill_the_disk(monkeypatch, *, after=0):
@@ -66,7 +68,10 @@ def test_full_disk_keeps_the_old_folder(tmp_path, monkeypatch, after):
 
 
 def test_other_errors_pass_and_leave_nothing(tmp_path):
-  with pytest.raises(KeyboardInterrupt), files.folder(tmp_path / "out") as t:
+  with (
+    pytest.raises(KeyboardInterrupt),
+    files.folder(tmp_path / "out", "corpus") as t,
+  ):
     files.write_text(t / "a", "a")
     raise KeyboardInterrupt
   assert list(tmp_path.iterdir()) == []
@@ -74,11 +79,11 @@ def test_other_errors_pass_and_leave_nothing(tmp_path):
 
 def test_folder_replaces_whole(tmp_path):
   make(tmp_path / "out")
-  with files.folder(tmp_path / "out") as temporary:
+  with files.folder(tmp_path / "out", "corpus") as temporary:
     assert temporary.parent == tmp_path
     assert (tmp_path / "out/deep/b.npy").exists()  # until the very end
     files.write_text(temporary / "c.txt", "two")
-    files.write_manifest(temporary, {"kind": "corpus"})
+    files.write_manifest(temporary, FIELDS)
   names = sorted(p.name for p in (tmp_path / "out").iterdir())
   assert names == ["c.txt", "manifest.json"]
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -89,6 +94,54 @@ def test_folder_does_not_replace_what_is_not_ours(tmp_path):
   with pytest.raises(ValueError, match="choose another folder"):
     make(tmp_path)
   assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+def test_folder_does_not_replace_another_kind(tmp_path):
+  make(tmp_path / "out")
+  before = (tmp_path / "out/manifest.json").read_text()
+  with (
+    pytest.raises(
+      ValueError, match=r"another index is replaced; got .*'corpus'"
+    ),
+    files.folder(tmp_path / "out", "index"),
+  ):
+    pass
+  assert (tmp_path / "out/manifest.json").read_text() == before
+
+
+@pytest.mark.parametrize("contract", [None, {}])
+def test_nothing_is_kept_without_what_it_was_made_from(tmp_path, contract):
+  with pytest.raises(ValueError, match="got no contract"):
+    files.write_record(tmp_path / "x.json", "step", contract, {"a": 1})
+  with (
+    pytest.raises(ValueError, match="got no contract"),
+    files.folder(tmp_path / "out", "corpus") as temporary,
+  ):
+    files.write_manifest(temporary, {"kind": "corpus", "contract": contract})
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+  path, made_from = tmp_path / "x.json", {"fast": {"digest": "ab"}}
+  files.write_record(path, "step", made_from, {"seconds": 1.5})
+  values = files.read_record(path, "step", mend="do it again")
+  assert (values["seconds"], values["contract"]) == (1.5, made_from)
+  with pytest.raises(
+    ValueError, match=r"kind 'weights'; got 1 and 'step'\. do"
+  ):
+    files.read_record(path, "weights", mend="do it again")
+  old = {k: v for k, v in values.items() if k != "schema"}
+  for text in (
+    json.dumps(old),
+    "{",
+    "[]",
+    json.dumps(values | {"contract": 1}),
+  ):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"must be .*do it again"):
+      files.read_record(path, "step", mend="do it again")
+  with pytest.raises(FileNotFoundError, match="do it again"):
+    files.read_record(tmp_path / "y.json", "step", mend="do it again")
 
 
 def test_relative_paths(tmp_path, monkeypatch):
@@ -172,11 +225,11 @@ def test_object_stores(tmp_path, monkeypatch, bucket):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   path = epath.Path("gs://bucket/out")
   make(path)
-  with files.folder(path) as temporary:
+  with files.folder(path, "corpus") as temporary:
     files.write_text(temporary / "c.txt", "two")
-    files.write_manifest(temporary, {"kind": "corpus"})
+    files.write_manifest(temporary, FIELDS)
   assert set(files.read_manifest(path, "corpus")["files"]) == {"c.txt"}
-  with files.folder(epath.Path("gs://bucket/arrays")) as temporary:
+  with files.folder(epath.Path("gs://bucket/arrays"), "x") as temporary:
     files.write_array(temporary / "a.npy", np.arange(3))
   read = files.read_array("gs://bucket/arrays/a.npy")
   np.testing.assert_array_equal(read, np.arange(3))

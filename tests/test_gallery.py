@@ -69,16 +69,20 @@ class Ranker:
     return found([[4, 2]] * len(text))
 
 
+MADE_FROM = {"slow": {"digest": "of one"}}
+
+
 @pytest.mark.parametrize(
   ("warm", "first"), [(None, 3), (np.zeros((2, 4), np.int32), 2)]
 )
 def test_answers_are_kept_and_read_again(tmp_path, warm, first):
   asked = []
 
-  def rank():
+  def rank(made_from=MADE_FROM):
     return gallery.rank(
       parts.Parts(tmp_path),
       "some",
+      made_from,
       lambda: Ranker(asked),
       lambda: found([[2], [2], [2]]),
       np.zeros((3, 1), np.int32),
@@ -92,6 +96,8 @@ def test_answers_are_kept_and_read_again(tmp_path, warm, first):
   np.testing.assert_array_equal(said.in_group.rows, [[2]] * 3)
   jax.tree.map(np.testing.assert_array_equal, said, rank())
   assert asked == [first, 3]  # nobody is asked twice
+  rank({"slow": {"digest": "of another"}})
+  assert asked == [first, 3] * 2  # what another one said is no answer
 
 
 @pytest.fixture
@@ -116,6 +122,7 @@ def test_the_distilled_fast_is_found_before_the_other(workdir):
     fit=workdir / "distill",
     index=kept / "distill" / "index",
     store=kept / "store",
+    remake=f"python -m launch.evaluate --workdir={workdir} --split=test",
   )
 
 

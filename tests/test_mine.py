@@ -34,7 +34,7 @@ def vectors_of(run, of):
 
 
 def run_of(digest="a"):
-  return builtin.SimpleNamespace(fast_contract={"digest": digest})
+  return builtin.SimpleNamespace(contract={"fast": {"digest": digest}})
 
 
 def cfg_of(seed=0, **distill):
@@ -92,12 +92,26 @@ def test_lists_are_mined_once(tmp_path):
   assert (other.visual != made.visual).any()
 
 
-def test_lists_of_another_fast_or_gallery_are_refused(tmp_path):
-  clusters(tmp_path)
-  with pytest.raises(ValueError, match="digest"):
-    clusters(tmp_path, run=run_of("b"))
-  with pytest.raises(ValueError, match="delete that folder to mine again"):
-    clusters(tmp_path, more=MORE + 1)
+def test_lists_of_another_fast_gallery_or_config_are_mined_again(
+  tmp_path, capsys
+):
+  for change, said in (
+    ({"run": run_of("b")}, "fast.digest: 'a' and 'b'"),
+    ({"more": MORE + 1}, "items.count: 19 and 20"),
+    ({"cfg": cfg_of(seed=1)}, "config.seed: 0 and 1"),
+    ({"cfg": cfg_of(alpha=2.0)}, "config.distill.alpha: 1.0 and 2.0"),
+  ):
+    clusters(tmp_path)
+    capsys.readouterr()
+    made, asked = clusters(tmp_path, **change)
+    assert asked == 1
+    assert (
+      f"made again: {tmp_path / 'clusters'} was made from another {said}"
+      in (capsys.readouterr().err)
+    )
+    again, asked = clusters(tmp_path, **change)
+    assert asked == 0
+    np.testing.assert_array_equal(made.visual, again.visual)
 
 
 def test_damaged_lists_are_refused(tmp_path):
@@ -154,11 +168,13 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
     again = mine.judged(slow, own, found, cfg, epath.Path(tmp_path))
   np.testing.assert_array_equal(made.judged, again.judged)
   other = found._replace(text=found.text[::-1])
-  with pytest.raises(ValueError, match="delete that folder to judge again"):
-    mine.judged(slow, own, other, cfg, epath.Path(tmp_path))
-  changed = slow._replace(params=jax.tree.map(lambda x: x + 1, params))
-  with pytest.raises(ValueError, match="delete that folder to judge again"):
-    mine.judged(changed, own, found, cfg, epath.Path(tmp_path))
+  turned = mine.judged(slow, own, other, cfg, epath.Path(tmp_path))
+  assert (turned.judged != made.judged).any()  # not the scores kept before
+  changed = slow._replace(params=jax.tree.map(lambda x: x + 0.1, params))
+  others = mine.judged(changed, own, found, cfg, epath.Path(tmp_path))
+  assert (others.judged != made.judged).any()
+  again = mine.judged(slow, own, found, cfg, epath.Path(tmp_path))
+  np.testing.assert_array_equal(again.judged, made.judged)
 
 
 def test_lists_of_a_batch_need_no_fast(tmp_path):
