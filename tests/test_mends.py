@@ -128,10 +128,7 @@ def test_an_index_of_a_corpus_of_another_fast(mine):
     f"python -m launch.export_index --corpus={gallery / 'corpus'} "
     f"--out={gallery / 'index'} --run={mine / 'fast'}"
   )
-  assert [
-    f"{kind} " in said
-    for kind, said in zip(("corpus", ""), refused, strict=True)
-  ]
+  assert ["launch.encode" in said for said in refused] == [True, False]
   assert all("fast.digest" in said for said in refused)
 
 

@@ -167,7 +167,7 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
   with mock.patch.object(rerank, "Scorer", side_effect=AssertionError):
     again = mine.judged(slow, own, found, cfg, epath.Path(tmp_path))
   np.testing.assert_array_equal(made.judged, again.judged)
-  other = found._replace(text=found.text[::-1])
+  other = found._replace(visual=found.visual[::-1])
   turned = mine.judged(slow, own, other, cfg, epath.Path(tmp_path))
   assert (turned.judged != made.judged).any()  # not the scores kept before
   changed = slow._replace(params=jax.tree.map(lambda x: x + 0.1, params))
