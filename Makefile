@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 EXTRAS ?= dev
+CONSTRAINTS ?= constraints.txt
 PYTHON ?=
 WORKDIR ?=
 SEED ?=
@@ -16,32 +17,37 @@ READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test lint format-check types unit \
+.PHONY: help venv quickstart test test-newest lint format-check types unit \
   format evidence bench bench-train plan plan-here plan-test pod-test \
   crash-test soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' \
 	  $(firstword $(MAKEFILE_LIST))
-	@echo "variables: PYTHON VENV EXTRAS WORKDIR SEED BUDGET ARGS PYTEST_ARGS PEERS"
+	@echo "variables: PYTHON VENV EXTRAS CONSTRAINTS WORKDIR SEED BUDGET ARGS PYTEST_ARGS PEERS"
 
 venv: $(READY) ## make .venv with everything the other targets need
 
-$(READY): setup.py constraints.txt
-	@PYTHON='$(PYTHON)' sh .ci/venv $(VENV) $(EXTRAS)
+$(READY): setup.py $(CONSTRAINTS)
+	@PYTHON='$(PYTHON)' sh .ci/venv $(VENV) $(EXTRAS) $(CONSTRAINTS)
 
 quickstart: $(READY) ## train, index, search and re-rank on small data (SEED, BUDGET, WORKDIR)
 	$(PY) -m launch.quickstart \
 	  --workdir=$(or $(WORKDIR),runs/quickstart) \
 	  $(if $(SEED),--seed=$(SEED)) $(if $(BUDGET),--budget=$(BUDGET)) $(ARGS)
 
-test: $(READY) ## all checks: lint, format, types, tests
+test: $(READY) ## all checks: lint, format, types, tests; on the oldest versions
 	@failed=; \
 	for check in lint format-check types unit; do \
 	  $(MAKE) --no-print-directory $$check || failed="$$failed $$check"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "make test: failed:$$failed"; exit 1; fi; \
 	echo "make test: lint, format, types and tests are clean"
+
+# Types as 3.12 has them: numpy's newest stubs do not parse as 3.11.
+test-newest: ## the same checks on the newest versions, in .venv-newest
+	@$(MAKE) --no-print-directory VENV=.venv-newest \
+	  CONSTRAINTS=constraints-newest.txt MYPY_ARGS=--python-version=3.12 test
 
 lint: $(READY) ## ruff check
 	$(VENV)/bin/ruff check .
@@ -50,7 +56,7 @@ format-check: $(READY) ## ruff format, without writing
 	$(VENV)/bin/ruff format --check .
 
 types: $(READY) ## mypy
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy $(MYPY_ARGS)
 
 unit: $(READY) ## pytest (PYTEST_ARGS="tests/test_losses.py -k ring")
 	$(PY) -m pytest $(PYTEST_ARGS)

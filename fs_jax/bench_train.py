@@ -325,7 +325,9 @@ def _parts(
   patches = vision.PatchEmbed(cfg.fast.vision.patch, 0, width, dtype)
   lookup = layers.Embed(vocabulary, cfg.fast.text.stack.width, dtype)
   attention = layers.Attention(stack.heads, dtype)
-  of_rows = [_Draw(jnp.float32)(rows, cfg.fast.embed) for _ in range(2)]
+  of_rows = [
+    _Draw(jnp.dtype(jnp.float32))(rows, cfg.fast.embed) for _ in range(2)
+  ]
   of_rows = [r / jnp.linalg.norm(r, axis=1, keepdims=True) for r in of_rows]
 
   def attend(query, key, value):

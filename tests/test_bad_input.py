@@ -222,6 +222,7 @@ def assert_trained(begun, workdir):
     np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
+@pytest.mark.bitwise
 def test_training_from_a_damaged_checkpoint(begun, workdir):
   """It says which to delete; then it begins where it still can."""
   folder = begun / "fast" / "checkpoints" / "2"
@@ -237,6 +238,7 @@ def test_training_from_a_damaged_checkpoint(begun, workdir):
   assert_trained(begun, workdir)
 
 
+@pytest.mark.bitwise
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_training_on_a_full_disk(begun, workdir):
   """A real failure: no file may grow past what lines and logs need."""

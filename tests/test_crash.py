@@ -18,7 +18,7 @@ import pytest
 
 from tests import runs
 
-pytestmark = pytest.mark.own
+pytestmark = [pytest.mark.own, pytest.mark.bitwise]
 
 STEPS, SAVE = 360, 12
 SEED = 0

@@ -96,6 +96,7 @@ def second(tmp_path_factory):
   return opened(workdir, source)
 
 
+@pytest.mark.bitwise
 def test_parameters_are_equal_bit_for_bit(first, second):
   for stage in STAGES:
     a, b = first.runs[stage], second.runs[stage]
@@ -112,6 +113,7 @@ def test_parameters_are_equal_bit_for_bit(first, second):
   assert next(contracts) == next(contracts)
 
 
+@pytest.mark.bitwise
 def test_metrics_are_equal_but_for_the_clock(first, second):
   for stage in STAGES:
     a, b = (
@@ -125,6 +127,7 @@ def test_metrics_are_equal_but_for_the_clock(first, second):
     assert a and all(np.isfinite(line["loss"]) for line in a if "loss" in line)
 
 
+@pytest.mark.bitwise
 def test_what_was_fitted_and_mined_is_equal(first, second):
   for stage in ("slow", "distill"):
     a, b = (
@@ -140,6 +143,7 @@ def test_what_was_fitted_and_mined_is_equal(first, second):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.bitwise
 def test_galleries_are_equal(first, second):
   assert first.corpus.ids == second.corpus.ids == first.index.ids
   np.testing.assert_array_equal(first.corpus.vectors, second.corpus.vectors)

@@ -232,6 +232,7 @@ def test_a_finished_run_is_left_alone(whole):
   assert (workdir / "fast" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("at", [1, 5, 8])
 def test_a_killed_run_ends_as_an_undisturbed_one(whole, tmp_path, at):
   undisturbed, want = whole
@@ -261,6 +262,7 @@ def test_resuming_continues_the_optimiser(whole, tmp_path):
 RESTORE = checkpoint.Checkpoints.restore
 
 
+@pytest.mark.bitwise
 def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
   undisturbed, want = whole
   done = subprocess.run(
@@ -279,6 +281,7 @@ def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
   assert lines(tmp_path) == lines(undisturbed)
 
 
+@pytest.mark.bitwise
 def test_told_to_stop_it_saves_and_goes_on_as_if_nothing_was(whole, tmp_path):
   undisturbed, want = whole
   stop = lambda: os.kill(os.getpid(), signal.SIGTERM)

@@ -107,6 +107,7 @@ def test_processes_and_devices_change_nothing(donors, stage):
     assert {s: ids[s] for s in want} == {s: examples[s] for s in want}
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("stage", ["fast", "distill"])
 def test_a_run_goes_on_elsewhere(donors, stage):
   """Saved on eight devices, it goes on on eight, four, two processes, one."""

@@ -96,6 +96,7 @@ def test_a_study_leaves_its_report_and_its_page(whole):
     assert runs.finished(folder / stage)
 
 
+@pytest.mark.bitwise
 def test_a_study_killed_on_its_way_ends_with_the_same_numbers(whole, killed):
   assert whole.report["digests"] == killed.report["digests"]
   assert rows_of(whole) == rows_of(killed)

@@ -24,7 +24,7 @@ class Fast(nn.Module):
   cfg: config.Fast
   vocabulary: int
   length: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
   def setup(self):
     cfg = self.cfg

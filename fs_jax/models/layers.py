@@ -46,9 +46,7 @@ def by_rows(x: Float[Array, "B *N"]) -> Float[Array, "B *N"]:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(config.ROWS))
 
 
-def sincos_2d(
-  key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
-) -> Float[Array, "h w D"]:
+def sincos_2d(key: Array, shape: tuple[int, ...]) -> Float[Array, "h w D"]:
   """First value of a learned 2-D position: sines and cosines of row, column.
 
   Of the size of what it is added to, so that "where" is as loud as "what" from
@@ -65,7 +63,7 @@ def sincos_2d(
   full = jnp.concatenate(
     [jnp.broadcast_to(x, (h, w, count)) for x in waves], axis=-1
   )
-  return full[..., :width].astype(dtype)
+  return full[..., :width]
 
 
 class Norm(nn.LayerNorm):

@@ -169,7 +169,7 @@ class Slow(nn.Module):
   cfg: config.Slow
   vocabulary: int
   length: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
   def setup(self):
     cfg = self.cfg
