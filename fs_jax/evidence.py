@@ -54,9 +54,7 @@ def _evidence_of(
     parts, "test", ("fast", "fast_longer", "distill")
   )
   tokenizer = gallery.slow.tokenizer
-  asked = galleries.questions(
-    cfgs["fast"].data, "test", tokenizer, study.QUERIES
-  )
+  asked = galleries.questions(gallery.source, tokenizer, study.QUERIES)
   results = galleries.answers(parts, gallery, asked, (20,))
   return study.write_report(
     where / "report.json",
@@ -95,9 +93,8 @@ def _all_captions(
 
   Intervals are over pictures, as everywhere.
   """
-  cfg = gallery.slow.cfg
   asked = galleries.questions(
-    cfg.data, gallery.split, gallery.slow.tokenizer, EVERY, captions=EVERY
+    gallery.source, gallery.slow.tokenizer, EVERY, captions=EVERY
   )
   results = galleries.fast_answers(parts, gallery, asked, prefix="every-")
   pairs = (("fast_distilled", "fast"), ("fast_distilled", "fast_longer"))

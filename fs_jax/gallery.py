@@ -15,7 +15,6 @@ from etils import epath
 
 from fs_jax import (
   calibrate,
-  config,
   contract,
   corpus,
   derive,
@@ -44,14 +43,13 @@ class Queries(NamedTuple):
 
 
 def questions(
-  cfg: config.Data, split: str, tokenizer: Any, count: int, captions: int = 1
+  source: sources.Source, tokenizer: Any, count: int, captions: int = 1
 ) -> Queries:
-  """The first captions of `count` visuals, spread over the split's groups.
+  """The first captions of `count` visuals, spread over the source's groups.
 
   Every n-th visual, so that all groups have their say. A visual of no group is
   alone in its own.
   """
-  source = sources.open_split(cfg, split)
   rows = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))
   said = [source.captions(int(i))[:captions] for i in rows]
   texts = tuple(text for some in said for text in some)
@@ -146,6 +144,7 @@ class Gallery(NamedTuple):
   """A split ready to be searched."""
 
   split: str
+  source: sources.Source
   fasts: dict[str, runs.Run]  # "fast", "distill", ...
   slow: runs.Run
   indices: dict[str, index.Index]  # of each Fast
@@ -211,6 +210,7 @@ def open_gallery(
   }
   return Gallery(
     split,
+    source,
     loaded,
     judge,
     indices,
@@ -232,7 +232,7 @@ def _write_index(
   made = encode.write_corpus(run, source, where / "corpus", stale="remake")
   if not derive.folder_needed(where / "index", "index", made_from):
     return
-  some = sources.open_split(run.cfg.data, run.cfg.data.validation)
+  some = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
   text, _ = pipeline.caption_table(some, run.tokenizer)
   queries = encode.text_vectors(run, text[:1024])
   index.build(made, where / "index", made_from, queries=queries)

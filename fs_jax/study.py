@@ -130,7 +130,7 @@ def evaluate_split(
   fasts = tuple(train.weigh_all(workdir))
   gallery = galleries.open_gallery(parts.Parts(workdir), split, fasts)
   cfg = gallery.slow.cfg
-  asked = galleries.questions(cfg.data, split, gallery.slow.tokenizer, queries)
+  asked = galleries.questions(gallery.source, gallery.slow.tokenizer, queries)
   results = galleries.answers(kept, gallery, asked, KS)
   return write_report(
     report_path(workdir, split, queries),
@@ -160,10 +160,9 @@ def quickstart(
     for stage in ("fast", "slow", "distill")
   }
   train_all(parts, cfgs)
-  data = cfgs["fast"].data
   gallery = galleries.open_gallery(parts, "test", ("fast", "distill"))
   asked = galleries.questions(
-    data, "test", gallery.slow.tokenizer, 64 if small else QUERIES
+    gallery.source, gallery.slow.tokenizer, 64 if small else QUERIES
   )
   made_from = galleries.made_from(gallery, asked)
   made = derive.record(path, evaluate.REPORT, made_from)
@@ -204,7 +203,7 @@ def draw(
   made: Mapping[str, Any],
 ) -> None:
   """index.html: the report, a dozen queries, curves, where words look."""
-  source = sources.open_split(gallery.slow.cfg.data, gallery.split)
+  source = gallery.source
   lists = ("fast_distilled", "rerank@20")
   shown = {
     name: galleries.read_answers(parts.folder / "answers" / name)
@@ -255,7 +254,7 @@ def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
   """Data, then every stage in order, each with the weights it needs."""
   data = next(iter(cfgs.values())).data
   origin = {"data": contract.recipe_of(next(iter(cfgs.values())), "data.")}
-  parts.do("data", origin, lambda: sources.open_split(data, data.train))
+  parts.do("data", origin, lambda: sources.open_lazily(data, data.train))
   for name, cfg in cfgs.items():
     folder = runs.folder(parts.folder, name)
     made_from = {"config": contract.recipe(cfg)}

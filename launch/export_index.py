@@ -35,7 +35,7 @@ def main(_) -> None:
   if _RUN.value:
     run = runs.load(_RUN.value)
     expected = run.contract
-    source = sources.open_split(run.cfg.data, run.cfg.data.validation)
+    source = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
     text, _ = pipeline.caption_table(source, run.tokenizer)
     queries = encode.text_vectors(run, text[:1024])
   gallery = corpus.load(_CORPUS.value, expected, mend=_encode_again(parts))

@@ -7,7 +7,6 @@ workdir has the stages (fast or distill, slow) and a gallery: what
 `make quickstart` leaves, or train, encode and export_index one by one.
 """
 
-import dataclasses
 import time
 
 import numpy as np
@@ -38,9 +37,7 @@ def main(argv) -> None:
   found = galleries.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
   fast = runs.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled
-  # Decoded only where they are shown.
-  data = dataclasses.replace(fast.cfg.data, cache="none")
-  source = sources.open_split(data, _SPLIT.value)
+  source = sources.open_lazily(fast.cfg.data, _SPLIT.value)
   made_from = encode.contracts_of(fast, source)
   mend = f"make it anew: {found.remake}"
   gallery = indices.load(found.index, made_from, mend=mend)

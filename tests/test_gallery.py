@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, gallery, parts, runs, types
+from fs_jax import gallery, parts, runs, types
 from fs_jax.data import sources
 
 
@@ -20,20 +20,18 @@ class Letters:
 
 
 @pytest.fixture
-def split(monkeypatch):
+def split():
   """Six visuals of two captions: a pair of look-alikes, three, one alone."""
-  source = sources.Source(
+  return sources.Source(
     ids=tuple("abcdef"),
     all_captions=tuple((f"{x} one", f"{x} two") for x in "abcdef"),
     groups=np.array([0, 0, 1, 1, 1, -1], np.int32),
     visuals=lambda rows: np.zeros((len(rows), 1, 2, 2, 3), np.uint8),
   )
-  monkeypatch.setattr(sources, "open_split", lambda *_, **__: source)
 
 
-@pytest.mark.usefixtures("split")
-def test_questions_are_spread_and_know_their_look_alikes():
-  asked = gallery.questions(config.Data(), "test", Letters(), 3)
+def test_questions_are_spread_and_know_their_look_alikes(split):
+  asked = gallery.questions(split, Letters(), 3)
   assert asked.texts == ("a one", "c one", "f one")
   np.testing.assert_array_equal(asked.tokens[:, 0], [ord(x) for x in "acf"])
   truth = asked.truth
@@ -44,9 +42,8 @@ def test_questions_are_spread_and_know_their_look_alikes():
   )
 
 
-@pytest.mark.usefixtures("split")
-def test_captions_of_a_visual_are_one_cluster():
-  asked = gallery.questions(config.Data(), "test", Letters(), 99, captions=99)
+def test_captions_of_a_visual_are_one_cluster(split):
+  asked = gallery.questions(split, Letters(), 99, captions=99)
   assert len(asked.texts) == 12  # no visual twice
   np.testing.assert_array_equal(
     asked.truth.clusters, np.repeat(np.arange(6), 2)

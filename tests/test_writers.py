@@ -66,9 +66,9 @@ def writes(node: ast.Call) -> bool:
       and len(m.value) <= 3
       for m in modes
     )
-  if name == "save" and getattr(node.func, "value", None) is not None:
-    owner = getattr(node.func.value, "id", "")
-    return owner not in SAVERS
+  if name == "save":
+    owner = getattr(node.func, "value", None)
+    return owner is not None and getattr(owner, "id", "") not in SAVERS
   return name in WRITES
 
 

@@ -159,6 +159,13 @@ def open_split(
   )
 
 
+def open_lazily(cfg: config.Data, split: str) -> Source:
+  """As `open_split`, whose pictures are decoded one by one as they are asked
+  for: where captions are wanted, or a few pictures to look at.
+  """
+  return open_split(dataclasses.replace(cfg, cache="none"), split)
+
+
 def join(*parts: Source) -> Source:
   """Sources one after the other, such as captioned pictures, then others.
 
