@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -49,6 +48,8 @@ class Index(NamedTuple):
   ids: tuple[str, ...]  # C of them; () where none were given
   contract: dict[str, contracts.Part]
   manifest: dict[str, Any]  # of the folder; {} without one
+  # Compiles all that `search` needs for up to k answers to any queries.
+  warm: Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +79,10 @@ def exact(
     contract: parts that describe the vectors.
     score_bytes: of the scores held at once.
   """
-  on_device = jnp.asarray(vectors)
-  size, width = on_device.shape
-
-  def nearest(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return exact_search.nearest(on_device, queries, k, score_bytes=score_bytes)
-
+  size, width = vectors.shape
+  placed = exact_search.place(vectors)
+  held = {"score_bytes": score_bytes}
+  nearest = functools.partial(exact_search.nearest, placed, **held)
   return Index(
     functools.partial(_search, nearest, size, width),
     "exact",
@@ -92,6 +91,7 @@ def exact(
     tuple(ids),
     dict(contract or {}),
     {},
+    functools.partial(exact_search.warm, placed, **held),
   )
 
 
@@ -215,6 +215,7 @@ def load(
     ids,
     manifest["contract"],
     manifest,
+    lambda k: None,  # nothing of ScaNN is compiled
   )
 
 

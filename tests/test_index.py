@@ -5,11 +5,13 @@ import shutil
 import sys
 import types as python_types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fs_jax import exact, files, index, types
+from tests import compilations
 
 FAST = {"digest": "abc", "embed": 32}
 SIZE, WIDTH = 25_000, 32
@@ -102,6 +104,87 @@ def test_few_programs_serve_many_shapes():
     for k in range(1, 17):
       find(units(count, 12), k)
   assert exact._top_k._cache_size() == before
+
+
+def test_galleries_of_about_a_size_share_programs():
+  """Alone, in chunks, and with a rest behind the chunks."""
+  for score_bytes in (1 << 28, 4 * 64 * 300):
+    before = None
+    for size in (1930, 2000, 2047, 2048):
+      vectors = units(size, 12)
+      find = index.exact(vectors, score_bytes=score_bytes).search
+      for count, k in ((1, 1), (60, 100), (300, 20)):
+        asked = units(count, 12, seed=1)
+        rows, _ = sorted_by_score(asked, vectors, k)
+        np.testing.assert_array_equal(find(asked, k).rows, rows)
+      before = before or exact._top_k._cache_size()
+    assert exact._top_k._cache_size() == before
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 5000, 65_537, 100_000])
+def test_padding_is_an_eighth_at_most(size):
+  placed = exact.place(np.ones((size, 1), np.float32))
+  rows = len(placed.vectors)
+  assert placed.size == size <= rows <= max(256, 1.125 * size)
+  assert float(np.asarray(placed.vectors).sum()) == size
+
+
+def test_padding_is_never_an_answer():
+  """All real scores are negative, those of the padding would be 0."""
+  vectors = units(300, 12)
+  vectors *= np.sign(vectors[:, :1])
+  asked = -np.eye(12, dtype=np.float32)[:1]
+  for score_bytes in (1, 1 << 28):
+    found = index.exact(vectors, score_bytes=score_bytes).search(asked, 400)
+    assert sorted(found.rows[0, :300]) == list(range(300))
+    assert (found.rows[0, 300:] == -1).all()
+    assert np.isneginf(found.scores[0, 300:]).all()
+
+
+def test_vectors_travel_once(monkeypatch):
+  """Not with every 256 queries; a gallery that is placed, not again either."""
+  real, given = exact._top_k, []
+
+  def watched(vectors, *rest, **sizes):
+    given.append(vectors)
+    return real(vectors, *rest, **sizes)
+
+  monkeypatch.setattr(exact, "_top_k", watched)
+  vectors, asked = units(500, 12), units(700, 12, seed=1)
+  exact.nearest(vectors, asked, 10)
+  assert len(given) == 3
+  assert isinstance(given[0], jax.Array)
+  assert all(x is given[0] for x in given)
+  placed = exact.place(vectors)
+  for _ in range(2):
+    exact.nearest(placed, asked, 10)
+  assert all(x is placed.vectors for x in given[3:])
+
+
+@pytest.mark.parametrize("size, score_bytes", [(3000, 1 << 28), (700, 1 << 18)])
+def test_nothing_is_compiled_after_warming(size, score_bytes):
+  found = index.exact(units(size, 12), score_bytes=score_bytes)
+  found.warm(256)
+  random = np.random.default_rng(0)
+  dtypes = np.float32, np.float64, np.float16, jnp.bfloat16
+  asked = [units(600, 12).astype(dtype) for dtype in dtypes]
+  asked += [jnp.asarray(asked[0]), jnp.asarray(asked[3])]
+  with compilations.none():
+    for turn in range(40):
+      count = random.integers(1, random.choice([3, 30, 600]))
+      queries = asked[turn % len(asked)]
+      if isinstance(queries, np.ndarray):
+        queries = queries[:count]  # of jax, this would compile by itself
+      k = int(random.integers(1, 257))
+      assert found.search(queries, k).rows.shape == (len(queries), k)
+
+
+def test_queries_of_jax_compile_nothing_of_their_own():
+  placed = exact.place(units(300, 12))
+  exact.warm(placed, 16)
+  asked = jnp.asarray(units(300, 12), jnp.bfloat16)
+  with compilations.none():
+    exact.nearest(placed, asked, 5)
 
 
 def test_short_rows_are_filled():
