@@ -30,14 +30,14 @@ class Placed(NamedTuple):
 def place(vectors: types.Array) -> Placed:
   """Moves float32 [C,E] to the device, padded to one of a few sizes.
 
-  Sizes are eighths of powers of two: an eighth more rows at most, and galleries
-  of about the same size share their programs.
+  Sizes are sixteenths of powers of two: a sixteenth more rows at most, which is
+  what a search then takes longer, and galleries of about a size share programs.
   """
   # On the host: the device would compile the padding for every size.
   given = np.asarray(vectors, np.float32)
   size, width = given.shape
-  eighth = 1 << max(0, (size - 1).bit_length() - 4)
-  rows = max(_ROWS, -(-size // eighth) * eighth)
+  step = 1 << max(0, (size - 1).bit_length() - 5)
+  rows = max(_ROWS, -(-size // step) * step)
   padded = given
   if rows > size:
     padded = np.zeros((rows, width), np.float32)
@@ -118,34 +118,30 @@ def _top_k(
   """
   rows = vectors.shape[0]
 
-  def best_of(block: jax.Array, start: Any) -> tuple[jax.Array, jax.Array]:
+  def best_of(block: jax.Array, start: Any, new: Any = 0) -> Any:
     # Float32 throughout: accelerators would round the factors to bfloat16.
     scores = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-    real = start + jnp.arange(block.shape[0])[None] < size
-    scores = jnp.where(real, scores, -jnp.inf)
-    scores, at = jax.lax.top_k(scores, min(depth, block.shape[0]))
+    at = start + jnp.arange(block.shape[0])[None]
+    scores = jnp.where((at >= new) & (at < size), scores, -jnp.inf)
+    scores, at = jax.lax.top_k(scores, depth)
     return scores, at.astype(jnp.int32) + start
 
   if rows <= chunk:
     return best_of(vectors, 0)
 
-  def merge(best: Any, more: Any) -> tuple[jax.Array, jax.Array]:
-    scores, rows = (
+  def step(i: jax.Array, best: Any) -> tuple[jax.Array, jax.Array]:
+    # The last chunk begins earlier, to be whole: some of it was seen before.
+    start = jnp.minimum(i * chunk, rows - chunk)
+    block = jax.lax.dynamic_slice_in_dim(vectors, start, chunk)
+    more = best_of(block, start, i * chunk)
+    scores, at = (
       jnp.concatenate(x, axis=1) for x in zip(best, more, strict=True)
     )
-    scores, at = jax.lax.top_k(scores, depth)
-    return scores, jnp.take_along_axis(rows, at, axis=1)
+    scores, kept = jax.lax.top_k(scores, depth)
+    return scores, jnp.take_along_axis(at, kept, axis=1)
 
-  def step(i: jax.Array, best: Any) -> tuple[jax.Array, jax.Array]:
-    block = jax.lax.dynamic_slice_in_dim(vectors, i * chunk, chunk)
-    return merge(best, best_of(block, i * chunk))
-
-  whole, rest = divmod(rows, chunk)
   empty = (
     jnp.full((len(queries), depth), -jnp.inf, jnp.float32),
     jnp.full((len(queries), depth), -1, jnp.int32),
   )
-  best = jax.lax.fori_loop(0, whole, step, empty)
-  if rest:
-    best = merge(best, best_of(vectors[rows - rest :], rows - rest))
-  return best
+  return jax.lax.fori_loop(0, -(-size // chunk), step, empty)
