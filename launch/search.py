@@ -39,6 +39,8 @@ def main(argv) -> None:
   fast = runs.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled
   gallery = indices.load(found.index, {"fast": fast.fast_contract})
+  if warning := gallery.manifest.get("warning"):
+    print(f"warning: {found.index}: {warning}")
   source = _pictures(fast, gallery)
   scorer = fit = None
   if _RERANK.value:

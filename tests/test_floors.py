@@ -34,7 +34,16 @@ FLOORS = (
     "data",
   ),
   (
-    *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
+    *(
+      "tasks",
+      "encode",
+      "corpus",
+      "exact",
+      "tuner",
+      "index",
+      "rerank",
+      "store",
+    ),
     *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
     *("attention", "cases", "figures", "plots"),
   ),
