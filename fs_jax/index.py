@@ -443,8 +443,8 @@ def _missed(manifest: Mapping[str, Any]) -> str:
   said = " and ".join(f"{recall:.4f} at {k}" for k, recall in got.items())
   warning = (
     f"recall against exact search: must reach its target of {target:g}; got "
-    f"{said}. give more leaves_to_search or reorder, leave them to be tuned (0), or "
-    f"lower recall"
+    f"{said}. give more leaves_to_search or reorder, leave them to be tuned "
+    f"(0), or lower recall"
   )
   warnings.warn(f"index: {warning}", stacklevel=3)
   return warning

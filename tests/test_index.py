@@ -4,14 +4,16 @@ import json
 import shutil
 import sys
 import types as python_types
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fs_jax import corpus as corpora
 from fs_jax import exact, files, index, types
-from tests import compilations
+from tests import compilations, programs
 
 FAST = {"digest": "abc", "embed": 32}
 SIZE, WIDTH = 25_000, 32
@@ -331,6 +333,90 @@ def test_measured_on_given_queries(small):
   assert manifest["recall_measured_on"] == "given queries"
   assert manifest["recall_queries"] == 512
   assert manifest["settings"]["leaves_to_search"] == 20
+
+
+def clustered(size=5000, width=64):
+  """Clusters so wide that the best 100 lie in many leaves, by rough codes."""
+  random = np.random.default_rng(0)
+  centres = random.normal(size=(size // 25, width))
+  vectors = centres[random.integers(len(centres), size=size)]
+  vectors = vectors + 2 * random.normal(size=(size, width))
+  vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+  ids = tuple(f"v{i}" for i in range(size))
+  return types.Corpus(vectors.astype(np.float32), ids)
+
+
+@needs_scann
+def test_both_knobs_are_turned(tmp_path):
+  """Either alone ends at its most, short of the target."""
+
+  def built(**given):
+    return index.build(
+      clustered(),
+      tmp_path / "index",
+      {"fast": FAST},
+      kind="scann",
+      settings=index.Settings(brute_below=0, recall=0.998, **given),
+    )
+
+  with pytest.warns(UserWarning, match=r"must reach its target of 0\.998"):
+    leaves = built(reorder=400)
+  assert leaves["recall_at_100"] < 0.998 <= leaves["recall_at_10"]
+  assert leaves["settings"]["leaves_to_search"][-1] == 107  # all
+  assert leaves["settings"]["reorder"] == 400
+  said = f"got {leaves['recall_at_10']:.4f} at 10 and "
+  assert said + f"{leaves['recall_at_100']:.4f} at 100" in leaves["warning"]
+  with pytest.warns(UserWarning, match="must reach its target"):
+    rows = built(leaves_to_search=30)
+  assert rows["recall_at_100"] < 0.998
+  assert rows["settings"]["leaves_to_search"] == 30
+  assert index.load(tmp_path / "index").manifest["warning"] == rows["warning"]
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    both = built()
+  assert min(both["recall_at_10"], both["recall_at_100"]) >= 0.998
+  assert (both["recall_target"], both["warning"]) == (0.998, "")
+  used = both["settings"]
+  assert used["leaves_to_search"][0] < used["leaves_to_search"][-1]
+  assert used["reorder"][-1] > 400
+  assert built()["settings"] == used  # not by the clock
+  found = index.load(tmp_path / "index")
+  queries, _ = index._sample(clustered().vectors, None)
+  for k in (5, 15, 35, 100, 256):  # between the depths, and past the last
+    truth, _ = sorted_by_score(queries, clustered().vectors, k)
+    assert index.recall(found.search(queries, k).rows, truth) >= 0.995
+
+
+@needs_scann
+def test_an_older_index_still_opens(tree, tmp_path):
+  folder = tmp_path / "index"
+  shutil.copytree(tree, folder)
+  manifest = json.loads((folder / "manifest.json").read_text())
+  del manifest["recall_target"], manifest["settings"]["depths"]
+  manifest["settings"] |= {"leaves_to_search": 24, "reorder": 100}
+  (folder / "manifest.json").write_text(json.dumps(manifest))
+  queries = units(20, WIDTH, seed=2)
+  rows, _ = sorted_by_score(queries, gallery(SIZE).vectors, 10)
+  found = index.load(folder)
+  assert index.recall(found.search(queries, 10).rows, rows) >= 0.95
+  found.warm(100)
+
+
+@needs_scann
+def test_the_program_tells_both_recalls_and_takes_both_knobs(tmp_path):
+  corpora.save(tmp_path / "corpus", gallery(20_000, 8), {"fast": FAST})
+  made = f"--corpus={tmp_path / 'corpus'}", f"--out={tmp_path / 'index'}"
+  knobs = "--leaves_to_search=2", "--reorder=120", "--recall=0.999"
+  with pytest.warns(UserWarning, match="must reach its target"):
+    done = programs.launch("export_index", *made, *knobs)
+  assert done.code == 0, done.err
+  manifest = index.load(tmp_path / "index").manifest
+  assert manifest["settings"]["leaves_to_search"] == 2
+  assert manifest["settings"]["reorder"] == 120
+  assert manifest["recall_target"] == 0.999
+  assert f"warning: {manifest['warning']}" in done.out
+  for k in (10, 100):
+    assert f"recall@{k} {manifest[f'recall_at_{k}']:.4f}" in done.out
 
 
 @needs_scann
