@@ -4,8 +4,9 @@ Two knobs: how many leaves are looked into, and how many of the best by rough
 codes are scored again exactly. Either can be what recall lacks. Deeper answers
 need more of both, so there is a setting for each of a few depths.
 
-Settings are compared by what they cost by count, not by the clock: two builds
-of the same vectors come out alike, however busy the machine is.
+Settings are compared by what they cost by count, not by the clock: a tree gets
+the same ones however busy the machine is. (ScaNN's own training, on several
+threads, differs in the last digits from build to build.)
 """
 
 import functools
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 AT = 10, 100  # depths that recall is promised, measured and told for
 DEPTHS = 10, 20, 50, 100  # depths that have a setting of their own
 # A row scored exactly takes as long as this many codes. Measured on two cores
-# between 25k x 32 and 100k x 256, in batches of 256: 36 to 110.
+# at 25k x 32, 100k x 64, 50k x 768 and 100k x 256, batches of 256: 36 to 110.
 ROW_COST = 64
 _STEP = 2**0.25  # from one number of leaves to the next
 _MULTIPLES = 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32  # rows scored again for k
