@@ -267,7 +267,8 @@ def test_an_index_that_missed_its_target_says_so(mine):
   manifest = json.loads(path.read_text())
   manifest["warning"] = "recall is not what was asked for"
   path.write_text(json.dumps(manifest))
-  done = search(mine, "a big fox")
+  ask = "search", "a big fox", f"--workdir={mine}", "--sheet="
+  done = programs.launch(*ask)
   assert done.code == 0, done.err
   assert f"{path.parent}: recall is not what was asked for" in done.out
 
