@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fs_jax import config, index, losses, rerank, ring, sharding, types
+from fs_jax import config, index, losses, rerank, ring, sharding, tuner, types
 from fs_jax.models import slow as slow_models
 
 RUNS = 20
@@ -98,26 +98,31 @@ def pair_flops(
 
 
 def search_speed(
-  rows: int, *, width: int = 256, queries: int = 256, k: int = 100
+  rows: int, *, width: int = 256, queries: int = 256
 ) -> dict[str, Any]:
-  """Exact JAX and ScaNN on clustered vectors: queries/s and recall@k."""
+  """Exact JAX and ScaNN on clustered vectors: queries/s and recall by depth."""
   rng = np.random.default_rng(0)
   centres = rng.normal(size=(max(rows // 25, 1), width))
   owner = rng.integers(len(centres), size=rows)
   vectors = _unit(centres[owner] + 0.7 * rng.normal(size=(rows, width)))
   asked = _unit(centres[rng.integers(len(centres), size=queries)])
   exact = index.exact(vectors)
-  found = np.asarray(exact.search(asked, k).rows)
   result: dict[str, Any] = {"rows": rows}
   for name, searcher in (("exact", exact), ("scann", _scann(vectors))):
     if searcher is None:
       continue
-    for count in (1, queries):
-      run = functools.partial(_found, searcher, asked[:count], k)
-      seconds = median_seconds(run)
-      result[f"{name}_qps_{count}"] = count / seconds
-    listed = np.asarray(searcher.search(asked, k).rows)
-    result[f"{name}_recall"] = index.recall(listed, found)
+    for k in tuner.AT:
+      for count in (1, queries):
+        run = functools.partial(_found, searcher, asked[:count], k)
+        seconds = median_seconds(run)
+        result[f"{name}_qps_{count}_at_{k}"] = count / seconds
+      listed, found = (
+        np.asarray(x.search(asked, k).rows) for x in (searcher, exact)
+      )
+      result[f"{name}_recall_at_{k}"] = index.recall(listed, found)
+    if searcher.manifest:
+      result["settings"] = searcher.manifest["settings"]
+      result["warning"] = searcher.manifest["warning"]
   return result
 
 

@@ -1,12 +1,12 @@
 """Exact nearest neighbours in JAX, in bounded memory.
 
 The reference for every index, and the index itself where ScaNN is missing or a
-gallery is small. Queries and depths are padded to a few sizes, so that serving
-compiles a few programs and not one for every request.
+gallery is small. Rows, queries and depths are padded to a few sizes, so that
+serving compiles a few programs and not one for every gallery and request.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,37 @@ from fs_jax import types
 SCORE_BYTES = 1 << 28  # of scores held at once, for a corpus of any size
 _BUCKETS = (1, 8, 64, 256)  # queries are padded to one of these
 _DEPTH = 16  # the least number of neighbours compiled for
+_ROWS = 256  # the least number of rows compiled for
+
+
+class Placed(NamedTuple):
+  """Vectors on the default device, for any number of calls."""
+
+  vectors: jax.Array  # float32 [rows,E], zeros behind the first `size`
+  size: int  # C
+
+
+def place(vectors: types.Array) -> Placed:
+  """Moves float32 [C,E] to the device, padded to one of a few sizes.
+
+  Sizes are sixteenths of powers of two: a sixteenth more rows at most, which is
+  what a search then takes longer, and galleries of about a size share programs.
+  """
+  # On the host: the device would compile the padding for every size.
+  given = np.asarray(vectors, np.float32)
+  size, width = given.shape
+  step = 1 << max(0, (size - 1).bit_length() - 5)
+  rows = max(_ROWS, -(-size // step) * step)
+  padded = given
+  if rows > size:
+    padded = np.zeros((rows, width), np.float32)
+    padded[:size] = given
+  return Placed(jax.device_put(padded), size)
 
 
 def nearest(
-  vectors: types.Array,
-  queries: np.ndarray,
+  vectors: Placed | types.Array,
+  queries: types.Array,
   k: int,
   *,
   score_bytes: int = SCORE_BYTES,
@@ -29,62 +55,93 @@ def nearest(
   """Rows int32 and dot products float32 [Q,k], best first, ties by row.
 
   Args:
-    vectors: float32 [C,E].
+    vectors: float32 [C,E]; who asks more than once places them once.
     queries: float32 [Q,E], Q >= 1.
     k: 1..C.
     score_bytes: of the scores held at once.
   """
-  size = vectors.shape[0]
-  depth = min(size, max(_DEPTH, 1 << (k - 1).bit_length()))
+  placed = vectors if isinstance(vectors, Placed) else place(vectors)
+  queries = np.asarray(queries, np.float32)
+  depth = _depth(placed, k)
   parts = []
   for start in range(0, len(queries), _BUCKETS[-1]):
     part = queries[start : start + _BUCKETS[-1]]
     bucket = next(b for b in _BUCKETS if b >= len(part))
     padded = np.pad(part, ((0, bucket - len(part)), (0, 0)))
-    chunk = min(size, max(depth, score_bytes // (4 * bucket)))
-    found = _top_k(vectors, padded, depth=depth, chunk=chunk)
+    found = _found(placed, padded, depth, score_bytes)
     parts.append([np.asarray(x)[: len(part), :k] for x in found])
   scores, rows = (np.concatenate(x) for x in zip(*parts, strict=True))
   return rows, scores
 
 
+def warm(placed: Placed, k: int, *, score_bytes: int = SCORE_BYTES) -> None:
+  """Compiles all that `nearest` needs for any queries and up to k answers."""
+  deepest = _depth(placed, min(k, placed.size))
+  depth = min(_DEPTH, deepest)
+  while True:
+    for bucket in _BUCKETS:
+      queries = np.zeros((bucket, placed.vectors.shape[1]), np.float32)
+      jax.block_until_ready(_found(placed, queries, depth, score_bytes))
+    if depth == deepest:
+      return
+    depth = min(2 * depth, deepest)
+
+
+def _depth(placed: Placed, k: int) -> int:
+  rows = placed.vectors.shape[0]
+  return min(rows, max(_DEPTH, 1 << (k - 1).bit_length()))
+
+
+def _found(
+  placed: Placed, queries: np.ndarray, depth: int, score_bytes: int
+) -> tuple[jax.Array, jax.Array]:
+  rows = placed.vectors.shape[0]
+  chunk = min(rows, max(depth, score_bytes // (4 * len(queries))))
+  size = np.int32(placed.size)
+  return _top_k(placed.vectors, queries, size, depth=depth, chunk=chunk)
+
+
 @functools.partial(jax.jit, static_argnames=("depth", "chunk"))
 def _top_k(
-  vectors: jax.Array, queries: jax.Array, *, depth: int, chunk: int
+  vectors: jax.Array,
+  queries: jax.Array,
+  size: jax.Array,
+  *,
+  depth: int,
+  chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Scores and rows [Q,depth] of the best; `chunk` rows compared at a time.
 
   `top_k` prefers the earlier of equal scores, and what was found before stands
-  in front of what a later chunk adds: equal scores come out by row.
+  in front of what a later chunk adds: equal scores come out by row. Rows from
+  `size` on are padding and score -inf.
   """
-  size = vectors.shape[0]
+  rows = vectors.shape[0]
 
-  def best_of(block: jax.Array, start: Any) -> tuple[jax.Array, jax.Array]:
+  def best_of(block: jax.Array, start: Any, new: Any = 0) -> Any:
     # Float32 throughout: accelerators would round the factors to bfloat16.
     scores = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-    scores, at = jax.lax.top_k(scores, min(depth, block.shape[0]))
+    at = start + jnp.arange(block.shape[0])[None]
+    scores = jnp.where((at >= new) & (at < size), scores, -jnp.inf)
+    scores, at = jax.lax.top_k(scores, depth)
     return scores, at.astype(jnp.int32) + start
 
-  if size <= chunk:
+  if rows <= chunk:
     return best_of(vectors, 0)
 
-  def merge(best: Any, more: Any) -> tuple[jax.Array, jax.Array]:
-    scores, rows = (
+  def step(i: jax.Array, best: Any) -> tuple[jax.Array, jax.Array]:
+    # The last chunk begins earlier, to be whole: some of it was seen before.
+    start = jnp.minimum(i * chunk, rows - chunk)
+    block = jax.lax.dynamic_slice_in_dim(vectors, start, chunk)
+    more = best_of(block, start, i * chunk)
+    scores, at = (
       jnp.concatenate(x, axis=1) for x in zip(best, more, strict=True)
     )
-    scores, at = jax.lax.top_k(scores, depth)
-    return scores, jnp.take_along_axis(rows, at, axis=1)
+    scores, kept = jax.lax.top_k(scores, depth)
+    return scores, jnp.take_along_axis(at, kept, axis=1)
 
-  def step(i: jax.Array, best: Any) -> tuple[jax.Array, jax.Array]:
-    block = jax.lax.dynamic_slice_in_dim(vectors, i * chunk, chunk)
-    return merge(best, best_of(block, i * chunk))
-
-  whole, rest = divmod(size, chunk)
   empty = (
     jnp.full((len(queries), depth), -jnp.inf, jnp.float32),
     jnp.full((len(queries), depth), -1, jnp.int32),
   )
-  best = jax.lax.fori_loop(0, whole, step, empty)
-  if rest:
-    best = merge(best, best_of(vectors[size - rest :], size - rest))
-  return best
+  return jax.lax.fori_loop(0, -(-size // chunk), step, empty)

@@ -18,19 +18,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from fs_jax import contract as contracts
 from fs_jax import corpus as corpora
 from fs_jax import exact as exact_search
-from fs_jax import files, types
+from fs_jax import files, tuner, types
 
 Backend = Literal["exact", "scann"]
 MEND = f"build the index again: {files.MAKES['index']}"
+# Leaves to search and rows to score again for k answers; None = no tree.
+Given = Callable[[int], tuple[int, int] | None]
 _SAMPLE = 512  # queries that recall is measured on
-_AT = 10, 100  # depths that recall is measured at: answers, candidates
 _NOISE = 0.75  # length of what is added to a vector to make a query of it
 
 
@@ -49,6 +49,8 @@ class Index(NamedTuple):
   ids: tuple[str, ...]  # C of them; () where none were given
   contract: dict[str, contracts.Part]
   manifest: dict[str, Any]  # of the folder; {} without one
+  # Compiles all that `search` needs for up to k answers to any queries.
+  warm: Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,10 @@ class Settings:
 
   brute_below: int = 20_000  # rows; fewer are compared one by one
   leaves: int = 0  # of the tree; 0 = 1.5 sqrt(C)
-  leaves_to_search: int = 0  # 0 = as few as reach `recall` on the sample
-  recall: float = 0.99  # at 10 and at 100, against exact search
-  reorder: int = 100  # scores computed exactly, at least; 4k if that is more
+  # Both 0 = the cheapest that reach `recall` on the sample, for each depth.
+  leaves_to_search: int = 0
+  reorder: int = 0  # scores computed exactly; k if that is more
+  recall: float = 0.99  # to reach at 10 and at 100, against exact search
   soar: float = 1.5  # strength of spilling to a second leaf; 0 = none
 
 
@@ -78,12 +81,11 @@ def exact(
     contract: parts that describe the vectors.
     score_bytes: of the scores held at once.
   """
-  on_device = jnp.asarray(vectors)
-  size, width = on_device.shape
-
-  def nearest(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return exact_search.nearest(on_device, queries, k, score_bytes=score_bytes)
-
+  size, width = vectors.shape
+  placed = exact_search.place(vectors)
+  nearest = functools.partial(
+    exact_search.nearest, placed, score_bytes=score_bytes
+  )
   return Index(
     functools.partial(_search, nearest, size, width),
     "exact",
@@ -92,6 +94,7 @@ def exact(
     tuple(ids),
     dict(contract or {}),
     {},
+    functools.partial(exact_search.warm, placed, score_bytes=score_bytes),
   )
 
 
@@ -106,7 +109,8 @@ def build(
 ) -> dict[str, Any]:
   """Writes the folder whole, or leaves what was there; returns its manifest.
 
-  The index is read back and its recall measured before it takes its name.
+  The index is read back and its recall measured before it takes its name. One
+  that misses its target warns, and says so in its manifest (`warning`).
 
   Args:
     corpus: checked by `corpus.validate` first.
@@ -138,7 +142,8 @@ def build(
     "shape": list(corpus.vectors.shape),
     "count": len(corpus.ids),
     "warning": warning,
-    **{f"recall_at_{k}": 1.0 for k in _AT},
+    **{f"recall_at_{k}": 1.0 for k in tuner.AT},
+    "recall_target": settings.recall,
     "recall_queries": len(queries),
     "recall_measured_on": measured_on,
     "settings": {},
@@ -152,6 +157,7 @@ def build(
       fields |= _build_scann(
         corpus, temporary / "scann", settings if tree else None, queries
       )
+      fields["warning"] = _missed(fields)
     return files.write_manifest(temporary, fields)
 
 
@@ -206,7 +212,8 @@ def load(
     raise ValueError(
       f"{path}: must hold {len(ids)} rows; got {searcher.size()}. {MEND}"
     )
-  nearest = functools.partial(_scann_nearest, searcher, manifest["settings"])
+  given = functools.partial(_given, manifest["settings"], len(ids))
+  nearest = functools.partial(_scann_nearest, searcher, given)
   return Index(
     functools.partial(_search, nearest, len(ids), shape[1]),
     "scann",
@@ -215,6 +222,7 @@ def load(
     ids,
     manifest["contract"],
     manifest,
+    lambda k: None,  # nothing of ScaNN is compiled
   )
 
 
@@ -318,9 +326,9 @@ def _check_settings(settings: Settings, size: int) -> None:
       f"leaves_to_search: must be in 0..{leaves}, the leaves; got "
       f"{settings.leaves_to_search}. change either"
     )
-  if settings.reorder < 1 or settings.soar < 0 or not 0 < settings.recall <= 1:
+  if settings.reorder < 0 or settings.soar < 0 or not 0 < settings.recall <= 1:
     raise ValueError(
-      f"settings: need reorder >= 1, soar >= 0 and 0 < recall <= 1; got "
+      f"settings: need reorder >= 0, soar >= 0 and 0 < recall <= 1; got "
       f"{settings}. change them"
     )
 
@@ -368,7 +376,7 @@ def _build_scann(
   """
   size, width = corpus.vectors.shape
   used: dict[str, Any] = {"method": "brute force"}
-  builder = _scann().builder(corpus.vectors, min(size, _AT[0]), "dot_product")
+  builder = _scann().builder(corpus.vectors, min(size, 10), "dot_product")
   if settings is None:
     builder = builder.score_brute_force()
   else:
@@ -376,18 +384,16 @@ def _build_scann(
     used = {
       "method": "tree, anisotropic codes, exact reordering",
       "leaves": leaves,
-      "leaves_to_search": settings.leaves_to_search or max(1, leaves // 64),
-      "reorder": settings.reorder,
       "soar": settings.soar,
     }
     builder = builder.tree(
       num_leaves=leaves,
-      num_leaves_to_search=used["leaves_to_search"],
+      num_leaves_to_search=leaves,  # every search says how many
       training_sample_size=min(size, max(100_000, 50 * leaves)),
       soar_lambda=settings.soar or None,
     )
     builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-    builder = builder.reorder(settings.reorder)
+    builder = builder.reorder(max(tuner.AT))
   try:
     built = builder.build()
   except RuntimeError as error:
@@ -398,22 +404,50 @@ def _build_scann(
   _write_scann(built, folder)
   del built  # what is measured is what was written
   searcher = _load_scann(folder)
-  depths = [min(k, size) for k in _AT]
-  truth = exact(corpus.vectors).search(queries, depths[-1]).rows
+  depths = tuner.depths(size)
+  truth = np.asarray(exact(corpus.vectors).search(queries, depths[-1]).rows)
 
-  def measure() -> list[float]:
-    nearest = functools.partial(_scann_nearest, searcher, used)
-    found = [_search(nearest, size, width, queries, k).rows for k in depths]
-    pairs = zip(found, depths, strict=True)
-    return [recall(np.asarray(f), np.asarray(truth)[:, :k]) for f, k in pairs]
+  def measure(given: Given, k: int) -> dict[int, float]:
+    nearest = functools.partial(_scann_nearest, searcher, given)
+    found = np.asarray(_search(nearest, size, width, queries, k).rows)
+    return {d: recall(found[:, :d], truth[:, :d]) for d in depths if d <= k}
 
-  got = measure()
-  if settings is not None and not settings.leaves_to_search:
-    while min(got) < settings.recall and used["leaves_to_search"] < leaves:
-      used["leaves_to_search"] = min(leaves, 2 * used["leaves_to_search"])
-      got = measure()
-  recalls = zip(_AT, got, strict=True)
-  return {"settings": used} | {f"recall_at_{k}": r for k, r in recalls}
+  if settings is not None:
+    used |= tuner.tune(
+      tuner.Tree(size, leaves, size * (2 if settings.soar else 1)),
+      # The best 10 of 100 are the 10 best: one search tells of all depths.
+      lambda *pair: measure(lambda _: pair, min(depths[-1], pair[1])),
+      settings.recall,
+      leaves=settings.leaves_to_search,
+      reorder=settings.reorder,
+    )
+  told = {}
+  for k in tuner.AT:  # as a user will search
+    depth = min(k, size)
+    got = measure(functools.partial(_given, used, size), depth)
+    told[f"recall_at_{k}"] = got[depth]
+  return {"settings": used} | told
+
+
+def _missed(manifest: Mapping[str, Any]) -> str:
+  """A warning if recall is below its target, else nothing.
+
+  Where all vectors are compared, only equal ones can be mistaken.
+  """
+  if "leaves" not in manifest["settings"]:
+    return ""
+  got = {k: manifest[f"recall_at_{k}"] for k in tuner.AT}
+  target = manifest["recall_target"]
+  if min(got.values()) >= target:
+    return ""
+  said = " and ".join(f"{recall:.4f} at {k}" for k, recall in got.items())
+  warning = (
+    f"recall against exact search: must reach its target of {target:g}; got "
+    f"{said}. give more leaves_to_search or reorder, leave them to be tuned "
+    f"(0), or lower recall"
+  )
+  warnings.warn(f"index: {warning}", stacklevel=3)
+  return warning
 
 
 def _write_scann(searcher: Any, folder: epath.Path) -> None:
@@ -445,17 +479,22 @@ def _load_scann(folder: epath.Path) -> Any:
   return module.ScannSearcher(native)
 
 
+def _given(
+  settings: Mapping[str, Any], size: int, k: int
+) -> tuple[int, int] | None:
+  return tuner.setting(settings, size, k) if "leaves" in settings else None
+
+
 def _scann_nearest(
-  searcher: Any, settings: Mapping[str, Any], queries: np.ndarray, k: int
+  searcher: Any, given: Given, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows and scores [Q,k], equal scores by row; -1 where none was reached."""
-  depth = {}
-  if "leaves" in settings:
+  effort, depth = given(k), {}
+  if effort:
+    leaves, reorder = effort
     depth = {
-      "leaves_to_search": settings["leaves_to_search"],
-      # Codes are rough. At k=100 of 25k x 32, recall ends at .96 with 2k, .998
-      # with 4k, however many leaves are searched.
-      "pre_reorder_num_neighbors": max(settings["reorder"], 4 * k),
+      "leaves_to_search": leaves,
+      "pre_reorder_num_neighbors": reorder,
     }
   rows, scores = searcher.search_batched_parallel(
     queries,

@@ -79,7 +79,8 @@ def main(argv) -> None:
   elif what == "search":
     for rows in _ROWS.value:
       made = bench.search_speed(int(rows))
-      print(json.dumps({k: float(f"{v:.4g}") for k, v in made.items()}))
+      short = lambda v: float(f"{v:.4g}") if isinstance(v, float) else v
+      print(json.dumps({k: short(v) for k, v in made.items()}))
   elif what == "loss":
     cost = bench.loss_cost(
       _BATCH.value or 32_768,

@@ -41,6 +41,8 @@ def main(argv) -> None:
   made_from = encode.contracts_of(fast, source)
   mend = f"make it anew: {found.remake}"
   gallery = indices.load(found.index, made_from, mend=mend)
+  if warning := gallery.manifest.get("warning"):
+    print(f"warning: {found.index}: {warning}")
   scorer = fit = None
   if _RERANK.value:
     slow = runs.load(found.slow)

@@ -264,6 +264,17 @@ def test_damaged_fit(mine):
   refused(search(mine, "a big fox"), "fit.json", "launch.evaluate --fit")
 
 
+def test_an_index_that_missed_its_target_says_so(mine):
+  path = mine / "gallery" / "index" / "manifest.json"
+  manifest = json.loads(path.read_text())
+  manifest["warning"] = "recall is not what was asked for"
+  path.write_text(json.dumps(manifest))
+  ask = "search", "a big fox", f"--workdir={mine}", "--sheet="
+  done = programs.launch(*ask)
+  assert done.code == 0, done.err
+  assert f"{path.parent}: recall is not what was asked for" in done.out
+
+
 def test_another_tokenizer(mine):
   path = mine / "distill" / runs.TOKENIZER
   tree = json.loads(path.read_text())

@@ -34,8 +34,8 @@ FLOORS = (
     *("contract", "derive", "parts", "data"),
   ),
   (
-    *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
-    *("calibrate", "runs", "lineage", "loop", "mine", "rankers"),
+    *("tasks", "encode", "corpus", "exact", "tuner", "index", "rerank"),
+    *("store", "calibrate", "runs", "lineage", "loop", "mine", "rankers"),
     *("attention", "cases", "figures", "plots"),
   ),
   (

@@ -4,12 +4,16 @@ import json
 import shutil
 import sys
 import types as python_types
+import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fs_jax import corpus as corpora
 from fs_jax import exact, files, index, types
+from tests import compilations, programs
 
 FAST = {"digest": "abc", "embed": 32}
 SIZE, WIDTH = 25_000, 32
@@ -30,6 +34,12 @@ def units(size, width, *, seed=0):
   vectors = np.tanh(hidden) + 0.3 * random.normal(size=(size, width))
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   return vectors.astype(np.float32)
+
+
+def integers(size, *, seed):
+  """Small ones: sums are exact in any order, and many scores are equal."""
+  random = np.random.default_rng(seed)
+  return random.integers(-2, 3, (size, 6)).astype(np.float32)
 
 
 def gallery(size, width=WIDTH, *, seed=0):
@@ -76,10 +86,7 @@ def small(tmp_path):
 @pytest.mark.parametrize("size, k", [(1, 1), (17, 17), (1000, 10), (1003, 100)])
 @pytest.mark.parametrize("score_bytes", [1, 1 << 28])
 def test_exact_is_argsort(queries, size, k, score_bytes):
-  """Small integers: sums are exact in any order, and many scores are equal."""
-  random = np.random.default_rng(size + queries)
-  vectors = random.integers(-2, 3, (size, 6)).astype(np.float32)
-  asked = random.integers(-2, 3, (queries, 6)).astype(np.float32)
+  vectors, asked = integers(size, seed=0), integers(queries, seed=1)
   found = index.exact(vectors, score_bytes=score_bytes).search(asked, k)
   rows, scores = sorted_by_score(asked, vectors, k)
   np.testing.assert_array_equal(found.rows, rows)
@@ -102,6 +109,87 @@ def test_few_programs_serve_many_shapes():
     for k in range(1, 17):
       find(units(count, 12), k)
   assert exact._top_k._cache_size() == before
+
+
+def test_galleries_of_about_a_size_share_programs():
+  """Alone, in chunks, and with a rest behind the chunks."""
+  for score_bytes in (1 << 28, 4 * 64 * 300):
+    before = None
+    for size in (1985, 2000, 2047, 2048):
+      vectors = integers(size, seed=0)
+      find = index.exact(vectors, score_bytes=score_bytes).search
+      for count, k in ((1, 1), (60, 100), (300, 20)):
+        asked = integers(count, seed=1)
+        rows, _ = sorted_by_score(asked, vectors, k)
+        np.testing.assert_array_equal(find(asked, k).rows, rows)
+      before = before or exact._top_k._cache_size()
+    assert exact._top_k._cache_size() == before
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 5000, 65_537, 100_000])
+def test_padding_is_a_sixteenth_at_most(size):
+  placed = exact.place(np.ones((size, 1), np.float32))
+  rows = len(placed.vectors)
+  assert placed.size == size <= rows <= max(256, 1.0625 * size)
+  assert float(np.asarray(placed.vectors).sum()) == size
+
+
+def test_padding_is_never_an_answer():
+  """All real scores are negative, those of the padding would be 0."""
+  vectors = units(300, 12)
+  vectors *= np.sign(vectors[:, :1])
+  asked = -np.eye(12, dtype=np.float32)[:1]
+  for score_bytes in (1, 1 << 28):
+    found = index.exact(vectors, score_bytes=score_bytes).search(asked, 400)
+    assert sorted(found.rows[0, :300]) == list(range(300))
+    assert (found.rows[0, 300:] == -1).all()
+    assert np.isneginf(found.scores[0, 300:]).all()
+
+
+def test_vectors_travel_once(monkeypatch):
+  """Not with every 256 queries; a gallery that is placed, not again either."""
+  real, given = exact._top_k, []
+
+  def watched(vectors, *rest, **sizes):
+    given.append(vectors)
+    return real(vectors, *rest, **sizes)
+
+  monkeypatch.setattr(exact, "_top_k", watched)
+  vectors, asked = units(500, 12), units(700, 12, seed=1)
+  exact.nearest(vectors, asked, 10)
+  assert len(given) == 3
+  assert isinstance(given[0], jax.Array)
+  assert all(x is given[0] for x in given)
+  placed = exact.place(vectors)
+  for _ in range(2):
+    exact.nearest(placed, asked, 10)
+  assert all(x is placed.vectors for x in given[3:])
+
+
+@pytest.mark.parametrize("size, score_bytes", [(3000, 1 << 28), (700, 1 << 18)])
+def test_nothing_is_compiled_after_warming(size, score_bytes):
+  found = index.exact(units(size, 12), score_bytes=score_bytes)
+  found.warm(256)
+  random = np.random.default_rng(0)
+  dtypes = np.float32, np.float64, np.float16, jnp.bfloat16
+  asked = [units(600, 12).astype(dtype) for dtype in dtypes]
+  asked += [jnp.asarray(asked[0]), jnp.asarray(asked[3])]
+  with compilations.none():
+    for turn in range(40):
+      count = random.integers(1, random.choice([3, 30, 600]))
+      queries = asked[turn % len(asked)]
+      if isinstance(queries, np.ndarray):
+        queries = queries[:count]  # of jax, this would compile by itself
+      k = int(random.integers(1, 257))
+      assert found.search(queries, k).rows.shape == (len(queries), k)
+
+
+def test_queries_of_jax_compile_nothing_of_their_own():
+  placed = exact.place(units(300, 12))
+  exact.warm(placed, 16)
+  asked = jnp.asarray(units(300, 12), jnp.bfloat16)
+  with compilations.none():
+    exact.nearest(placed, asked, 5)
 
 
 def test_short_rows_are_filled():
@@ -214,7 +302,7 @@ def test_without_scann(small, monkeypatch):
 def test_tree_recall(tree):
   found = index.load(tree)
   used = found.manifest["settings"]
-  assert used["leaves_to_search"] < used["leaves"]
+  assert used["leaves_to_search"][-1] < used["leaves"]
   assert found.manifest["recall_at_10"] >= 0.99
   assert found.manifest["recall_at_100"] >= 0.99
   vectors = gallery(SIZE).vectors
@@ -247,6 +335,89 @@ def test_measured_on_given_queries(small):
   assert manifest["settings"]["leaves_to_search"] == 20
 
 
+def clustered(size=5000, width=64):
+  """Clusters so wide that the best 100 lie in many leaves, by rough codes."""
+  random = np.random.default_rng(0)
+  centres = random.normal(size=(size // 25, width))
+  vectors = centres[random.integers(len(centres), size=size)]
+  vectors = vectors + 2 * random.normal(size=(size, width))
+  vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+  ids = tuple(f"v{i}" for i in range(size))
+  return types.Corpus(vectors.astype(np.float32), ids)
+
+
+@needs_scann
+def test_both_knobs_are_turned(tmp_path):
+  """Either alone ends at its most, short of the target."""
+
+  def built(**given):
+    return index.build(
+      clustered(),
+      tmp_path / "index",
+      {"fast": FAST},
+      kind="scann",
+      settings=index.Settings(brute_below=0, recall=0.998, **given),
+    )
+
+  with pytest.warns(UserWarning, match=r"must reach its target of 0\.998"):
+    leaves = built(reorder=400)
+  assert leaves["recall_at_100"] < 0.998 <= leaves["recall_at_10"]
+  assert leaves["settings"]["leaves_to_search"][-1] == 107  # all
+  assert leaves["settings"]["reorder"] == 400
+  said = f"got {leaves['recall_at_10']:.4f} at 10 and "
+  assert said + f"{leaves['recall_at_100']:.4f} at 100" in leaves["warning"]
+  with pytest.warns(UserWarning, match="must reach its target"):
+    rows = built(leaves_to_search=30)
+  assert rows["recall_at_100"] < 0.998
+  assert rows["settings"]["leaves_to_search"] == 30
+  assert index.load(tmp_path / "index").manifest["warning"] == rows["warning"]
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    both = built()
+  assert min(both["recall_at_10"], both["recall_at_100"]) >= 0.998
+  assert (both["recall_target"], both["warning"]) == (0.998, "")
+  used = both["settings"]
+  assert used["leaves_to_search"][0] < used["leaves_to_search"][-1]
+  assert used["reorder"][-1] > 400
+  found = index.load(tmp_path / "index")
+  queries, _ = index._sample(clustered().vectors, None)
+  for k in (5, 15, 35, 100, 256):  # between the depths, and past the last
+    truth, _ = sorted_by_score(queries, clustered().vectors, k)
+    assert index.recall(found.search(queries, k).rows, truth) >= 0.995
+
+
+@needs_scann
+def test_an_older_index_still_opens(tree, tmp_path):
+  folder = tmp_path / "index"
+  shutil.copytree(tree, folder)
+  manifest = json.loads((folder / "manifest.json").read_text())
+  del manifest["recall_target"], manifest["settings"]["depths"]
+  manifest["settings"] |= {"leaves_to_search": 24, "reorder": 100}
+  (folder / "manifest.json").write_text(json.dumps(manifest))
+  queries = units(20, WIDTH, seed=2)
+  rows, _ = sorted_by_score(queries, gallery(SIZE).vectors, 10)
+  found = index.load(folder)
+  assert index.recall(found.search(queries, 10).rows, rows) >= 0.95
+  found.warm(100)
+
+
+@needs_scann
+def test_the_program_tells_both_recalls_and_takes_both_knobs(tmp_path):
+  corpora.save(tmp_path / "corpus", gallery(20_000, 8), {"fast": FAST})
+  made = f"--corpus={tmp_path / 'corpus'}", f"--out={tmp_path / 'index'}"
+  knobs = "--leaves_to_search=2", "--reorder=120", "--recall=0.999"
+  with pytest.warns(UserWarning, match="must reach its target"):
+    done = programs.launch("export_index", *made, *knobs)
+  assert done.code == 0, done.err
+  manifest = index.load(tmp_path / "index").manifest
+  assert manifest["settings"]["leaves_to_search"] == 2
+  assert manifest["settings"]["reorder"] == 120
+  assert manifest["recall_target"] == 0.999
+  assert f"warning: {manifest['warning']}" in done.out
+  for k in (10, 100):
+    assert f"recall@{k} {manifest[f'recall_at_{k}']:.4f}" in done.out
+
+
 @needs_scann
 def test_settings_are_checked(small):
   with pytest.raises(ValueError, match=r"leaves: must be in 1\.\.50"):
@@ -270,11 +441,9 @@ def test_tiny_trees(small, size):
 @needs_scann
 def test_what_is_not_reached_is_no_answer(tree):
   """ScaNN itself answers row 0 with a score of NaN."""
-  found = index.load(tree)
-  used = found.manifest["settings"] | {"leaves_to_search": 1}
   searcher = index._load_scann(files.epath.Path(tree) / "scann")
   queries = units(5, WIDTH, seed=4)
-  rows, scores = index._scann_nearest(searcher, used, queries, 5000)
+  rows, scores = index._scann_nearest(searcher, lambda k: (1, k), queries, 5000)
   missing = rows == -1
   assert missing.any()
   assert (np.isneginf(scores) == missing).all()

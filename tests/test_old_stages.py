@@ -38,7 +38,9 @@ def test_a_stage_opens_with_the_parameters_it_had(workdir, stage):
 
 
 @pytest.mark.parametrize("stage", ["slow", "distill"])
-def test_weights_without_a_schema_are_refused_with_their_command(workdir, stage):
+def test_weights_without_a_schema_are_refused_with_their_command(
+  workdir, stage
+):
   with pytest.raises(ValueError) as error:
     runs.load_fit(workdir / stage)
   said = str(error.value)
