@@ -1,11 +1,18 @@
-"""Compiled programs kept on disk: a program that starts again, or a stage that
-runs what another one ran, loads them instead of compiling them anew.
+"""Compiled programs: kept on disk, counted, and kept out of what is timed.
+
+A program that starts again, or a stage that runs what another one ran, loads
+them instead of compiling them anew. Neither is free: both are counted.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import platform
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -13,6 +20,8 @@ from etils import epath
 FOLDER = "compiled"
 _CPU = pathlib.Path("/proc/cpuinfo")
 _SECONDS = 0.2  # what compiles faster is not worth a file
+# What jax says, with the seconds, of each program that it compiles or loads.
+_MADE = "/jax/core/compile/backend_compile_duration"
 
 
 def keep(workdir: epath.PathLike) -> None:
@@ -36,3 +45,71 @@ def _machine() -> str:
     lines = _CPU.read_text().splitlines()
     said += sorted({x for x in lines if x.startswith(("flags", "Features"))})
   return hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
+
+
+class Count:
+  """Programs that were compiled, or loaded from disk, since it began."""
+
+  def __init__(self) -> None:
+    self.programs = 0
+    self.seconds = 0.0  # it took to make them
+
+
+class Region(Count):
+  """The same of what is timed, which begins with its shapes run before."""
+
+  elapsed = 0.0  # wall time, once it has ended
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Count]:
+  """Counts the programs that all threads make until the block ends."""
+  count = Count()
+  with _counted(count):
+    yield count
+
+
+@contextlib.contextmanager
+def timed(name: str) -> Iterator[Region]:
+  """Times a block in which nothing may be compiled.
+
+  Raises:
+    RuntimeError: something was: whoever times a block runs its shapes before.
+  """
+  region = Region()
+  with _counted(region):
+    began = time.perf_counter()
+    yield region
+    region.elapsed = time.perf_counter() - began
+  if region.programs:
+    raise RuntimeError(
+      f"{name}: what is timed must find all its programs compiled; got "
+      f"{region.programs} made in {region.seconds:.2f} of "
+      f"{region.elapsed:.2f} s. run the same shapes before the clock"
+    )
+
+
+@contextlib.contextmanager
+def _counted(count: Count) -> Iterator[None]:
+  with _lock:
+    _counts.append(count)
+  try:
+    yield
+  finally:
+    with _lock:
+      # By identity: others may have begun in between.
+      _counts[:] = [x for x in _counts if x is not count]
+
+
+def _heard(event: str, seconds: float, **_: Any) -> None:
+  if event == _MADE:
+    with _lock:
+      for count in _counts:
+        count.programs += 1
+        count.seconds += seconds
+
+
+_lock = threading.Lock()
+_counts: list[Count] = []
+# Once a process, as this module is imported: listeners are never taken away.
+jax.monitoring.register_event_duration_secs_listener(_heard)

@@ -49,6 +49,8 @@ class Index(NamedTuple):
   ids: tuple[str, ...]  # C of them; () where none were given
   contract: dict[str, contracts.Part]
   manifest: dict[str, Any]  # of the folder; {} without one
+  # Compiles all that search can need for up to k answers.
+  warm: Callable[[int], None] = lambda k: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,11 @@ def exact(
   def nearest(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return exact_search.nearest(on_device, queries, k, score_bytes=score_bytes)
 
+  def warm(k: int) -> None:
+    for rows in (1, 8, 64, 256):
+      for depth in {1 << i for i in range(4, k.bit_length())} | {k}:
+        nearest(np.zeros((rows, width), np.float32), min(depth, size))
+
   return Index(
     functools.partial(_search, nearest, size, width),
     "exact",
@@ -92,6 +99,7 @@ def exact(
     tuple(ids),
     dict(contract or {}),
     {},
+    warm,
   )
 
 

@@ -1,11 +1,14 @@
 """A question to an answer: encode, search, re-rank, and the time of each."""
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from fs_jax import calibrate, encode, index, rankers, rerank, runs, types
+
+MOST = 256  # candidates that `Retriever.warm` prepares for
 
 
 class Answer(NamedTuple):
@@ -37,6 +40,20 @@ class Retriever:
     self._fast, self._gallery = fast, gallery
     self._scorer, self._fit = scorer, fit
     self._encode = encode.text_encoder(fast)
+
+  def warm(self, k: int = MOST) -> float:
+    """Compiles all that answers can need; returns the seconds it took.
+
+    After it no query waits for a compiler, whatever its words, however many
+    come at once, and for up to `k` answers or candidates each.
+    """
+    began = time.perf_counter()
+    for rows in encode.TEXTS:
+      self._encode(np.zeros((rows, self._fast.cfg.tokens.length), np.int32))
+    self._gallery.warm(min(k, self._gallery.size))
+    if self._scorer is not None:
+      self._scorer.warm()
+    return time.perf_counter() - began
 
   def __call__(
     self, queries: Sequence[str], *, k: int = 10, rerank_k: int = 20

@@ -30,11 +30,14 @@ class Judge:
   def __len__(self):
     return C
 
-  def __call__(self, text, rows):
+  def __call__(self, text, rows, progress=None):
     rows = np.asarray(rows)
     self.asked.append(rows)
     h = np.take_along_axis(self.table, np.maximum(rows, 0), axis=1)
     return np.where(rows >= 0, h, -np.inf)
+
+  def everything(self, text, progress=None):
+    return self.table
 
 
 class Base:
