@@ -48,57 +48,44 @@ def _machine() -> str:
 
 
 class Count:
-  """Programs that were compiled, or loaded from disk, since it began."""
+  """Programs compiled, or loaded from disk, while a block ran."""
 
   def __init__(self) -> None:
     self.programs = 0
-    self.seconds = 0.0  # it took to make them
-
-
-class Region(Count):
-  """The same of what is timed, which begins with its shapes run before."""
-
-  elapsed = 0.0  # wall time, once it has ended
+    self.seconds = 0.0  # that making them took, in all threads together
+    self.elapsed = 0.0  # wall time of the block, once it has ended
 
 
 @contextlib.contextmanager
 def counting() -> Iterator[Count]:
-  """Counts the programs that all threads make until the block ends."""
+  """Counts the programs that any thread makes until the block ends."""
   count = Count()
-  with _counted(count):
+  with _lock:
+    _counts.append(count)
+  began = time.perf_counter()
+  try:
     yield count
+  finally:
+    count.elapsed = time.perf_counter() - began
+    with _lock:
+      _counts.remove(count)
 
 
 @contextlib.contextmanager
-def timed(name: str) -> Iterator[Region]:
-  """Times a block in which nothing may be compiled.
+def timed(name: str) -> Iterator[Count]:
+  """Times a block in which nothing may be compiled: see `elapsed`.
 
   Raises:
     RuntimeError: something was: whoever times a block runs its shapes before.
   """
-  region = Region()
-  with _counted(region):
-    began = time.perf_counter()
-    yield region
-    region.elapsed = time.perf_counter() - began
-  if region.programs:
+  with counting() as count:
+    yield count
+  if count.programs:
     raise RuntimeError(
-      f"{name}: what is timed must find all its programs compiled; got "
-      f"{region.programs} made in {region.seconds:.2f} of "
-      f"{region.elapsed:.2f} s. run the same shapes before the clock"
+      f"{name}: what is timed must find its programs compiled; got "
+      f"{count.programs} that took {count.seconds:.2f} of "
+      f"{count.elapsed:.2f} s. run the same shapes before the clock"
     )
-
-
-@contextlib.contextmanager
-def _counted(count: Count) -> Iterator[None]:
-  with _lock:
-    _counts.append(count)
-  try:
-    yield
-  finally:
-    with _lock:
-      # By identity: others may have begun in between.
-      _counts[:] = [x for x in _counts if x is not count]
 
 
 def _heard(event: str, seconds: float, **_: Any) -> None:

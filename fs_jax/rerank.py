@@ -96,7 +96,7 @@ class Scorer:
     def scored() -> Iterator[tuple[Block, jax.Array]]:
       for start, stop, pairs in _pieces(len(self), self._sizes):
         rows = np.arange(start, stop)
-        of_one = [Shape(pairs, _texts(pairs)[0], int(n)) for n in lengths]
+        of_one = [Shape(pairs, 1, int(n)) for n in lengths]
         memory = jax.device_put(self._read(rows, of_one[0]))
         for query, shape in enumerate(of_one):
           block = Block(np.full(len(rows), query), rows, shape)
@@ -114,16 +114,11 @@ class Scorer:
       return {block.shape for block in _blocks(lengths, k, self._sizes)}
     pieces = {pairs for _, _, pairs in _pieces(len(self), self._sizes)}
     return {
-      Shape(pairs, _texts(pairs)[0], int(n))
-      for pairs in pieces
-      for n in np.unique(lengths)
+      Shape(pairs, 1, int(n)) for pairs in pieces for n in np.unique(lengths)
     }
 
   def warm(self, shapes: Iterable[Shape] | None = None) -> None:
-    """Compiles what some shapes need; all that there can be if None.
-
-    Those of one size differ little: threads compile some while one is traced.
-    """
+    """Compiles what some shapes need, or what lists of any kind can need."""
     if shapes is None:
       lengths = {
         min(n + LENGTHS, self._length) for n in range(0, self._length, LENGTHS)
@@ -141,6 +136,7 @@ class Scorer:
       which = np.zeros(shape.pairs, np.int32)
       self._score(self._params, memory, words, which).block_until_ready()
 
+    # Tracing holds Python's lock and compiling does not: several share cores.
     cores = len(os.sched_getaffinity(0))
     with futures.ThreadPoolExecutor(min(cores, 8)) as pool:
       list(pool.map(run, shapes))

@@ -1,12 +1,20 @@
 """A question to an answer: encode, search, re-rank, and the time of each."""
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fs_jax import calibrate, encode, index, rankers, rerank, runs, types
+from fs_jax import (
+  calibrate,
+  compiled,
+  encode,
+  index,
+  rankers,
+  rerank,
+  runs,
+  types,
+)
 
 MOST = 256  # candidates that `Retriever.warm` prepares for
 
@@ -47,13 +55,14 @@ class Retriever:
     After it no query waits for a compiler, whatever its words, however many
     come at once, and for up to `k` answers or candidates each.
     """
-    began = time.perf_counter()
-    for rows in encode.TEXTS:
-      self._encode(np.zeros((rows, self._fast.cfg.tokens.length), np.int32))
-    self._gallery.warm(min(k, self._gallery.size))
-    if self._scorer is not None:
-      self._scorer.warm()
-    return time.perf_counter() - began
+    length = self._fast.cfg.tokens.length
+    with compiled.counting() as count:
+      for rows in encode.TEXTS:
+        self._encode(np.zeros((rows, length), np.int32))
+      self._gallery.warm(min(k, self._gallery.size))
+      if self._scorer is not None:
+        self._scorer.warm()
+    return count.elapsed
 
   def __call__(
     self, queries: Sequence[str], *, k: int = 10, rerank_k: int = 20
