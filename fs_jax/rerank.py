@@ -23,8 +23,7 @@ from fs_jax.models.text import PAD
 
 # Scored at once: a working set that fits caches and keeps a TPU fed.
 PAIRS = 256
-# Blocks are of that many pairs, or of a quarter, and so on down to this.
-FEWEST = 4
+SIZES = (PAIRS, 64, 12, 4)  # of a block, in pairs: ten candidates are usual
 # Texts are cut to a multiple of this many tokens: most are much shorter than
 # the longest, and padding costs as much as words.
 LENGTHS = 4
@@ -248,21 +247,18 @@ def targets(text: Int[np.ndarray, "Q L"]) -> Float[np.ndarray, " Q"]:
 
 
 def _sizes(pairs: int) -> tuple[int, ...]:
-  """Of blocks, in pairs, the largest first."""
+  """Of blocks, the largest first."""
   if pairs < 1:
     raise ValueError(f"pairs: must be >= 1; got {pairs}. raise it")
-  made = [pairs]
-  while made[-1] > FEWEST:
-    made.append(max(made[-1] // 4, FEWEST))
-  return tuple(made)
+  return pairs, *(size for size in SIZES if size < pairs)
 
 
 def _texts(pairs: int) -> tuple[int, ...]:
   """How many texts a block of pairs may have, ascending.
 
-  An eighth is enough for lists of nine or more, and costs little to read.
+  A sixth is enough for lists of a few candidates, and costs little to read.
   """
-  return (pairs // 8, pairs) if pairs >= 8 else (pairs,)
+  return (pairs // 6, pairs) if pairs >= 6 else (pairs,)
 
 
 def _pieces(

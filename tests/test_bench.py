@@ -45,4 +45,4 @@ def test_program_prints_bytes_seconds_and_ratios():
 def test_an_unknown_benchmark_is_refused():
   done = programs.launch("bench", "lost")
   assert done.code == 2
-  assert "must be rerank, search, loss or train; got 'lost'" in done.err
+  assert "must be rerank, search, loss, train or serve; got 'lost'" in done.err
