@@ -36,7 +36,7 @@ class Opened(NamedTuple):
 
   fast: runs.Run
   slow: runs.Run
-  index: index.Index
+  searched: index.Index
   memories: store.Store
   fit: Any
   texts: tuple[str, ...]  # captions of the gallery, as queries
@@ -44,7 +44,7 @@ class Opened(NamedTuple):
   def retriever(self) -> tuple[retrieve.Retriever, rerank.Scorer]:
     """A searcher that has compiled nothing, and its judge."""
     scorer = rerank.Scorer(self.slow, self.memories)
-    found = retrieve.Retriever(self.fast, self.index, scorer, self.fit)
+    found = retrieve.Retriever(self.fast, self.searched, scorer, self.fit)
     return found, scorer
 
 

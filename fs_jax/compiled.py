@@ -12,7 +12,6 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from etils import epath
@@ -88,12 +87,12 @@ def timed(name: str) -> Iterator[Count]:
     )
 
 
-def _heard(event: str, seconds: float, **_: Any) -> None:
+def _heard(event: str, duration_secs: float, **_: str | int) -> None:
   if event == _MADE:
     with _lock:
       for count in _counts:
         count.programs += 1
-        count.seconds += seconds
+        count.seconds += duration_secs
 
 
 _lock = threading.Lock()
