@@ -7,7 +7,6 @@ machine does in a plain matrix product, a moment before, can be compared.
 import functools
 import pathlib
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,21 +15,37 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fs_jax import config, index, losses, rerank, ring, sharding, tuner, types
+from fs_jax import (
+  compiled,
+  config,
+  index,
+  losses,
+  rerank,
+  ring,
+  sharding,
+  tuner,
+  types,
+)
 from fs_jax.models import slow as slow_models
 
 RUNS = 20
 CHUNK = 1024  # of a loss: a tile of 4 MB stays in a cache
 
 
-def median_seconds(run: Callable[[], Any], runs: int = RUNS) -> float:
-  """Median wall time of a call, the first one left out."""
+def median_seconds(
+  run: Callable[[], Any], runs: int = RUNS, *, name: str
+) -> float:
+  """Median wall time of a call, the first one left out.
+
+  Raises:
+    RuntimeError: a later call compiled something.
+  """
   jax.block_until_ready(run())
   times = []
   for _ in range(runs):
-    began = time.perf_counter()
-    jax.block_until_ready(run())
-    times.append(time.perf_counter() - began)
+    with compiled.timed(name) as region:
+      jax.block_until_ready(run())
+    times.append(region.elapsed)
   return float(np.median(times))
 
 
@@ -38,7 +53,7 @@ def matmul_flops(dtype: jnp.dtype, size: int = 2048) -> float:
   """FLOP/s of a plain square matrix product here and now."""
   a = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(lambda x: x @ x)
-  return 2 * size**3 / median_seconds(lambda: product(a))
+  return 2 * size**3 / median_seconds(lambda: product(a), name="matrix product")
 
 
 def rerank_speed(
@@ -72,9 +87,12 @@ def rerank_speed(
   latent = jax.random.normal(key, (pairs, side * side, cfg.d_mem))
   seen = jnp.ones(latent.shape[:2], bool)
   memory = types.Memory((types.Level(latent, seen),))
-  score = jax.jit(lambda p, m, t: rerank.score_pairs(model, p, m, t))
+  score = jax.jit(functools.partial(rerank.score_pairs, model))
+  which = np.zeros(pairs, np.int32)
   peak = matmul_flops(jnp.dtype(compute))
-  seconds = median_seconds(lambda: score(params, memory, text))
+  seconds = median_seconds(
+    lambda: score(params, memory, text, which), name="rerank"
+  )
   flops = pairs * pair_flops(cfg, 32_000, words, side * side)
   return {
     "pairs_per_second": pairs / seconds,
@@ -114,7 +132,7 @@ def search_speed(
     for k in tuner.AT:
       for count in (1, queries):
         run = functools.partial(_found, searcher, asked[:count], k)
-        seconds = median_seconds(run)
+        seconds = median_seconds(run, name=f"search by {name}")
         result[f"{name}_qps_{count}_at_{k}"] = count / seconds
       listed, found = (
         np.asarray(x.search(asked, k).rows) for x in (searcher, exact)
@@ -165,7 +183,9 @@ def loss_cost(
     step, held = _compiled(plain if way == "plain" else loss, args)
     found[f"{way}_bytes"] = held
     if way != "plain" or held < 0.8 * free_bytes():  # others want some too
-      seconds = median_seconds(functools.partial(step, *args), runs)
+      seconds = median_seconds(
+        functools.partial(step, *args), runs, name=f"loss, {way}"
+      )
       found[f"{way}_seconds"] = seconds
   for way in meshes.keys() - {"plain"}:
     for what in ("bytes", "seconds"):
@@ -190,9 +210,9 @@ def _compiled(loss, args) -> tuple[Callable[..., Any], int]:
   """Value and gradients of all float arguments; bytes of its intermediates."""
   floats = [i for i, x in enumerate(args) if x.dtype == jnp.float32]
   step = jax.jit(jax.value_and_grad(loss, floats, has_aux=True))
-  compiled = step.lower(*args).compile()
-  memory: Any = compiled.memory_analysis()
-  return compiled, memory.temp_size_in_bytes
+  made = step.lower(*args).compile()
+  memory: Any = made.memory_analysis()
+  return made, memory.temp_size_in_bytes
 
 
 def free_bytes() -> float:

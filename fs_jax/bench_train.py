@@ -36,6 +36,7 @@ import optax
 
 from fs_jax import (
   chips,
+  compiled,
   config,
   gradients,
   loop,
@@ -160,6 +161,7 @@ class Ours:
     on = sharding.mesh(cfg.mesh, jax.devices()[:1])
     made = loop.program(cfg, cfg.tokens.vocabulary, on)
     self.pieces = pieces(cfg, made)
+    self._ran: set[str] = set()
     self.facts = {
       "versions": f"jax {jax.__version__}",
       "device": jax.devices()[0].device_kind,
@@ -170,11 +172,14 @@ class Ours:
     }
 
   def run(self, what: str, runs: int) -> list[float]:
+    if what not in self._ran:  # what it compiles and sets up
+      jax.block_until_ready(self.pieces[what]())
+      self._ran.add(what)
     seconds = []
     for _ in range(runs):
-      began = time.perf_counter()
-      jax.block_until_ready(self.pieces[what]())
-      seconds.append(time.perf_counter() - began)
+      with compiled.timed(what) as region:
+        jax.block_until_ready(self.pieces[what]())
+      seconds.append(region.elapsed)
     return seconds
 
 

@@ -19,6 +19,7 @@ from fs_jax import (
 from fs_jax.data import pipeline, sources
 
 BATCH = 256  # rows on the device at once; the last batch is padded to it
+TEXTS = (1, 8, 64, BATCH)  # texts are padded to one of these
 
 
 def visual_vectors(
@@ -47,8 +48,8 @@ def text_vectors(run: runs.Run, text: types.Array) -> np.ndarray:
 def text_encoder(run: runs.Run) -> Callable[[types.Array], np.ndarray]:
   """`text_vectors` as a function that keeps what it compiled.
 
-  Rows are padded to 1, 8, 64 or multiples of 256: few shapes serve any number
-  of queries.
+  Rows are padded to one of TEXTS, more than the last go in blocks of it: few
+  shapes serve any number of queries.
   """
   model = tasks.fast_model(run.cfg, run.tokenizer.vocab_size)
 
@@ -61,7 +62,7 @@ def text_encoder(run: runs.Run) -> Callable[[types.Array], np.ndarray]:
     parts = []
     for start in range(0, max(len(text), 1), BATCH):
       part = text[start : start + BATCH]
-      size = next(s for s in (1, 8, 64, BATCH) if len(part) <= s)
+      size = next(s for s in TEXTS if len(part) <= s)
       padded = np.pad(part, ((0, size - len(part)), (0, 0)))
       parts.append(np.asarray(embed(run.params["fast"], padded))[: len(part)])
     return np.concatenate(parts)

@@ -9,9 +9,19 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
-from fs_jax import calibrate, encode, index, rerank, runs, types
+from fs_jax import (
+  calibrate,
+  compiled,
+  encode,
+  index,
+  report,
+  rerank,
+  runs,
+  types,
+)
 
 Text = Int[np.ndarray, "Q L"]
+PATIENCE = 5.0  # seconds that Slow ranks before it says how far it is
 
 
 class Ranker(Protocol):
@@ -19,7 +29,24 @@ class Ranker(Protocol):
 
   stages_ms: dict[str, float]
 
+  def warm(self, text: Text) -> None:
+    """Compiles all that answering these queries needs, as cheaply as it can."""
+
   def __call__(self, text: Text) -> types.Candidates: ...
+
+
+def timed(
+  ranker: Ranker, text: Text
+) -> tuple[types.Candidates, dict[str, float]]:
+  """Answers, and the ms a query of each stage, nothing of it compiling.
+
+  Raises:
+    RuntimeError: the ranker's `warm` left something to compile.
+  """
+  ranker.warm(text)
+  with compiled.timed(f"{len(text)} queries to {type(ranker).__name__}"):
+    found = ranker(text)
+  return found, dict(ranker.stages_ms)
 
 
 class Fast:
@@ -36,6 +63,9 @@ class Fast:
     self._gallery = gallery
     self._depth = min(depth, gallery.size)
     self.stages_ms: dict[str, float] = {}
+
+  def warm(self, text: Text) -> None:
+    self(text)  # answers are cheap
 
   def __call__(self, text: Text) -> types.Candidates:
     clock = Clock(len(text))
@@ -63,10 +93,17 @@ class Reranked:
     self._base, self._scorer, self._fit, self._k = base, scorer, fit, k
     self.stages_ms: dict[str, float] = {}
 
+  def warm(self, text: Text) -> None:
+    self._base.warm(text)
+    listed = self._base(text[:1]).rows.shape[1]
+    self._scorer.warm(self._scorer.shapes(text, min(self._k, listed)))
+
   def __call__(self, text: Text) -> types.Candidates:
     found = self._base(text)
     clock = Clock(len(text))
-    h = self._scorer(text, np.asarray(found.rows)[:, : self._k])
+    rows = np.asarray(found.rows)[:, : self._k]
+    with report.Bar("re-ranking", rows.size, patience=PATIENCE) as bar:
+      h = self._scorer(text, rows, bar.advance)
     best = rerank.rerank(found, h, rerank.targets(text), self._fit)
     clock.lap("rerank")
     self.stages_ms = self._base.stages_ms | clock.laps
@@ -85,11 +122,14 @@ class Slow:
     self._scorer, self._depth = scorer, min(depth, len(scorer))
     self.stages_ms: dict[str, float] = {}
 
+  def warm(self, text: Text) -> None:
+    self._scorer.warm(self._scorer.shapes(text))
+
   def __call__(self, text: Text) -> types.Candidates:
     clock = Clock(len(text))
-    everything = np.arange(len(self._scorer), dtype=np.int32)
-    rows = np.broadcast_to(everything, (len(text), len(everything)))
-    h = self._scorer(text, rows)
+    pairs = len(text) * len(self._scorer)
+    with report.Bar("Slow ranks all", pairs, patience=PATIENCE) as bar:
+      h = self._scorer.everything(text, bar.advance)
     order = np.argsort(-h, axis=1, kind="stable")[:, : self._depth]
     found = types.Candidates(
       order.astype(np.int32), np.take_along_axis(h, order, axis=1)

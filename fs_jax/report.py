@@ -290,27 +290,43 @@ def wide() -> console.Console:
 
 
 class Bar:
-  """Progress: a live line on a terminal, a plain one now and then elsewhere."""
+  """Progress: a live line on a terminal, a plain one now and then elsewhere.
 
-  def __init__(self, name: str, total: int, start: int = 0):
+  Args:
+    name: said on it.
+    total: when all is done.
+    start: done before.
+    patience: seconds in which nothing is shown. What ends by then is silent.
+  """
+
+  def __init__(
+    self, name: str, total: int, start: int = 0, patience: float = 0.0
+  ):
     self._name, self._total, self._start = name, total, start
     self._began = self._said = time.perf_counter()
-    self._live = None
+    self._shown = self._began + patience
+    self._live: rich_progress.Progress | None = None
     self._silent = not processes.is_first()
-    if sys.stderr.isatty() and not self._silent:
-      self._live = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description:<24}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[said]}"),
-        console=console.Console(stderr=True),
-        transient=True,
-      )
-      self._live.start()
-      self._task = self._live.add_task(
-        name, total=total, completed=start, said=""
-      )
+    if patience <= 0:
+      self._show()
+
+  def _show(self) -> None:
+    """The live line, where there is a terminal for one."""
+    if self._live is not None or self._silent or not sys.stderr.isatty():
+      return
+    self._live = rich_progress.Progress(
+      rich_progress.TextColumn("{task.description:<24}"),
+      rich_progress.BarColumn(),
+      rich_progress.MofNCompleteColumn(),
+      rich_progress.TimeRemainingColumn(),
+      rich_progress.TextColumn("{task.fields[said]}"),
+      console=console.Console(stderr=True),
+      transient=True,
+    )
+    self._live.start()
+    self._task = self._live.add_task(
+      self._name, total=self._total, completed=self._start, said=""
+    )
 
   def begin(self) -> None:
     """From here on the time left is reckoned."""
@@ -318,11 +334,14 @@ class Bar:
 
   def advance(self, done: int, values: Mapping[str, float] = {}) -> None:
     """Says that `done` of the total are done."""
+    now = time.perf_counter()
+    if now < self._shown:
+      return
+    self._show()
     said = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
     if self._live is not None:
       self._live.update(self._task, completed=done, said=said)
       return
-    now = time.perf_counter()
     if now - self._said < 10 and done < self._total:
       return
     self._said = now

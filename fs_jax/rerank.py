@@ -1,11 +1,16 @@
 """Slow as a ranker: scores candidates that Fast found, from stored memories.
 
-One jitted function over padded queries x candidates. A query's words are read
-once; each candidate costs the decoder's crossed layers over its memory.
+One jitted function over pairs of a memory and a text. A block of pairs reads
+each of its texts once; each pair costs the decoder's crossed layers over its
+memory. Blocks are padded to a small grid of shapes, which knows neither the
+number of queries nor that of candidates: what is compiled answers any question.
 """
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +23,28 @@ from fs_jax.models.text import PAD
 
 # Scored at once: a working set that fits caches and keeps a TPU fed.
 PAIRS = 256
+SIZES = (PAIRS, 64, 12, 4)  # of a block, in pairs: ten candidates are usual
 # Texts are cut to a multiple of this many tokens: most are much shorter than
 # the longest, and padding costs as much as words.
 LENGTHS = 4
+
+Progress = Callable[[int], None]  # told how many pairs are done
+
+
+class Shape(NamedTuple):
+  """What a block is padded to. A program is compiled for each."""
+
+  pairs: int
+  texts: int
+  length: int
+
+
+class Block(NamedTuple):
+  """Pairs that are scored at once; their texts are of one length."""
+
+  queries: Int[np.ndarray, " P"]  # ascending
+  columns: Int[np.ndarray, " P"]  # of each query's list
+  shape: Shape
 
 
 class Scorer:
@@ -29,13 +53,15 @@ class Scorer:
   Args:
     run: a trained Slow.
     memories: of the gallery, encoded by the same parameters.
-    pairs: scored at once; bounds memory.
+    pairs: scored at once, at most; bounds memory.
   """
 
   def __init__(
     self, run: runs.Run, memories: store.Store, *, pairs: int = PAIRS
   ):
-    self._run, self._store, self._pairs = run, memories, pairs
+    self._params, self._store = run.params["slow"], memories
+    self._length = run.cfg.tokens.length
+    self._sizes = _sizes(pairs)
     model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
     self._score = jax.jit(functools.partial(score_pairs, model))
 
@@ -43,32 +69,102 @@ class Scorer:
     return len(self._store)
 
   def __call__(
-    self, text: Int[np.ndarray, "Q L"], rows: Int[np.ndarray, "Q K"]
+    self,
+    text: Int[np.ndarray, "Q L"],
+    rows: Int[np.ndarray, "Q K"],
+    progress: Progress | None = None,
   ) -> Float[np.ndarray, "Q K"]:
-    """Log-likelihoods; -inf where a row is -1.
+    """Log-likelihoods; -inf where a row is -1."""
+    text, rows = self._fitted(text), np.asarray(rows)
 
-    Shapes on the device come from K, a few lengths and a few numbers of
-    queries, so that any number of queries compiles a handful of times.
-    """
-    text, rows = np.asarray(text, np.int32), np.asarray(rows)
-    h = np.empty(rows.shape, np.float32)
-    at_once = max(self._pairs // max(rows.shape[1], 1), 1)
-    waiting: list[tuple[np.ndarray, slice, jax.Array]] = []
-    for queries, columns, length in _blocks(
-      cut_lengths(text), rows.shape[1], at_once, self._pairs
-    ):
-      size = min(_power_of_two(len(queries)), at_once)
-      # The last query again, as often as a block lacks some.
-      filled = np.pad(queries, (0, size - len(queries)), mode="edge")
-      memory = self._store.read(rows[filled, columns].reshape(-1))
-      words = text[filled, :length]
-      out = self._score(self._run.params["slow"], memory, words)
-      waiting.append((queries, columns, out))
-      if len(waiting) > 1:  # gather the next block while this one computes
-        _take(h, *waiting.pop(0))
-    for done in waiting:
-      _take(h, *done)
+    def scored() -> Iterator[tuple[Block, jax.Array]]:
+      for block in _blocks(cut_lengths(text), rows.shape[1], self._sizes):
+        memory = self._read(rows[block.queries, block.columns], block.shape)
+        yield block, self._of(text, memory, block)
+
+    h = _gathered(rows.shape, scored(), progress)
     return np.where(rows >= 0, h, -np.inf)
+
+  def everything(
+    self, text: Int[np.ndarray, "Q L"], progress: Progress | None = None
+  ) -> Float[np.ndarray, "Q C"]:
+    """Log-likelihoods of the whole gallery, each memory read once."""
+    text = self._fitted(text)
+    lengths = cut_lengths(text)
+
+    def scored() -> Iterator[tuple[Block, jax.Array]]:
+      for start, stop, pairs in _pieces(len(self), self._sizes):
+        rows = np.arange(start, stop)
+        of_one = [Shape(pairs, 1, int(n)) for n in lengths]
+        memory = jax.device_put(self._read(rows, of_one[0]))
+        for query, shape in enumerate(of_one):
+          block = Block(np.full(len(rows), query), rows, shape)
+          yield block, self._of(text, memory, block)
+
+    shape = (len(text), len(self))
+    return _gathered(shape, scored() if len(text) else iter(()), progress)
+
+  def shapes(
+    self, text: Int[np.ndarray, "Q L"], k: int | None = None
+  ) -> set[Shape]:
+    """Those that lists of k are scored in; of the whole gallery if None."""
+    lengths = cut_lengths(self._fitted(text))
+    if k is not None:
+      return {block.shape for block in _blocks(lengths, k, self._sizes)}
+    pieces = {pairs for _, _, pairs in _pieces(len(self), self._sizes)}
+    return {
+      Shape(pairs, 1, int(n)) for pairs in pieces for n in np.unique(lengths)
+    }
+
+  def warm(self, shapes: Iterable[Shape] | None = None) -> None:
+    """Compiles what some shapes need, or what lists of any kind can need."""
+    if shapes is None:
+      lengths = {
+        min(n + LENGTHS, self._length) for n in range(0, self._length, LENGTHS)
+      }
+      shapes = [
+        Shape(pairs, texts, length)
+        for pairs in self._sizes
+        for texts in _texts(pairs)
+        for length in sorted(lengths)
+      ]
+
+    def run(shape: Shape) -> None:
+      memory = self._read(np.zeros(0, np.int32), shape)
+      words = np.full((shape.texts, shape.length), PAD, np.int32)
+      which = np.zeros(shape.pairs, np.int32)
+      self._score(self._params, memory, words, which).block_until_ready()
+
+    # Tracing holds Python's lock and compiling does not: several share cores.
+    cores = len(os.sched_getaffinity(0))
+    with futures.ThreadPoolExecutor(min(cores, 8)) as pool:
+      list(pool.map(run, shapes))
+
+  def _fitted(self, text: Int[np.ndarray, "Q L"]) -> Int[np.ndarray, "Q L"]:
+    """Texts as wide as the model's longest, whatever came."""
+    text = np.asarray(text, np.int32)
+    used = int((text != PAD).sum(axis=1).max(initial=0))
+    if used > self._length:
+      raise ValueError(
+        f"text: must have at most {self._length} tokens; got {used}. encode "
+        "it with the model's own tokenizer"
+      )
+    text = text[:, : self._length]
+    return np.pad(text, ((0, 0), (0, self._length - text.shape[1])))
+
+  def _read(self, rows: Int[np.ndarray, " P"], shape: Shape) -> types.Memory:
+    missing = shape.pairs - len(rows)
+    return self._store.read(np.pad(rows, (0, missing), constant_values=-1))
+
+  def _of(
+    self, text: Int[np.ndarray, "Q L"], memory: types.Memory, block: Block
+  ) -> Float[jax.Array, " P"]:
+    shape = block.shape
+    some, which = np.unique(block.queries, return_inverse=True)
+    words = text[some, : shape.length]
+    words = np.pad(words, ((0, shape.texts - len(some)), (0, 0)), mode="edge")
+    which = np.pad(which.astype(np.int32), (0, shape.pairs - len(which)))
+    return self._score(self._params, memory, words, which)
 
 
 def cut_lengths(text: Int[np.ndarray, "Q L"]) -> Int[np.ndarray, " Q"]:
@@ -83,15 +179,22 @@ def score_pairs(
   params: types.Params,
   memory: types.Memory,
   text: types.Array,
-) -> Float[jax.Array, "Q K"]:
-  """Scores of Q texts [Q,L], each against its own K memories [Q*K,...]."""
-  queries = text.shape[0]
-  k = memory.levels[0].mask.shape[0] // queries
+  which: types.Array,
+) -> Float[jax.Array, " P"]:
+  """Scores of P memories, each with one of some texts.
+
+  Args:
+    model: Slow.
+    params: its own.
+    memory: of P visuals.
+    text: int32 [T,L], each read once.
+    which: int32 [P], the text of each pair.
+  """
   states = tasks.apply(model, params, text, method="read")
-  each = jnp.repeat(states, k, axis=0)[:, None]
-  words = jnp.repeat(text, k, axis=0)[:, None]
-  h = tasks.apply(model, params, memory, each, words, method="score")
-  return h.reshape(queries, k)
+  each, words = (
+    jnp.take(x, which, axis=0, mode="clip")[:, None] for x in (states, text)
+  )
+  return tasks.apply(model, params, memory, each, words, method="score")[:, 0]
 
 
 def rerank(
@@ -135,27 +238,82 @@ def rerank(
 
 
 def targets(text: Int[np.ndarray, "Q L"]) -> Float[np.ndarray, " Q"]:
-  """n of each text: targets of both directions, EOS included."""
-  return np.asarray(slow_models.targets_of(jnp.asarray(text)))
+  """n of each text: targets of both directions, EOS included.
+
+  `slow_models.targets_of` without a device, which would compile for every Q.
+  """
+  tokens = (np.asarray(text) != PAD).sum(axis=-1)
+  return (slow_models.DIRECTIONS * np.maximum(tokens - 1, 0)).astype(np.float32)
+
+
+def _sizes(pairs: int) -> tuple[int, ...]:
+  """Of blocks, the largest first."""
+  if pairs < 1:
+    raise ValueError(f"pairs: must be >= 1; got {pairs}. raise it")
+  return pairs, *(size for size in SIZES if size < pairs)
+
+
+def _texts(pairs: int) -> tuple[int, ...]:
+  """How many texts a block of pairs may have, ascending.
+
+  A sixth is enough for lists of a few candidates, and costs little to read.
+  """
+  return (pairs // 6, pairs) if pairs >= 6 else (pairs,)
+
+
+def _pieces(
+  count: int, sizes: tuple[int, ...]
+) -> Iterator[tuple[int, int, int]]:
+  """(start, stop, size that it is padded to) of `count` in a row.
+
+  What is left is padded by no more than half of it and a few, or else cut: a
+  call costs about as much as a few pairs do.
+  """
+  start = 0
+  while left := count - start:
+    least = min((s for s in sizes if s >= left), default=sizes[0])
+    fits = [s for s in sizes if s <= left]
+    size = least if not fits or least <= 1.5 * left + 8 else fits[0]
+    stop = min(start + size, count)
+    yield start, stop, size
+    start = stop
 
 
 def _blocks(
-  lengths: np.ndarray, k: int, at_once: int, pairs: int
-) -> Iterator[tuple[np.ndarray, slice, int]]:
-  """(queries of one length, columns, that length)."""
+  lengths: Int[np.ndarray, " Q"], k: int, sizes: tuple[int, ...]
+) -> Iterator[Block]:
+  """All pairs of Q lists of k."""
   for length in np.unique(lengths):
     alike = np.flatnonzero(lengths == length)
-    for q in range(0, len(alike), at_once):
-      for start in range(0, k, pairs):
-        stop = min(start + pairs, k)
-        yield alike[q : q + at_once], slice(start, stop), int(length)
+    for start, stop, pairs in _pieces(len(alike) * k, sizes):
+      at, columns = np.divmod(np.arange(start, stop), k)
+      several = at[-1] - at[0] + 1
+      texts = next(t for t in _texts(pairs) if t >= several)
+      yield Block(alike[at], columns, Shape(pairs, texts, int(length)))
 
 
-def _power_of_two(n: int) -> int:
-  return 1 << max(n - 1, 0).bit_length()
+def _gathered(
+  shape: tuple[int, int],
+  scored: Iterator[tuple[Block, jax.Array]],
+  progress: Progress | None,
+) -> Float[np.ndarray, "Q K"]:
+  """Results at their places; one block is computed while the next is read."""
+  h = np.empty(shape, np.float32)
+  waiting: list[tuple[Block, jax.Array]] = []
+  done = 0
 
+  def take() -> None:
+    nonlocal done
+    block, out = waiting.pop(0)
+    h[block.queries, block.columns] = np.asarray(out)[: len(block.queries)]
+    done += len(block.queries)
+    if progress is not None:
+      progress(done)
 
-def _take(
-  h: np.ndarray, queries: np.ndarray, columns: slice, out: jax.Array
-) -> None:
-  h[queries, columns] = np.asarray(out)[: len(queries)]
+  for found in scored:
+    waiting.append(found)
+    if len(waiting) > 1:
+      take()
+  while waiting:
+    take()
+  return h

@@ -5,7 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fs_jax import calibrate, encode, index, rankers, rerank, runs, types
+from fs_jax import (
+  calibrate,
+  compiled,
+  encode,
+  index,
+  rankers,
+  rerank,
+  runs,
+  types,
+)
+
+MOST = 256  # candidates that `Retriever.warm` prepares for
 
 
 class Answer(NamedTuple):
@@ -37,6 +48,21 @@ class Retriever:
     self._fast, self._gallery = fast, gallery
     self._scorer, self._fit = scorer, fit
     self._encode = encode.text_encoder(fast)
+
+  def warm(self, k: int = MOST) -> float:
+    """Compiles all that answers can need; returns the seconds it took.
+
+    After it no query waits for a compiler, whatever its words, however many
+    come at once, and for up to `k` answers or candidates each.
+    """
+    length = self._fast.cfg.tokens.length
+    with compiled.counting() as count:
+      for rows in encode.TEXTS:
+        self._encode(np.zeros((rows, length), np.int32))
+      self._gallery.warm(min(k, self._gallery.size))
+      if self._scorer is not None:
+        self._scorer.warm()
+    return count.elapsed
 
   def __call__(
     self, queries: Sequence[str], *, k: int = 10, rerank_k: int = 20

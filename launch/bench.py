@@ -7,6 +7,9 @@
   python -m launch.bench search     exact JAX and ScaNN, 10k and 100k vectors
   python -m launch.bench train      examples/s of a train step, in turns with
                                     open_clip on PyTorch; MFU of both stages
+  python -m launch.bench serve      first and later answers of a searcher over
+                                    --workdir, before and after it is warmed;
+                                    what its padding costs
 
 Medians of 20 calls (loss: of 3), compilation left out. Sizes are those of a
 B/16: width 768, 12 layers, 32 words, 196 visual tokens; embeddings of 512. The
@@ -20,11 +23,12 @@ may use cores, so that `taskset -c 0,1` binds both. --peer= times ours alone.
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 
 import jax
 from absl import flags
 
-from fs_jax import bench, bench_train, peer
+from fs_jax import bench, bench_serve, bench_train, peer
 from launch import cli
 
 _PAIRS = flags.DEFINE_integer("pairs", 16, "rerank: candidates in one call")
@@ -61,11 +65,17 @@ _PEER_COMPILE = flags.DEFINE_bool(
   "peer_compile", False, "train: the peer's model under torch.compile"
 )
 
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "serve: trained")
+_SPLIT = flags.DEFINE_string("split", "test", "serve: the gallery")
+_QUERIES = flags.DEFINE_integer(
+  "queries", 24, "serve: batches of one query to so many", lower_bound=1
+)
+
 _MEND = "run `make bench-train`, or give --peer= to time ours alone"
 
 
 def main(argv) -> None:
-  what = cli.only(argv, "say which: rerank, search, loss or train")
+  what = cli.only(argv, "say which: rerank, search, loss, train or serve")
   if what == "train":  # two processes share a GPU: neither takes all of it
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   print(f"on {len(jax.devices())} x {jax.devices()[0].device_kind}")
@@ -73,14 +83,11 @@ def main(argv) -> None:
     found = bench.rerank_speed(
       layers=_LAYERS.value, pairs=_PAIRS.value, compute=_COMPUTE.value
     )
-    print(
-      json.dumps({k: float(f"{v:.4g}") for k, v in found.items()}, indent=2)
-    )
+    print(json.dumps(_rounded(found), indent=2))
   elif what == "search":
     for rows in _ROWS.value:
       made = bench.search_speed(int(rows))
-      short = lambda v: float(f"{v:.4g}") if isinstance(v, float) else v
-      print(json.dumps({k: short(v) for k, v in made.items()}))
+      print(json.dumps(_rounded(made)))
   elif what == "loss":
     cost = bench.loss_cost(
       _BATCH.value or 32_768,
@@ -88,14 +95,30 @@ def main(argv) -> None:
       chunk=_CHUNK.value,
       kind=_LOSS.value,
     )
-    print(json.dumps({k: float(f"{v:.4g}") for k, v in cost.items()}, indent=2))
+    print(json.dumps(_rounded(cost), indent=2))
   elif what == "train":
     _train()
+  elif what == "serve":
+    _serve()
   else:
     raise ValueError(
-      f"benchmark: must be rerank, search, loss or train; got {what!r}. pick "
-      "one"
+      "benchmark: must be rerank, search, loss, train or serve; got "
+      f"{what!r}. pick one"
     )
+
+
+def _serve() -> None:
+  made = bench_serve.opened(_WORKDIR.value, _SPLIT.value)
+  print(json.dumps(_rounded(bench_serve.warm_up(made))))
+  for queries, k in bench_serve.LISTS:
+    print(json.dumps(_rounded(bench_serve.padding(made, queries, k))))
+  print(bench_serve.head())
+  for row in bench_serve.waits(made, range(1, _QUERIES.value + 1)):
+    print(bench_serve.line(row), flush=True)
+
+
+def _rounded(found: Mapping[str, float]) -> dict[str, float]:
+  return {k: float(f"{v:.4g}") for k, v in found.items()}
 
 
 def _train() -> None:
@@ -120,7 +143,7 @@ def _train() -> None:
       rows.append(row)
       print(bench_train.line(row, rows[0]), flush=True)
   found = bench_train.summary(cfg, ours, rows)
-  print(json.dumps({k: float(f"{v:.4g}") for k, v in found.items()}, indent=2))
+  print(json.dumps(_rounded(found), indent=2))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
       --out=runs/x/gallery/index --run=runs/x/distill
 
 ScaNN where it is installed, exact search elsewhere. How hard it searches is
-tuned: the cheapest that finds --recall of the best 10 and of the best 100. With
---run, recall against exact search is measured on real queries, the validation
-captions of that run; without, on noisy copies of the vectors, which flatters. An
-index that is there is built anew; one of other models or visuals only with
---replace.
+tuned: the cheapest that finds --recall of the best 10 and of the best 100.
+With --run, recall against exact search is measured on real queries, the
+validation captions of that run; without, on noisy copies of the vectors, which
+flatters. An index that is there is built anew; one of other models or visuals
+only with --replace.
 """
 
 from typing import Any, cast

@@ -1,11 +1,17 @@
 """The benchmarks measure what they say; how fast it is, no test asks."""
 
+import itertools
 import json
+import pathlib
 
+import jax
+import numpy as np
 import pytest
 
 from fs_jax import bench
 from tests import programs
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 WAYS = {"plain", "chunked", "ring"}
 
@@ -33,6 +39,31 @@ def test_a_plain_loss_that_does_not_fit_gets_no_time(monkeypatch):
   assert "chunked_seconds_of_plain" not in cost
 
 
+def test_what_compiles_again_is_not_timed():
+  sizes = itertools.count(1)
+  again = jax.jit(lambda x: x + 1)
+  with pytest.raises(RuntimeError, match=r"^growing: .* got 1 that took"):
+    bench.median_seconds(lambda: again(np.ones(next(sizes))), 2, name="growing")
+  assert bench.median_seconds(lambda: again(np.ones(1)), 2, name="same") > 0
+
+
+def test_pairs_and_searches_are_timed_without_compiling(monkeypatch):
+  monkeypatch.setattr(bench, "_scann", lambda vectors: None)
+  monkeypatch.setattr(bench, "RUNS", 2)
+  found = bench.search_speed(50, width=8, queries=3, k=5)
+  assert found["exact_qps_1"] > 0 and found["exact_recall"] == 1
+  found = bench.rerank_speed(width=64, layers=1, words=4, tokens=4, pairs=2)
+  assert found["pairs_per_second"] > 0
+
+
+def test_benchmarks_have_one_clock():
+  """The one that counts what is compiled."""
+  modules = [*ROOT.glob("fs_jax/bench*.py"), ROOT / "launch/bench.py"]
+  assert len(modules) > 3
+  for path in modules:
+    assert "perf_counter" not in path.read_text(), path
+
+
 def test_program_prints_bytes_seconds_and_ratios():
   sizes = ("--batch=64", "--embed=8", "--chunk=16")
   done = programs.launch("bench", "loss", "--loss=sigmoid", *sizes)
@@ -45,4 +76,4 @@ def test_program_prints_bytes_seconds_and_ratios():
 def test_an_unknown_benchmark_is_refused():
   done = programs.launch("bench", "lost")
   assert done.code == 2
-  assert "must be rerank, search, loss or train; got 'lost'" in done.err
+  assert "must be rerank, search, loss, train or serve; got 'lost'" in done.err

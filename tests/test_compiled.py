@@ -1,8 +1,17 @@
-"""Programs are compiled once for a workdir, and loaded wherever it goes."""
+"""Programs are compiled once for a workdir, loaded wherever it goes, and never
+in what is timed."""
 
 import os
 import subprocess
 import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fs_jax import compiled
 
 PROGRAM = """
 import sys
@@ -10,8 +19,9 @@ import jax, jax.numpy as jnp
 from fs_jax import compiled
 compiled._SECONDS = 0.0
 compiled.keep(sys.argv[1])
-x = jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.ones((8, 8)))
-print(float(x))
+with compiled.counting() as count:
+  x = jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.ones((8, 8)))
+print(float(x), count.programs > 0)
 """
 
 
@@ -30,6 +40,7 @@ def files_after_a_run(folder, **environ):
 def test_a_second_start_loads_what_the_first_compiled(tmp_path):
   first, said = files_after_a_run(tmp_path / "a")
   assert first
+  assert said.endswith("True\n")  # and so say those that only load
   assert files_after_a_run(tmp_path / "a") == (first, said)
   (tmp_path / "a").rename(tmp_path / "moved")
   assert files_after_a_run(tmp_path / "moved") == (first, said)
@@ -44,3 +55,61 @@ def test_a_folder_that_the_environment_names_is_used(tmp_path):
   environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   assert files_after_a_run(tmp_path / "a", **environ)[0] == set()
   assert any(own.rglob("*-cache"))
+
+
+def fresh():
+  """A function that nobody has compiled."""
+  return jax.jit(lambda x: x * 2)
+
+
+def test_programs_are_counted_once_for_each_shape():
+  double = fresh()
+  with compiled.counting() as both:
+    with compiled.counting() as first:
+      double(np.ones(3, np.float32))
+    double(np.ones(3, np.float32))
+    with compiled.counting() as second:
+      double(np.ones(4, np.float32))
+  double(np.ones(5, np.float32))  # when nobody counts
+  assert (first.programs, second.programs, both.programs) == (1, 1, 2)
+  assert 0 < first.seconds < both.seconds < both.elapsed
+  assert both.elapsed > first.elapsed + second.elapsed
+
+
+def test_what_runs_op_by_op_and_ahead_of_time_is_counted():
+  with compiled.counting() as count:
+    jnp.tan(np.full((3, 1, 7), 0.5, np.float32)).block_until_ready()
+  assert count.programs > 0
+  with compiled.counting() as count:
+    fresh().lower(np.ones(3, np.float32)).compile()
+  assert count.programs == 1
+
+
+def test_programs_of_all_threads_are_counted():
+  with compiled.counting() as count:
+    threads = [
+      threading.Thread(target=lambda: fresh()(np.ones(3, np.float32)))
+      for _ in range(5)
+    ]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+  assert count.programs == 5
+  assert not compiled._counts
+
+
+def test_nothing_compiles_in_what_is_timed():
+  double = fresh()
+  with (
+    pytest.raises(RuntimeError, match=r"^doubling: .* got 1 that took .* run"),
+    compiled.timed("doubling"),
+  ):
+    double(np.ones(3, np.float32))
+  with compiled.timed("doubling") as region:
+    double(np.ones(3, np.float32))
+  assert region.elapsed > 0 and region.programs == 0
+  with pytest.raises(KeyError), compiled.timed("doubling"):  # what came first
+    double(np.ones(4, np.float32))
+    raise KeyError
+  assert not compiled._counts

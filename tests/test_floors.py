@@ -51,7 +51,7 @@ FLOORS = (
     "pods",
     "local",
   ),
-  ("gallery", "study", "evidence", "advice", "plans"),
+  ("gallery", "study", "evidence", "advice", "plans", "bench_serve"),
 )
 
 # Heavy packages, and the modules (with all under them) that may import them.

@@ -1,9 +1,9 @@
 """Stages that an earlier version trained still open; what it derived is made
 again.
 
-tests/fixtures/stages-e71db15.tar.xz holds the three stages of tests/tiny.py (with
-patches of 8 pixels), trained by commit e71db15: before contract.json, before
-fit.json had a schema. Optimiser states and logs are left out.
+tests/fixtures/stages-e71db15.tar.xz holds the three stages of tests/tiny.py
+(with patches of 16 pixels), trained by commit e71db15: before contract.json,
+before fit.json had a schema. Optimiser states and logs are left out.
 """
 
 import json

@@ -2,10 +2,12 @@
 
 from typing import cast
 
+import jax
 import numpy as np
 import pytest
 
-from fs_jax import calibrate, index, rankers, rerank, runs, types
+from fs_jax import calibrate, index, rankers, rerank, runs, store, types
+from tests import small, test_rerank
 
 C, Q, L = 30, 7, 6
 
@@ -30,11 +32,22 @@ class Judge:
   def __len__(self):
     return C
 
-  def __call__(self, text, rows):
+  def __call__(self, text, rows, progress=None):
     rows = np.asarray(rows)
     self.asked.append(rows)
     h = np.take_along_axis(self.table, np.maximum(rows, 0), axis=1)
     return np.where(rows >= 0, h, -np.inf)
+
+  def everything(self, text, progress=None):
+    if progress is not None:
+      progress(self.table.size)
+    return self.table
+
+  def shapes(self, text, k=None):
+    return {(len(text), k)}
+
+  def warm(self, shapes):
+    self.warmed = set(shapes)
 
 
 class Base:
@@ -45,6 +58,10 @@ class Base:
     self.dots = rng.uniform(-1, 1, (Q, C)).astype(np.float32)
     self.rows = np.argsort(-self.dots, axis=1)[:, :depth].astype(np.int32)
     self.stages_ms = {}
+    self.warmed = 0
+
+  def warm(self, text):
+    self.warmed += len(text)
 
   def __call__(self, text):
     self.stages_ms = {"encode": 1.0, "search": 2.0}
@@ -148,3 +165,64 @@ def test_in_group_scores_every_member_and_only_those(encoded):
       np.testing.assert_allclose(
         both.scores[q, i], u + fit.beta * dot, rtol=1e-4, atol=1e-5
       )
+
+
+# Time.
+
+
+def test_what_is_warmed_is_what_will_be_asked():
+  scorer, base = Judge(), Base(depth=12)
+  slow = cast(rerank.Scorer, scorer)
+  rankers.Reranked(base, slow, fit_of(), 5).warm(text_of(Q))
+  assert base.warmed == Q and scorer.warmed == {(Q, 5)}
+  rankers.Reranked(base, slow, fit_of(), 20).warm(text_of(Q))
+  assert scorer.warmed == {(Q, 12)}  # more than there are
+  rankers.Slow(slow).warm(text_of(Q))
+  assert scorer.warmed == {(Q, None)}
+  assert not scorer.asked  # nothing is scored twice
+
+
+def test_a_ranker_that_still_compiles_gets_no_time():
+  class Cold(Base):
+    def __call__(self, text):
+      jax.jit(lambda x: x + 1)(np.ones(3, np.float32))
+      return super().__call__(text)
+
+  with pytest.raises(RuntimeError, match=r"^7 queries to Cold: .* got 1 that"):
+    rankers.timed(Cold(), text_of(Q))
+  found, stages_ms = rankers.timed(Base(), text_of(Q))
+  assert found.rows.shape == (Q, 12)
+  assert stages_ms == {"encode": 1.0, "search": 2.0}
+
+
+@pytest.fixture
+def small_gallery(tmp_path):
+  """A real judge of 16 visuals."""
+  run, memory = test_rerank.judge()
+  some = jax.tree.map(lambda x: np.resize(x, (16, *x.shape[1:])), memory)
+  with store.Writer(tmp_path / "s", {"slow": run.slow_contract()}) as writer:
+    writer.append(some, [f"v{i}" for i in range(16)])
+  return rerank.Scorer(run, store.Store(tmp_path / "s"), pairs=16)
+
+
+def test_slow_over_few_visuals_is_timed_without_compiling(small_gallery):
+  text = small.text(np.random.default_rng(0), 20)
+  found, stages_ms = rankers.timed(rankers.Slow(small_gallery, 10), text)
+  assert found.rows.shape == (20, 10) and stages_ms["score"] > 0
+
+
+def test_all_candidates_re_ranked_are_timed_without_compiling(small_gallery):
+  text = small.text(np.random.default_rng(0), 20)
+  base = rankers.Slow(small_gallery, 10)
+  ranker = rankers.Reranked(base, small_gallery, fit_of(), 7)
+  _, stages_ms = rankers.timed(ranker, text)
+  assert list(stages_ms) == ["score", "rerank"]
+
+
+def test_slow_says_how_far_it_is_only_if_that_takes_long(capsys, monkeypatch):
+  rankers.Slow(judge())(text_of(Q))
+  rankers.Reranked(Base(), judge(), fit_of(), 5)(text_of(Q))
+  assert capsys.readouterr() == ("", "")
+  monkeypatch.setattr(rankers, "PATIENCE", 1e-9)
+  rankers.Slow(judge())(text_of(Q))
+  assert f"Slow ranks all {Q * C}/{Q * C}" in capsys.readouterr().err

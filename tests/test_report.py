@@ -291,6 +291,24 @@ def test_a_bar_off_a_terminal_speaks_now_and_then(capsys, monkeypatch):
   ]
 
 
+def test_a_patient_bar_is_silent_about_what_is_short(capsys, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+
+  def takes(seconds):
+    with report.Bar("rank", 100, patience=5) as bar:
+      for done in range(0, 101, 10):
+        bar.advance(done)
+        now[0] += seconds / 10
+    return capsys.readouterr().err.splitlines()
+
+  assert takes(4) == []
+  assert takes(40) == [
+    *("rank 30/100    28 s left", "rank 60/100    16 s left"),
+    *("rank 90/100    4 s left", "rank 100/100    0 s left"),
+  ]
+
+
 def test_a_bar_on_a_terminal_is_a_live_line(monkeypatch):
   ours, its = os.openpty()
   monkeypatch.setenv("TERM", "xterm")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import calibrate, rerank, runs, store, tasks, types
+from fs_jax import calibrate, compiled, rerank, runs, store, tasks, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.models import slow as slow_models
 from tests import small
 
 C = 11
@@ -95,17 +96,88 @@ def test_no_row_has_no_score(memories):
   assert np.isfinite(got[rows >= 0]).all()
 
 
-def test_any_number_of_queries_compiles_a_few_programs(memories):
+def test_the_whole_gallery_is_scored_as_lists_of_all(memories, monkeypatch):
+  text, h = table()
+  read, told = [], []
+  real = memories.read
+  monkeypatch.setattr(
+    memories, "read", lambda rows: read.extend(rows) or real(rows)
+  )
+  scorer = rerank.Scorer(judge()[0], memories, pairs=4)
+  got = scorer.everything(text, told.append)
+  np.testing.assert_allclose(got, h, rtol=1e-4, atol=1e-4)
+  assert sorted(row for row in read if row >= 0) == list(range(C))  # once each
+  assert told[-1] == h.size and told == sorted(told)
+  assert scorer.everything(text[:0]).shape == (0, C)
+
+
+def test_what_is_warmed_is_what_is_asked(memories):
   text, _ = table()
   scorer = rerank.Scorer(judge()[0], memories, pairs=8)
-  for queries in (1, 2, 3, 4, 5):
-    scorer(text[:queries], np.zeros((queries, 2), int))
-  assert scorer._score._cache_size() <= 3  # 1, 2 and 4 queries of 2
+  scorer.warm(scorer.shapes(text, 3) | scorer.shapes(text))
+  with compiled.counting() as count:
+    scorer(text, np.zeros((len(text), 3), int))
+    scorer.everything(text)
+  assert count.programs == 0
+
+
+def test_progress_counts_pairs(memories):
+  text, _ = table()
+  told = []
+  scorer = rerank.Scorer(judge()[0], memories, pairs=4)
+  scorer(text, np.zeros((len(text), 3), int), told.append)
+  assert told[-1] == 3 * len(text) and told == sorted(told)
+
+
+def test_a_text_that_no_model_reads_is_refused(memories):
+  scorer = rerank.Scorer(judge()[0], memories)
+  with pytest.raises(ValueError, match=r"at most 7 tokens; got 8\. encode it"):
+    scorer(np.full((1, 8), 5), np.zeros((1, 1), int))
+  with pytest.raises(ValueError, match=r"pairs: must be >= 1; got 0\. raise"):
+    rerank.Scorer(judge()[0], memories, pairs=0)
+
+
+# Blocks.
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 8, 64, 256, 1024])
+def test_blocks_hold_every_pair_once_in_a_small_grid(pairs):
+  sizes = rerank._sizes(pairs)
+  rng = np.random.default_rng(pairs)
+  shapes = set()
+  for _ in range(60):
+    queries, k = int(rng.integers(1, 40)), int(rng.integers(1, 60))
+    lengths = rng.choice([4, 8], size=queries)
+    found = np.zeros((queries, k), int)
+    for block in rerank._blocks(lengths, k, sizes):
+      np.add.at(found, (block.queries, block.columns), 1)
+      assert len(block.queries) <= block.shape.pairs <= pairs
+      assert len(set(block.queries)) <= block.shape.texts
+      assert (lengths[block.queries] == block.shape.length).all()
+      shapes.add(block.shape)
+    assert (found == 1).all()
+  assert len(shapes) <= 2 * 2 * len(sizes)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 10, 12, 20, 50, 65, 170, 1200])
+def test_padding_is_at_most_half_of_what_is_left_and_a_few(count):
+  pieces = list(rerank._pieces(count, rerank._sizes(rerank.PAIRS)))
+  assert [start for start, *_ in pieces] == [
+    0,
+    *(stop for _, stop, _ in pieces[:-1]),
+  ]
+  assert pieces[-1][1] == count
+  assert sum(size for *_, size in pieces) <= 1.5 * count + 8
 
 
 def test_targets_are_words_and_an_end_twice():
   text = np.array([[2, 5, 6, 3, 0], [2, 5, 3, 0, 0]], np.int32)
-  np.testing.assert_array_equal(rerank.targets(text), [6, 4])
+  with compiled.counting() as count:
+    np.testing.assert_array_equal(rerank.targets(text), [6, 4])
+  assert count.programs == 0
+  np.testing.assert_array_equal(
+    rerank.targets(text), slow_models.targets_of(jnp.asarray(text))
+  )
 
 
 # Order.

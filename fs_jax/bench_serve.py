@@ -1,0 +1,201 @@
+"""What a running searcher makes its users wait, at first and later.
+
+Over a trained workdir, on the code path of `launch.search`. Two searchers
+answer the same batches, one that was not warmed and one that was.
+"""
+
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from fs_jax import (
+  bench,
+  compiled,
+  gallery,
+  index,
+  rerank,
+  retrieve,
+  runs,
+  store,
+  tasks,
+)
+from fs_jax.data import sources
+
+RERANKED = 20  # candidates a query, as launch.search
+LATER = 5  # calls of each batch after its first
+LISTS = ((1, 10), (24, 50))  # queries and candidates that padding is timed at
+
+
+class Opened(NamedTuple):
+  """What a searcher is made of."""
+
+  fast: runs.Run
+  slow: runs.Run
+  searched: index.Index
+  memories: store.Store
+  fit: Any
+  texts: tuple[str, ...]  # captions of the gallery, as queries
+
+  def retriever(self) -> tuple[retrieve.Retriever, rerank.Scorer]:
+    """A searcher that has compiled nothing, and its judge."""
+    scorer = rerank.Scorer(self.slow, self.memories)
+    found = retrieve.Retriever(self.fast, self.searched, scorer, self.fit)
+    return found, scorer
+
+
+class Wait(NamedTuple):
+  """Of a batch of queries."""
+
+  first_ms: float
+  programs: int  # compiled in the first call
+  later_ms: float  # median
+
+
+class Batch(NamedTuple):
+  """What a searcher makes a batch wait, and one that was warmed."""
+
+  queries: int
+  cold: Wait
+  warm: Wait
+
+
+def opened(workdir: epath.PathLike, split: str) -> Opened:
+  """A trained workdir's searcher.
+
+  Raises:
+    ValueError: no trained stage or no index there.
+  """
+  found = gallery.find_gallery(epath.Path(workdir), split)
+  fast, slow = runs.load(found.fast), runs.load(found.slow)
+  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract()}
+  source = sources.open_split(fast.cfg.data, split)
+  rng = np.random.default_rng(0)
+  texts = tuple(
+    source.captions(int(i))[0] for i in rng.permutation(len(source))
+  )
+  return Opened(
+    fast,
+    slow,
+    index.load(found.index, {"fast": parts["fast"]}),
+    store.Store(found.store, {"slow": parts["slow"]}, hashes=False),
+    runs.load_fit(found.fit, parts),
+    texts,
+  )
+
+
+def warm_up(made: Opened) -> dict[str, float]:
+  """What a new searcher's `warm` takes."""
+  search, _ = made.retriever()
+  with compiled.counting() as count:
+    seconds = search.warm()
+  return {"warm_seconds": seconds, "warm_programs": count.programs}
+
+
+def waits(
+  made: Opened, sizes: Iterable[int], later: int = LATER
+) -> Iterator[Batch]:
+  """Batch by batch, of a searcher that was not warmed and of one that was."""
+  (cold, _), (warm, _) = made.retriever(), made.retriever()
+  warm.warm()
+  rng = np.random.default_rng(1)
+  for size in sizes:
+    asked = [made.texts[i] for i in rng.integers(len(made.texts), size=size)]
+    yield Batch(size, _wait(cold, asked, later), _wait(warm, asked, later))
+
+
+def _wait(search: retrieve.Retriever, asked: Sequence[str], later: int) -> Wait:
+  def ask() -> retrieve.Answer:
+    return search(asked, rerank_k=RERANKED)
+
+  with compiled.counting() as first:
+    ask()
+  again = bench.median_seconds(ask, later, name=f"{len(asked)} queries")
+  return Wait(1e3 * first.elapsed, first.programs, 1e3 * again)
+
+
+def padding(
+  made: Opened, queries: int, k: int, calls: int = bench.RUNS
+) -> dict[str, float]:
+  """Time of judging lists in padded blocks, as a multiple of their own shapes.
+
+  Both take turns. `apart` is the largest difference of the scores, relative.
+  """
+  _, scorer = made.retriever()
+  text = made.slow.tokenizer.encode(list(made.texts[:queries]))
+  rng = np.random.default_rng(2)
+  rows = rng.integers(len(made.memories), size=(queries, k))
+  exact = _exact(made, text, rows)
+
+  def padded() -> np.ndarray:
+    return scorer(text, rows)
+
+  ways = (padded, exact)
+  found = [way() for way in ways]
+  seconds: list[list[float]] = [[], []]
+  for _ in range(calls):
+    for way, spent in zip(ways, seconds, strict=True):
+      with compiled.timed(f"{queries} queries of {k}") as region:
+        way()
+      spent.append(region.elapsed)
+  middle, of_exact = map(statistics.median, seconds)
+  return {
+    "queries": queries,
+    "k": k,
+    "padded_ms": 1e3 * middle,
+    "exact_ms": 1e3 * of_exact,
+    "ratio": middle / of_exact,
+    "apart": float(np.abs(found[0] / found[1] - 1).max()),
+  }
+
+
+def _exact(
+  made: Opened, text: np.ndarray, rows: np.ndarray
+) -> Callable[[], np.ndarray]:
+  """The same scores in blocks as large as their pairs are many."""
+  model = tasks.slow_model(made.slow.cfg, made.slow.tokenizer.vocab_size)
+  score = jax.jit(functools.partial(rerank.score_pairs, model))
+  lengths = rerank.cut_lengths(text)
+  blocks = []
+  for length in np.unique(lengths):
+    at = np.argwhere((lengths == length)[:, None] & (rows >= 0))
+    for start in range(0, len(at), rerank.PAIRS):
+      queries, columns = at[start : start + rerank.PAIRS].T
+      blocks.append((length, queries, columns))
+
+  def run() -> np.ndarray:
+    h = np.empty(rows.shape, np.float32)
+    outs = []
+    for length, queries, columns in blocks:
+      some, which = np.unique(queries, return_inverse=True)
+      memory = made.memories.read(rows[queries, columns])
+      words, which = text[some, :length], which.astype(np.int32)
+      outs.append(score(made.slow.params["slow"], memory, words, which))
+    for (_, queries, columns), out in zip(blocks, outs, strict=True):
+      h[queries, columns] = np.asarray(out)
+    return h
+
+  return run
+
+
+def head() -> str:
+  """Over the lines of `line`."""
+  return (
+    f"{'':>7} {'not warmed: first':>22} {'later':>9} "
+    f"{'warmed: first':>22} {'later':>9}\n"
+    f"{'queries':>7} {'ms (programs)':>22} {'ms':>9} "
+    f"{'ms (programs)':>22} {'ms':>9}"
+  )
+
+
+def line(row: Batch) -> str:
+  """What a batch of queries waits for."""
+  said = f"{row.queries:>7}"
+  for wait in row[1:]:
+    first = f"{wait.first_ms:.1f} ({wait.programs})"
+    said += f" {first:>22} {wait.later_ms:>9.1f}"
+  return said
