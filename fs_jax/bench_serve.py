@@ -16,6 +16,7 @@ from etils import epath
 from fs_jax import (
   bench,
   compiled,
+  encode,
   gallery,
   index,
   rerank,
@@ -72,8 +73,17 @@ def opened(workdir: epath.PathLike, split: str) -> Opened:
   """
   found = gallery.find_gallery(epath.Path(workdir), split)
   fast, slow = runs.load(found.fast), runs.load(found.slow)
-  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract()}
-  source = sources.open_split(fast.cfg.data, split)
+  source = sources.open_lazily(fast.cfg.data, split)
+  made_from = encode.contracts_of(fast, source)
+  mend = f"make it anew: {found.remake}"
+  searched = index.load(found.index, made_from, mend=mend)
+  memories = store.Store(
+    found.store,
+    {**slow.contract, "split": made_from["split"]},
+    ids=searched.ids,
+    hashes=False,
+    mend=mend,
+  )
   rng = np.random.default_rng(0)
   texts = tuple(
     source.captions(int(i))[0] for i in rng.permutation(len(source))
@@ -81,9 +91,9 @@ def opened(workdir: epath.PathLike, split: str) -> Opened:
   return Opened(
     fast,
     slow,
-    index.load(found.index, {"fast": parts["fast"]}),
-    store.Store(found.store, {"slow": parts["slow"]}, hashes=False),
-    runs.load_fit(found.fit, parts),
+    searched,
+    memories,
+    runs.load_fit(found.fit, {**fast.contract, **slow.contract}),
     texts,
   )
 

@@ -86,14 +86,11 @@ def rank(
   make: Callable[[], rankers.Ranker],
   in_group: Callable[[], types.Candidates],
   tokens: np.ndarray,
-  *,
-  warm: np.ndarray | None = None,
 ) -> Answers:
-  """A ranker's answers, kept with the time they took.
+  """A ranker's answers, kept with the time they took, compiling left out.
 
-  It answers the queries `warm` before (all of them if None), so that compiling
-  is in no figure. Answers and times of other models, weights, visuals, queries
-  or of another machine are made anew.
+  Answers and times of other models, weights, visuals, queries or of another
+  machine are made anew.
   """
   folder = parts.folder / "answers" / name
 
@@ -103,9 +100,7 @@ def rank(
   def run() -> None:
     if not needed():
       return
-    ranker = make()
-    ranker(tokens if warm is None else warm)
-    found = ranker(tokens)
+    found, stages_ms = rankers.timed(make(), tokens)
     kept = {"found": found, "in_group": in_group()}
     with files.folder(folder, "answers") as temporary:
       for what, candidates in kept.items():
@@ -114,7 +109,7 @@ def rank(
           files.write_array(path, np.asarray(array))
       fields = {
         "kind": "answers",
-        "stages_ms": dict(ranker.stages_ms),
+        "stages_ms": stages_ms,
         "contract": made_from,
       }
       files.write_manifest(temporary, fields)
@@ -341,8 +336,6 @@ def answers(
     "fast_rerank@20" and "rerank@K", which is over the distilled Fast.
   """
   results = fast_answers(parts, gallery, asked)
-  lengths = rerank.cut_lengths(asked.tokens)
-  _, one_of_each = np.unique(lengths, return_index=True)
   said = rank(
     parts,
     "slow",
@@ -352,7 +345,6 @@ def answers(
       gallery.scorer, asked.tokens, _groups(asked.truth)
     ),
     asked.tokens,
-    warm=asked.tokens[one_of_each],  # all its shapes
   )
   results["slow"] = _score("slow", said, asked.truth)
   for shown, name, k in _reranked_over(gallery, ks):
