@@ -4,7 +4,8 @@
                                     of a plain matrix product here
   python -m launch.bench loss       memory and time of the contrastive losses:
                                     all pairs at once, tile by tile, a ring
-  python -m launch.bench search     exact JAX and ScaNN, 10k and 100k vectors
+  python -m launch.bench search     exact JAX and ScaNN, 10k and 100k vectors:
+                                    queries/s and recall for 10 and 100 answers
   python -m launch.bench train      examples/s of a train step, in turns with
                                     open_clip on PyTorch; MFU of both stages
   python -m launch.bench serve      first and later answers of a searcher over

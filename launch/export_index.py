@@ -32,6 +32,8 @@ _RECALL = flags.DEFINE_float(
   "recall",
   index.Settings.recall,
   "to reach at 10 and at 100 answers, against exact search",
+  lower_bound=0,
+  upper_bound=1,
 )
 _SEARCHED = flags.DEFINE_integer(
   "leaves_to_search",

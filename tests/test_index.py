@@ -377,7 +377,7 @@ def test_both_knobs_are_turned(tmp_path):
   assert min(both["recall_at_10"], both["recall_at_100"]) >= 0.998
   assert (both["recall_target"], both["warning"]) == (0.998, "")
   used = both["settings"]
-  assert used["leaves_to_search"][0] < used["leaves_to_search"][-1]
+  assert used["reorder"][0] < used["reorder"][-1]
   assert used["reorder"][-1] > 400
   found = index.load(tmp_path / "index")
   queries, _ = index._sample(clustered().vectors, None)
