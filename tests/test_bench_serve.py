@@ -1,0 +1,76 @@
+"""The benchmark of a searcher: what it calls, never a time."""
+
+from typing import cast
+
+import jax
+import numpy as np
+
+from fs_jax import bench_serve, index, rerank, retrieve, runs, store
+from tests import programs, test_rerank
+
+
+class Searcher:
+  """Compiles a program for each new number of queries, unless warmed."""
+
+  def __init__(self):
+    self.double, self.warmed = jax.jit(lambda x: 2 * x), False
+
+  def warm(self):
+    self.double(np.ones(9))
+    self.warmed = True
+    return 1.5
+
+  def __call__(self, queries, rerank_k):
+    assert rerank_k == bench_serve.RERANKED
+    self.double(np.ones(9 if self.warmed else len(queries)))
+
+
+class Opened(bench_serve.Opened):
+  def retriever(self):
+    return cast(retrieve.Retriever, Searcher()), cast(rerank.Scorer, None)
+
+
+def fields(slow=None, memories=None, texts=("a", "b")):
+  return (
+    cast(runs.Run, None),
+    cast(runs.Run, slow),
+    cast(index.Index, None),
+    cast(store.Store, memories),
+    None,
+    tuple(texts),
+  )
+
+
+def test_first_answers_are_told_from_later_ones():
+  made = Opened(*fields())
+  assert bench_serve.warm_up(made) == {"warm_seconds": 1.5, "warm_programs": 1}
+  rows = list(bench_serve.waits(made, (1, 3), later=2))
+  assert [row.queries for row in rows] == [1, 3]
+  for row in rows:
+    assert (row.cold.programs, row.warm.programs) == (1, 0)
+    assert row.cold.first_ms > 0 and row.warm.later_ms > 0
+    assert len(bench_serve.line(row)) == len(bench_serve.head().splitlines()[0])
+
+
+def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
+  run, memory = test_rerank.judge()
+  with store.Writer(tmp_path / "s", {"slow": run.slow_contract()}) as writer:
+    writer.append(memory, [f"v{i}" for i in range(test_rerank.C)])
+  memories = store.Store(tmp_path / "s")
+  scorer = rerank.Scorer(run, memories)
+
+  class Judged(bench_serve.Opened):
+    def retriever(self):
+      return cast(retrieve.Retriever, None), scorer
+
+  texts = ["1 2 3", "1", "4 5 6 7"]
+  made = Judged(*fields(run, memories, texts))
+  found = bench_serve.padding(made, 3, 5, calls=2)
+  assert (found["queries"], found["k"]) == (3, 5)
+  assert found["ratio"] > 0 and found["apart"] < 1e-5
+
+
+def test_a_workdir_without_a_stage_is_refused(tmp_path):
+  done = programs.launch("bench", "serve", f"--workdir={tmp_path}")
+  assert done.code == 2
+  assert "must hold a trained fast or distill; got neither" in done.err
