@@ -99,7 +99,8 @@ def opened(workdir: epath.PathLike, split: str) -> Opened:
 
 
 def warm_up(made: Opened) -> dict[str, float]:
-  """What a new searcher's `warm` takes."""
+  """What the `warm` of a first searcher takes."""
+  jax.clear_caches()
   search, _ = made.retriever()
   with compiled.counting() as count:
     seconds = search.warm()
@@ -109,13 +110,18 @@ def warm_up(made: Opened) -> dict[str, float]:
 def waits(
   made: Opened, sizes: Iterable[int], later: int = LATER
 ) -> Iterator[Batch]:
-  """Batch by batch, of a searcher that was not warmed and of one that was."""
-  (cold, _), (warm, _) = made.retriever(), made.retriever()
-  warm.warm()
+  """Batch by batch, of a searcher that was not warmed, then of one that was."""
   rng = np.random.default_rng(1)
-  for size in sizes:
-    asked = [made.texts[i] for i in rng.integers(len(made.texts), size=size)]
-    yield Batch(size, _wait(cold, asked, later), _wait(warm, asked, later))
+  asked = [
+    [made.texts[i] for i in rng.integers(len(made.texts), size=size)]
+    for size in sizes
+  ]
+  jax.clear_caches()
+  search, _ = made.retriever()
+  cold = [_wait(search, some, later) for some in asked]
+  search.warm()
+  for some, before in zip(asked, cold, strict=True):
+    yield Batch(len(some), before, _wait(search, some, later))
 
 
 def _wait(search: retrieve.Retriever, asked: Sequence[str], later: int) -> Wait:

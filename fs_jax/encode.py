@@ -1,5 +1,6 @@
 """Fast vectors and Slow memories of a source, in batches of one shape."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -26,13 +27,7 @@ def visual_vectors(
   run: runs.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> np.ndarray:
   """f(x) of every visual: float32 [C,E], unit length."""
-  model = tasks.fast_model(run.cfg, run.tokenizer.vocab_size)
-
-  @jax.jit
-  def embed(params, visual):
-    seen = tasks.pixels(run.cfg, visual)
-    return tasks.apply(model, params, seen, method="visual")
-
+  embed = functools.partial(_embed_visual, run.cfg, run.tokenizer.vocab_size)
   parts = [
     np.asarray(embed(run.params["fast"], batch.visual))[batch.mask]
     for batch in _batches(run, source, batch_size, "vectors")
@@ -51,11 +46,7 @@ def text_encoder(run: runs.Run) -> Callable[[types.Array], np.ndarray]:
   Rows are padded to one of TEXTS, more than the last go in blocks of it: few
   shapes serve any number of queries.
   """
-  model = tasks.fast_model(run.cfg, run.tokenizer.vocab_size)
-
-  @jax.jit
-  def embed(params, text):
-    return tasks.apply(model, params, text, method="text")
+  embed = functools.partial(_embed_text, run.cfg, run.tokenizer.vocab_size)
 
   def encode(text: types.Array) -> np.ndarray:
     text = np.asarray(text, np.int32)
@@ -74,13 +65,7 @@ def memories(
   run: runs.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> Iterator[types.Memory]:
   """What Slow keeps of every visual, batch by batch, without padding rows."""
-  model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
-
-  @jax.jit
-  def embed(params, visual):
-    seen = tasks.pixels(run.cfg, visual)
-    return tasks.apply(model, params, seen, method="encode_visual")
-
+  embed = functools.partial(_memorise, run.cfg, run.tokenizer.vocab_size)
   for batch in _batches(run, source, batch_size, "memories"):
     memory = jax.device_get(embed(run.params["slow"], batch.visual))
     yield jax.tree.map(lambda x, keep=batch.mask: x[keep], memory)
@@ -146,6 +131,27 @@ def contracts_of(
     "split": contract.split(source.origin),
     "items": contract.items(source.ids),
   }
+
+
+# Compiled once for all runs of a config: a study opens a stage several times.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed_visual(cfg, vocabulary, params, visual):
+  model = tasks.fast_model(cfg, vocabulary)
+  seen = tasks.pixels(cfg, visual)
+  return tasks.apply(model, params, seen, method="visual")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed_text(cfg, vocabulary, params, text):
+  model = tasks.fast_model(cfg, vocabulary)
+  return tasks.apply(model, params, text, method="text")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _memorise(cfg, vocabulary, params, visual):
+  model = tasks.slow_model(cfg, vocabulary)
+  seen = tasks.pixels(cfg, visual)
+  return tasks.apply(model, params, seen, method="encode_visual")
 
 
 def _batches(

@@ -63,7 +63,7 @@ class Scorer:
     self._length = run.cfg.tokens.length
     self._sizes = _sizes(pairs)
     model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
-    self._score = jax.jit(functools.partial(score_pairs, model))
+    self._score = functools.partial(_score, model)
 
   def __len__(self) -> int:
     return len(self._store)
@@ -195,6 +195,10 @@ def score_pairs(
     jnp.take(x, which, axis=0, mode="clip")[:, None] for x in (states, text)
   )
   return tasks.apply(model, params, memory, each, words, method="score")[:, 0]
+
+
+# Compiled once for all scorers of equal models: a study opens several.
+_score = jax.jit(score_pairs, static_argnums=0)
 
 
 def rerank(

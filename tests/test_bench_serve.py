@@ -54,7 +54,7 @@ def test_first_answers_are_told_from_later_ones():
 
 def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
   run, memory = test_rerank.judge()
-  with store.Writer(tmp_path / "s", {"slow": run.slow_contract()}) as writer:
+  with store.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
     writer.append(memory, [f"v{i}" for i in range(test_rerank.C)])
   memories = store.Store(tmp_path / "s")
   scorer = rerank.Scorer(run, memories)

@@ -200,7 +200,7 @@ def small_gallery(tmp_path):
   """A real judge of 16 visuals."""
   run, memory = test_rerank.judge()
   some = jax.tree.map(lambda x: np.resize(x, (16, *x.shape[1:])), memory)
-  with store.Writer(tmp_path / "s", {"slow": run.slow_contract()}) as writer:
+  with store.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
     writer.append(some, [f"v{i}" for i in range(16)])
   return rerank.Scorer(run, store.Store(tmp_path / "s"), pairs=16)
 

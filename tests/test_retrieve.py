@@ -65,7 +65,7 @@ def made(tmp_path_factory):
     latent = rng.normal(size=(C, tokens, 8)).astype(np.float32)
     levels.append(types.Level(latent, np.ones((C, tokens), bool)))
   folder = tmp_path_factory.mktemp("gallery") / "store"
-  with store.Writer(folder, {"slow": slow.slow_contract()}) as writer:
+  with store.Writer(folder, {"slow": slow.slow_contract}) as writer:
     writer.append(types.Memory(tuple(levels)), [f"v{i}" for i in range(C)])
   memories = store.Store(folder)
   vectors = rng.normal(size=(C, 8)).astype(np.float32)
@@ -78,6 +78,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def warm(made):
+  jax.clear_caches()  # other tests may have asked a model of these sizes
   with compiled.counting() as count:
     seconds = made.search.warm()
   assert count.programs > 0
