@@ -24,6 +24,18 @@ def comparable(
   return ~same | jnp.eye(visual_id.shape[0], dtype=bool)
 
 
+def once(keep: Bool[Array, "R R"], m: int) -> Bool[Array, "B R"]:
+  """Which visuals a text is told apart from, and its own.
+
+  Row r of `keep` is of caption r, of visual r // m. Of another visual all
+  captions have to be comparable with the text; of its own only itself is.
+  """
+  visuals = keep.shape[0] // m
+  own = jnp.arange(visuals)[:, None] == jnp.arange(keep.shape[1])[None] // m
+  of_each = keep.reshape(visuals, m, -1)
+  return jnp.where(own, of_each.any(axis=1), of_each.all(axis=1))
+
+
 def info_nce(
   visual: Float[Array, "B E"],
   text: Float[Array, "R E"],
@@ -34,17 +46,23 @@ def info_nce(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """Mean of both directions' cross-entropy of the own pair, in nats.
 
-  Text r belongs to visual r // M. Pairs that are not `comparable` leave the
-  denominators; masked rows enter no sum and no divisor.
+  Text r belongs to visual r // M. A text has one positive, its visual, and each
+  other visual once as a negative, however many captions that has: unless it is
+  the same visual, or one of its captions is the same text. A visual has one
+  positive for each of its captions, and all comparable captions of the others
+  as negatives. Masked rows enter no sum and no divisor.
   """
-  visual, visual_id, mask = _per_text(text.shape[0], visual, visual_id, mask)
-  logits = scale * visual @ text.T
+  m = text.shape[0] // visual.shape[0]
+  each = scale * visual @ text.T  # [B,R]
+  logits, visual_id, mask = _per_text(text.shape[0], each, visual_id, mask)
   keep = comparable(visual_id, text_id) & mask[:, None] & mask[None]
   logits = jnp.where(keep, logits, EXCLUDED)
   own = jnp.diagonal(logits)
   to_text = jax.nn.logsumexp(logits, axis=1) - own
-  to_visual = jax.nn.logsumexp(logits, axis=0) - own
-  best = logits.argmax(axis=0) == jnp.arange(text.shape[0])
+  found = once(keep, m)
+  each = jnp.where(found, each, EXCLUDED)
+  to_visual = jax.nn.logsumexp(each, axis=0) - own
+  best = each.argmax(axis=0) == jnp.arange(text.shape[0]) // m
   metrics = {"batch_recall": masked_mean(best.astype(jnp.float32), mask)}
   return masked_mean((to_text + to_visual) / 2, mask), metrics
 

@@ -39,6 +39,10 @@ class Pair(NamedTuple):
   visual_id: Int[Array, "R"]
   text_id: Int[Array, "R"]
   mask: Bool[Array, "R"]
+  # Of a visual with M > 1 captions: the text_id of all of them, and whether
+  # this row is its first, which alone stands for it where texts look at it.
+  siblings: Int[Array, "R M"] | None = None
+  first: Bool[Array, "R"] | None = None
 
 
 def info_nce(
@@ -102,6 +106,8 @@ def _log_sum_exps(
 ) -> tuple[Array, Array, Array, Array, Pair]:
   """Of each row [R]: log-sum-exp over texts, over visuals; own logit; best.
 
+  A text meets each visual once, as in `losses.info_nce`.
+
   Logits are visual @ text.T: the scale is in `visual` already. Best is the
   place of the visual that a text finds. The last result is `pair`, as it came
   around (see `_around`).
@@ -115,8 +121,9 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
   def tile(row, column, row_sums, column_sums):
     logits, own = _logits(row, column)
     over_visuals, found, best = column_sums
-    best = _best(over_visuals[0], best, logits, row[1].place)
-    over_visuals = _add(over_visuals, logits, axis=0)
+    each = _once(row[1], column[1], logits, own)
+    best = _best(over_visuals[0], best, each, row[1].place)
+    over_visuals = _add(over_visuals, each, axis=0)
     found += jnp.where(own, logits, 0.0).sum(axis=0)
     return _add(row_sums, logits, axis=1), (over_visuals, found, best)
 
@@ -148,7 +155,8 @@ def _log_sum_exps_backward(on, chunk, saved, slopes):
     (row_top, by_text), (column_top, by_visual, by_own) = row[2:], column[2:]
     # exp(logits - log_sum_exp) would round what the subtraction cancels.
     slope = by_text[:, None] * jnp.exp(logits - row_top[:, None])
-    slope += by_visual[None] * jnp.exp(logits - column_top[None])
+    each = _once(row[1], column[1], logits, own)
+    slope += by_visual[None] * jnp.exp(each - column_top[None])
     slope += jnp.where(own, by_own[None], 0.0)
     of_row = row_sums[0] + slope @ column[0]
     return (of_row,), (column_sums[0] + slope.T @ row[0],)
@@ -252,6 +260,15 @@ def _logits(row, column):
   valid = one.mask[:, None] & other.mask[None]
   keep = (own | ~same) & valid
   return jnp.where(keep, visual @ text.T, losses.EXCLUDED), own & valid
+
+
+def _once(one: Pair, other: Pair, logits: Array, own: Array) -> Array:
+  """Logits of a tile with each visual once for a text: `losses.once`."""
+  if one.siblings is None or one.first is None:
+    return logits
+  said = one.siblings[:, None] == other.text_id[None, :, None]
+  keep = own | (one.first[:, None] & ~said.any(axis=-1))
+  return jnp.where(keep, logits, losses.EXCLUDED)
 
 
 def _add(sums, logits, axis):
@@ -362,6 +379,10 @@ def _rows(visual, text, scale, visual_id, text_id, mask):
     for x in (scaled, visual_id, mask)
   )
   pair = Pair(jnp.arange(count), visual_id, text_id, mask)
+  m = count // visual.shape[0]
+  if m > 1:
+    siblings = jnp.repeat(text_id.reshape(-1, m), m, axis=0)
+    pair = pair._replace(siblings=siblings, first=pair.place % m == 0)
   return scaled, text.astype(jnp.float32), pair
 
 

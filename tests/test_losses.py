@@ -54,7 +54,10 @@ def naive_info_nce(visual, text, visual_id, text_id, mask):
     dot = lambda a, b: SCALE * float(visual[a // m] @ text[b])
     js = range(len(text))
     to_text = sum(np.exp(dot(i, j)) for j in js if w[i, j])
-    to_visual = sum(np.exp(dot(j, i)) for j in js if w[j, i])
+    to_visual = np.exp(dot(i, i))
+    for v in range(len(visual)):  # each other visual once, or not at all
+      if v != i // m and all(w[j, i] for j in range(v * m, v * m + m)):
+        to_visual += np.exp(dot(v * m, i))
     total -= dot(i, i) - (np.log(to_text) + np.log(to_visual)) / 2
     count += 1
   return total / max(count, 1)
@@ -115,8 +118,20 @@ def test_each_id_alone_excludes_a_pair(loss, naive, which, visual, text):
   assert abs(float(loss(*case)[0] - plain)) > 1e-3
 
 
-@pytest.mark.parametrize(("loss", "_"), CONTRASTIVE)
-def test_captions_of_a_visual_are_visuals_given_twice(loss, _, visual, text):
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("b", [2, 5])
+def test_where_nothing_is_known_a_text_guesses_among_visuals(b, m):
+  """All logits are 0: one of b visuals, or one of the captions of the others
+  and the own one."""
+  visual, text = jnp.zeros((b, E)), jnp.zeros((b * m, E))
+  ids = (np.arange(b), np.arange(b * m), np.ones(b, bool))
+  want = (np.log(b) + np.log((b - 1) * m + 1)) / 2
+  np.testing.assert_allclose(info_nce(visual, text, *ids)[0], want, rtol=1e-6)
+
+
+def test_captions_of_a_visual_are_visuals_given_twice(visual, text):
+  """To the sigmoid loss, whose pairs are of a visual and a caption."""
+  loss = sigmoid
   once = loss(visual, text, VISUAL_ID, TEXT_ID, MASK)
   twice = loss(
     *(visual.repeat(M, axis=0), text, VISUAL_ID.repeat(M), TEXT_ID),
