@@ -69,8 +69,13 @@ def differences(a: config.Config, b: config.Config) -> list[str]:
 
 
 def flat(cfg: config.Config) -> dict[str, Any]:
-  """Every field by its path: {"optim.learning_rate": 0.1, ...}."""
-  return _flat(dataclasses.asdict(cfg))
+  """Every field by its path: {"optim.learning_rate": 0.1, ...}.
+
+  A field that leaves its value to another one has the value that it takes, so
+  that configs which mean the same are the same.
+  """
+  fields = _flat(dataclasses.asdict(cfg))
+  return fields | {"fast.scale": cfg.fast.first_scale}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

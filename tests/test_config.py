@@ -6,10 +6,12 @@ import inspect
 import re
 import traceback
 
+import jax
 import ml_collections
+import numpy as np
 import pytest
 
-from fs_jax import config, configdict
+from fs_jax import config, configdict, tasks
 from tests import small
 
 
@@ -76,6 +78,11 @@ REFUSED = [
     lambda: config.Fast(small.vision(), config.Text(small.stack()), chunk=-1),
     "chunk",
     -1,
+  ),
+  (
+    lambda: config.Fast(small.vision(), config.Text(small.stack()), scale=-1.0),
+    "scale",
+    -1.0,
   ),
   (lambda: config.Mesh(-1, -1, 1), "data, fsdp, model", (-1, -1, 1)),
   (lambda: config.Mesh(0, 1, 1), "data, fsdp, model", (0, 1, 1)),
@@ -245,3 +252,21 @@ def test_usual_sizes_hold_together(name):
   if "/" in name:
     assert vision.patch == int(name.split("/")[1])
   assert vision.stack.hidden == 4 * vision.stack.width
+
+
+@pytest.mark.parametrize(
+  ("loss", "start"), [("softmax", 14.0), ("sigmoid", 10.0)]
+)
+def test_the_scale_starts_where_the_loss_wants_it(loss, start):
+  c = configdict.edit(small.cfg())
+  c.fast.loss = loss
+  cfg = configdict.parse(c)
+  assert cfg.fast.first_scale == start
+  params = tasks.make(cfg, small.VOCABULARY).init(jax.random.key(0))
+  first = np.exp(params["fast"]["log_scale"])
+  np.testing.assert_allclose(first, start, rtol=1e-6)
+  c.fast.scale = 12.0
+  assert configdict.parse(c).fast.first_scale == 12.0
+  # A stage trained when the start was written out goes on.
+  c.fast.scale = start
+  assert configdict.differences(cfg, configdict.parse(c)) == []
