@@ -133,7 +133,7 @@ def _compare(
         f"{field}: stage {cfg.folder!r} and its init.{role} "
         f"{run.folder.name!r} must agree; got {mine.get(field)!r} and "
         f"{other.get(field)!r}. train {run.folder.name!r} again with the "
-        f"former in another --workdir, or add "
+        f"former in another --workdir, or give "
         f"{contract.flag(field, other.get(field))}"
       )
 
