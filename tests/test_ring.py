@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 
 from fs_jax import config, losses, ring, sharding
-from tests import programs
+from tests import lowered, programs
 
 B, E = 24, 4
 SCALARS = {"info_nce": (7.0,), "sigmoid": (7.0, -2.0)}
@@ -147,22 +146,9 @@ def test_logits_are_float32_whatever_the_embeddings_are(kind):
     np.testing.assert_allclose(a.astype(b.dtype), b, rtol=rtol, atol=1e-7)
 
 
-def inner(jaxpr):
-  """The equations of a jaxpr and of all that it calls."""
-  for equation in jaxpr.eqns:
-    yield equation
-    for leaf in jax.tree.leaves(
-      equation.params, is_leaf=lambda x: hasattr(x, "eqns")
-    ):
-      if isinstance(leaf, core.ClosedJaxpr):
-        yield from inner(leaf.jaxpr)
-      elif isinstance(leaf, core.Jaxpr):
-        yield from inner(leaf)
-
-
 def largest(run, case):
   """Elements of the largest array that any equation makes."""
-  made = inner(jax.make_jaxpr(run)(*case).jaxpr)
+  made = lowered.inner(jax.make_jaxpr(run)(*case).jaxpr)
   return max(math.prod(x.aval.shape) for e in made for x in e.outvars)
 
 
