@@ -34,19 +34,44 @@ def info_nce(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """Mean of both directions' cross-entropy of the own pair, in nats.
 
-  Text r belongs to visual r // M. Pairs that are not `comparable` leave the
-  denominators; masked rows enter no sum and no divisor.
+  Text r belongs to visual r // M. From a visual's own pair to the texts, the
+  denominator is that pair and every text it is `comparable` with. From a text
+  to the visuals, it is the own visual and every other one, once however many
+  captions it has, unless it has the own one's id or any of its captions has
+  the text's id. Masked rows enter no sum and no divisor.
   """
-  visual, visual_id, mask = _per_text(text.shape[0], visual, visual_id, mask)
-  logits = scale * visual @ text.T
-  keep = comparable(visual_id, text_id) & mask[:, None] & mask[None]
-  logits = jnp.where(keep, logits, EXCLUDED)
-  own = jnp.diagonal(logits)
-  to_text = jax.nn.logsumexp(logits, axis=1) - own
-  to_visual = jax.nn.logsumexp(logits, axis=0) - own
-  best = logits.argmax(axis=0) == jnp.arange(text.shape[0])
-  metrics = {"batch_recall": masked_mean(best.astype(jnp.float32), mask)}
-  return masked_mean((to_text + to_visual) / 2, mask), metrics
+  texts, visuals = text.shape[0], visual.shape[0]
+  owner = jnp.arange(texts) // (texts // visuals)
+  logits = scale * visual @ text.T  # [B,R]
+  each, row_id, valid = _per_text(texts, logits, visual_id, mask)
+  among_texts = comparable(row_id, text_id) & valid[:, None] & valid[None]
+  each = jnp.where(among_texts, each, EXCLUDED)
+  if texts == visuals:  # both tables are one, and so is what is computed
+    logits = each
+  else:
+    own = jnp.arange(visuals)[:, None] == owner[None]
+    among_visuals = own | ~_alike(visual_id, row_id, text_id)
+    among_visuals &= mask[:, None] & valid[None]
+    logits = jnp.where(among_visuals, logits, EXCLUDED)
+  pair = jnp.diagonal(each)
+  to_text = jax.nn.logsumexp(each, axis=1) - pair
+  to_visual = jax.nn.logsumexp(logits, axis=0) - pair
+  best = logits.argmax(axis=0) == owner
+  metrics = {"batch_recall": masked_mean(best.astype(jnp.float32), valid)}
+  return masked_mean((to_text + to_visual) / 2, valid), metrics
+
+
+def _alike(
+  visual_id: Int[Array, "B"],
+  owner_id: Int[Array, "R"],
+  text_id: Int[Array, "R"],
+) -> Bool[Array, "B R"]:
+  """Which visuals a text may not be told apart from; its own is one."""
+  captions = text_id.reshape(visual_id.shape[0], -1)
+  same = visual_id[:, None] == owner_id[None]
+  for m in range(captions.shape[1]):
+    same |= captions[:, m, None] == text_id[None]
+  return same
 
 
 def sigmoid(
@@ -60,8 +85,8 @@ def sigmoid(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """Every pair its own decision: -sum_ij w_ij log sigma(z_ij (s f.g + b)) / R.
 
-  z is 1 for the own pair and -1 elsewhere; w drops pairs that are not
-  `comparable` and masked rows; R counts valid rows.
+  i and j are pairs, M of each visual; z is 1 for the own pair and -1 elsewhere;
+  w drops pairs that are not `comparable` and masked rows; R counts valid rows.
   """
   visual, visual_id, mask = _per_text(text.shape[0], visual, visual_id, mask)
   logits = scale * visual @ text.T + bias

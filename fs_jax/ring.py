@@ -15,6 +15,8 @@ loss, whose pairs know their gradient from their own logit, needs no second
 round at all.
 
 Rows here are pairs, R of them: a visual is repeated for each of its captions.
+To a text of another visual InfoNCE shows the first of these rows only: there a
+visual is one negative, however many captions it has.
 """
 
 import functools
@@ -38,6 +40,7 @@ class Pair(NamedTuple):
   place: Int[Array, "R"]  # in the global batch
   visual_id: Int[Array, "R"]
   text_id: Int[Array, "R"]
+  captions: Int[Array, "R M"]  # text ids of all captions of the row's visual
   mask: Bool[Array, "R"]
 
 
@@ -114,9 +117,10 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
 
   def tile(row, column, row_sums, column_sums):
     logits, own = _logits(row, column)
+    visuals = _once(logits, row[1], column[1])
     over_visuals, found, best = column_sums
-    best = _best(over_visuals[0], best, logits, row[1].place)
-    over_visuals = _add(over_visuals, logits, axis=0)
+    best = _best(over_visuals[0], best, visuals, row[1].place)
+    over_visuals = _add(over_visuals, visuals, axis=0)
     found += jnp.where(own, logits, 0.0).sum(axis=0)
     return _add(row_sums, logits, axis=1), (over_visuals, found, best)
 
@@ -148,7 +152,8 @@ def _log_sum_exps_backward(on, chunk, saved, slopes):
     (row_top, by_text), (column_top, by_visual, by_own) = row[2:], column[2:]
     # exp(logits - log_sum_exp) would round what the subtraction cancels.
     slope = by_text[:, None] * jnp.exp(logits - row_top[:, None])
-    slope += by_visual[None] * jnp.exp(logits - column_top[None])
+    visuals = _once(logits, row[1], column[1])
+    slope += by_visual[None] * jnp.exp(visuals - column_top[None])
     slope += jnp.where(own, by_own[None], 0.0)
     of_row = row_sums[0] + slope @ column[0]
     return (of_row,), (column_sums[0] + slope.T @ row[0],)
@@ -252,6 +257,21 @@ def _logits(row, column):
   valid = one.mask[:, None] & other.mask[None]
   keep = (own | ~same) & valid
   return jnp.where(keep, visual @ text.T, losses.EXCLUDED), own & valid
+
+
+def _once(logits, row: Pair, column: Pair):
+  """Of `logits` those that a text compares: each visual in its first row.
+
+  EXCLUDED are then also visuals with a caption that is the text.
+  """
+  count = row.captions.shape[1]
+  if count == 1:
+    return logits
+  own = row.place[:, None] == column.place[None]
+  keep = (row.place % count == 0)[:, None]
+  for m in range(count):
+    keep &= row.captions[:, m, None] != column.text_id[None]
+  return jnp.where(own | keep, logits, losses.EXCLUDED)
 
 
 def _add(sums, logits, axis):
@@ -361,7 +381,9 @@ def _rows(visual, text, scale, visual_id, text_id, mask):
     jnp.repeat(x, count // x.shape[0], axis=0)
     for x in (scaled, visual_id, mask)
   )
-  pair = Pair(jnp.arange(count), visual_id, text_id, mask)
+  captions = text_id.reshape(visual.shape[0], -1)
+  captions = jnp.repeat(captions, count // visual.shape[0], axis=0)
+  pair = Pair(jnp.arange(count), visual_id, text_id, captions, mask)
   return scaled, text.astype(jnp.float32), pair
 
 

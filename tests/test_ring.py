@@ -83,6 +83,9 @@ PLACES = [
   ((2, 2, 2), 2, 5),
   ((1, 8, 1), 1, 2),
   ((4, 2, 1), 2, 99),
+  ((1, 1, 1), 3, 7),
+  ((2, 1, 1), 3, 99),
+  ((2, 2, 1), 3, 4),
 ]
 
 
@@ -97,6 +100,18 @@ def test_ring_is_the_plain_loss(kind, sizes, m, chunk):
   everyone = (np.arange(B), np.arange(B * m), np.ones(B, bool))
   assert abs(value - program(kind)(*case[:2], *everyone)[0][0]) > 1e-3
   assert 0.2 < metrics["batch_recall"] < 0.9
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1)])
+@pytest.mark.parametrize("chunk", [3, 16])
+def test_a_text_counts_a_visual_once(sizes, chunk):
+  """All look alike: log B from a text, log(1 + (B - 1) M) from a visual."""
+  count, m = 8, 2
+  zero = np.zeros((count, E), np.float32), np.zeros((count * m, E), np.float32)
+  ids = np.arange(count), np.arange(count * m), np.ones(count, bool)
+  (value, _), _ = program("info_nce", mesh(*sizes), chunk)(*zero, *ids)
+  want = (np.log(count) + np.log(1 + (count - 1) * m)) / 2
+  np.testing.assert_allclose(value, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
