@@ -124,7 +124,7 @@ def request(cfg: config.Config) -> dict[str, Any]:
     "embed": fast.embed,
     "vocabulary": cfg.tokens.vocabulary,
     "length": cfg.tokens.length,
-    "scale": fast.scale,
+    "scale": fast.first_scale,
     "compute": cfg.compute,
     "learning_rate": cfg.optim.learning_rate,
     "b1": cfg.optim.b1,

@@ -139,7 +139,8 @@ class Fast:
   text: Text
   embed: int = 512  # E
   loss: Literal["softmax", "sigmoid"] = "softmax"
-  scale: float = 14.0  # s at the start: inverse temperature, learned in log
+  # s at the start: inverse temperature, learned in log; 0 = the loss's own
+  scale: float = 0.0
   bias: float = -10.0  # b at the start, sigmoid only
   # Texts that the loss compares at a time, in a ring over the mesh: the table
   # of all pairs is never made. 0 makes it, which is faster where it fits.
@@ -149,6 +150,18 @@ class Fast:
     _require(
       self.chunk >= 0, "chunk", "must be 0 or more", self.chunk, "raise it"
     )
+    _require(
+      self.scale >= 0,
+      "scale",
+      "must be above 0, or 0 for the loss's own",
+      self.scale,
+      "raise it",
+    )
+
+  @property
+  def first_scale(self) -> float:
+    """s at the start: as given, or 14 of softmax and 10 of sigmoid."""
+    return self.scale or {"softmax": 14.0, "sigmoid": 10.0}[self.loss]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,12 +60,18 @@ def from_json(text: str) -> config.Config:
 
 def differences(a: config.Config, b: config.Config) -> list[str]:
   """Fields in which two configs differ: "optim.learning_rate: 0.1 != 0.2"."""
-  left, right = (_flat(dataclasses.asdict(x)) for x in (a, b))
+  left, right = (_meant(x) for x in (a, b))
   return [
     f"{key}: {left.get(key)!r} != {right.get(key)!r}"
     for key in sorted(left.keys() | right.keys())
     if left.get(key) != right.get(key)
   ]
+
+
+def _meant(cfg: config.Config) -> dict[str, Any]:
+  """Fields and values, that of a default which another field decides too."""
+  # Stages have been written down with the number, and are the same stages.
+  return _flat(dataclasses.asdict(cfg)) | {"fast.scale": cfg.fast.first_scale}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

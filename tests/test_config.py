@@ -76,6 +76,11 @@ REFUSED = [
     "chunk",
     -1,
   ),
+  (
+    lambda: config.Fast(small.vision(), config.Text(small.stack()), scale=-1.0),
+    "scale",
+    -1.0,
+  ),
   (lambda: config.Mesh(-1, -1, 1), "data, fsdp, model", (-1, -1, 1)),
   (lambda: config.Mesh(0, 1, 1), "data, fsdp, model", (0, 1, 1)),
   (whole("slow", slow=None), "slow", None),
@@ -228,6 +233,20 @@ def test_differences_name_fields_of_any_depth():
     d.startswith("slow.d_mem: None")
     for d in configdict.differences(small.cfg(), a)
   )
+
+
+def test_a_scale_of_its_loss_is_the_number_that_it_was():
+  """Stages were written down with 14.0, whatever their loss."""
+  with_number = lambda fast: configdict.from_json(
+    configdict.to_json(small.cfg(fast={"scale": 14.0} | fast))
+  )
+  assert with_number({}).fast.first_scale == 14
+  assert configdict.differences(with_number({}), small.cfg()) == []
+  sigmoid = {"loss": "sigmoid"}
+  assert with_number(sigmoid).fast.first_scale == 14
+  assert configdict.differences(
+    with_number(sigmoid), small.cfg(fast=sigmoid)
+  ) == ["fast.scale: 14.0 != 10.0"]
 
 
 def test_finer_levels_get_the_layers_left_over():

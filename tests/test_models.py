@@ -574,6 +574,23 @@ def test_fast_drops_out_in_training_only():
     assert differs(a[side], b[side])
 
 
+@pytest.mark.parametrize(
+  ("fields", "scale"),
+  [
+    ({}, 14),
+    ({"loss": "sigmoid"}, 10),
+    ({"loss": "sigmoid", "scale": 20.0}, 20),
+    ({"scale": 5.0}, 5),
+  ],
+)
+def test_scale_starts_where_its_loss_does(fields, scale):
+  model, _ = fast_of(fast_cfg(**fields))
+  variables = model.init(jax.random.key(0), method="scale")
+  close(jnp.exp(variables["params"]["log_scale"]), scale, atol=1e-4)
+  if fields.get("loss") == "sigmoid":
+    assert variables["params"]["bias"] == -10
+
+
 def test_scale_starts_as_configured_and_stays_below_100():
   model, params = fast_of(fast_cfg())
   run = compiled(model, "scale")

@@ -42,7 +42,7 @@ class Fast(nn.Module):
       cfg.text, self.vocabulary, self.length, self.dtype
     )
     self.text_head = head()
-    start = nn.initializers.constant(math.log(cfg.scale))
+    start = nn.initializers.constant(math.log(cfg.first_scale))
     self.log_scale = self.param("log_scale", start, ())
     if cfg.loss == "sigmoid":
       start = nn.initializers.constant(cfg.bias)
