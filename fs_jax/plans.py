@@ -39,7 +39,7 @@ def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
   print(summary(made), flush=True)
   found = None
   if not made.fits:
-    tried = advice.what_fits(name, cfg, made.memory.needed)
+    tried = advice.what_fits(name, cfg, made.needed)
     if tried and tried[-1][1].fits:
       change, fitting = tried[-1]
       print(f"this fits:\n  {change.flags}\n{summary(fitting)}")
@@ -204,6 +204,7 @@ def key(cfg: config.Config) -> str:
 _SOURCE = {
   *("types", "config", "paths", "losses", "ring", "optim", "gradients"),
   *("sharding", "tasks", "loop", "machines", "flops", "hlo", "plan"),
+  "validation",
 }
 
 
@@ -239,6 +240,7 @@ def summary(made: plan.Plan) -> str:
     f"  memory         fits: {_gib(m.needed)} of "
     f"{_gib(m.available)} GiB a chip at its peak, "
     f"{_gib(m.arguments)} of them state and batch",
+    *_validating(made),
     f"  sent a chip    {sent or 'nothing'}",
     "  busy, seconds  "
     + ", ".join(f"{k} {v:.4f}" for k, v in t._asdict().items() if v)
@@ -253,6 +255,19 @@ def summary(made: plan.Plan) -> str:
     f"  compiled in    {made.compile_seconds} s",
   ]
   return "\n".join(lines)
+
+
+def _validating(made: plan.Plan) -> list[str]:
+  """A line on what a validation needs, the state beside it."""
+  v = made.validation
+  if v is None:
+    return []
+  off = "" if made.validates else "; train.eval_every=0 leaves it out"
+  fits = "fits:" if v.fits else "DOES NOT FIT: needs"
+  return [
+    f"  validation     {fits} {_gib(v.needed)} of {_gib(v.available)} GiB a "
+    f"chip at its peak{off}"
+  ]
 
 
 def _serial(t: plan.Times) -> float:
@@ -271,6 +286,7 @@ def place(made: plan.Plan) -> str:
 
 COLUMNS = (
   *("config", "topology", "mesh", "batch", "M params", "GiB/chip of"),
+  "validating",
   *("TFLOP/chip", "MB sent/chip", "step s", "bound by", "MFU"),
   *("examples/s", "days", "chip-hours"),
 )
@@ -287,7 +303,8 @@ def row(made: plan.Plan) -> tuple[str, ...]:
     mesh or "-",
     f"{made.batch_size}" + f" / {made.accumulate}" * (made.accumulate > 1),
     f"{made.parameters / 1e6:.0f}",
-    used if made.fits else f"{used}: does not fit",
+    used if m.fits else f"{used}: does not fit",
+    _validated(made),
     f"{each:.2f}",
   )
   if t is None:
@@ -302,6 +319,13 @@ def row(made: plan.Plan) -> tuple[str, ...]:
     f"{made.days:.2f}",
     f"{made.device_hours:,.0f}",
   )
+
+
+def _validated(made: plan.Plan) -> str:
+  v = made.validation
+  if v is None:
+    return "-"
+  return _gib(v.needed) + ": does not fit" * (not v.fits)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -36,6 +36,7 @@ FLOORS = (
   (
     *("tasks", "encode", "corpus", "exact", "index", "rerank", "store"),
     *("contract", "calibrate", "runs", "loop", "mine", "rankers"),
+    "validation",
     *("attention", "cases", "figures", "plots"),
   ),
   (

@@ -45,7 +45,9 @@ def test_a_text_without_markers_is_left_alone(text):
     plans.rewrite(text, "| new |")
 
 
-REFUSED = made(memory=plan.Memory(0, 20 * 2**30, 15 * 2**30), times=None)
+REFUSED = made(
+  memory=plan.Memory(0, 20 * 2**30, 15 * 2**30), times=None, validation=None
+)
 
 
 @pytest.mark.parametrize("it", [made(), REFUSED])
@@ -78,6 +80,21 @@ def test_a_row_and_a_summary_say_what_does_not():
   said = plans.summary(REFUSED)
   assert "DOES NOT FIT: needs 20.00 of 15.00 GiB a chip, 5.00 too many" in said
   assert "steps" not in said
+
+
+def test_a_row_and_a_summary_say_whether_validation_fits():
+  of = lambda it: dict(zip(plans.COLUMNS, plans.row(it), strict=True))
+  assert of(made())["validating"] == "3.00"
+  assert of(REFUSED)["validating"] == "-"
+  said = plans.summary(made())
+  assert "validation     fits: 3.00 of 15.75 GiB a chip at its peak" in said
+  assert "train.eval_every=0 leaves it out" in said
+  assert "leaves it out" not in plans.summary(made(validates=True))
+  large = made(validation=plan.Memory(0, 20 * 2**30, 15 * 2**30))
+  assert of(large)["validating"] == "20.00: does not fit"
+  assert of(large)["GiB/chip of"] == "2.00 / 15.75"
+  assert "validation     DOES NOT FIT: needs 20.00 of" in plans.summary(large)
+  assert "validation" not in plans.summary(REFUSED)
 
 
 def test_a_plan_of_several_slices_says_so():
