@@ -38,13 +38,13 @@ def what_fits(
         made = plan.plan(name, change.cfg)
       except ValueError:  # one that the mesh does not divide
         continue
-      if made.fits or made.memory.needed < 0.98 * least:
+      if made.fits or made.needed < 0.98 * least:
         break
-      say(f"{change.flags}: needs {_gib(made.memory.needed)} GiB, no less")
+      say(f"{change.flags}: needs {_gib(made.needed)} GiB, no less")
     else:
       return tried
     flags, cfg = _joined(flags, change.flags), change.cfg
-    least = made.memory.needed
+    least = made.needed
     tried.append((Change(flags, cfg), made))
     say(f"{flags}: needs {_gib(least)} GiB a chip")
     if made.fits:

@@ -351,7 +351,7 @@ def _parts(
     return _bound(of.apply, own(of.init, given), given=(given,))
 
   ids = batch.visual_id, batch.text_id, batch.mask
-  yield "product", of_module(nn.Dense(stack.hidden, dtype=dtype))
+  yield "product", of_module(layers.Dense(stack.hidden, dtype))
   yield "attend", _bound(attend, *(draw(*each) for _ in range(3)))
   yield "norm", of_module(layers.Norm(dtype=dtype))
   yield "gelu", _bound(nn.gelu, wide)

@@ -139,8 +139,7 @@ class Fast:
   text: Text
   embed: int = 512  # E
   loss: Literal["softmax", "sigmoid"] = "softmax"
-  # s at the start: inverse temperature, learned in log. 0 = what suits the
-  # loss, 14 for softmax and 10 for sigmoid.
+  # s at the start: inverse temperature, learned in log; 0 = the loss's own
   scale: float = 0.0
   bias: float = -10.0  # b at the start, sigmoid only
   # Texts that the loss compares at a time, in a ring over the mesh: the table
@@ -154,14 +153,14 @@ class Fast:
     _require(
       self.scale >= 0,
       "scale",
-      "must be positive, or 0",
+      "must be above 0, or 0 for the loss's own",
       self.scale,
-      "0 takes what suits the loss",
+      "raise it",
     )
 
   @property
   def first_scale(self) -> float:
-    """s at the start."""
+    """s at the start: as given, or 14 of softmax and 10 of sigmoid."""
     return self.scale or {"softmax": 14.0, "sigmoid": 10.0}[self.loss]
 
 

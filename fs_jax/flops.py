@@ -127,7 +127,9 @@ def _fast_step(
   parts = fast_parts(cfg, vocabulary, rows, texts)
   if twice:
     parts = {k: _repeated(p) for k, p in parts.items()}
-  loss = _products(texts, fast.embed, texts)
+  # Softmax compares visuals and texts, sigmoid and the ring pairs of them.
+  softmax = fast.loss == "softmax" and not fast.chunk
+  loss = _products(rows if softmax else texts, fast.embed, texts)
   # The ring keeps no table of pairs: backward makes each block of it again.
   parts["loss"] = _repeated(loss) if fast.chunk else loss
   return parts
@@ -160,8 +162,9 @@ def _slow_step(
   if cfg.slow.loss == "captioning":
     texts = cfg.data.captions_per_visual
     return slow_parts(cfg, vocabulary, rows, rows * texts, texts)
-  # Each visual with its own caption and one that Fast finds hard to tell apart.
-  parts = slow_parts(cfg, vocabulary, rows, 2 * rows, 2)
+  # Each visual with its own caption and one that Fast finds hard to tell apart;
+  # and the caption with another such visual.
+  parts = slow_parts(cfg, vocabulary, rows, 2 * rows, 3)
   del parts["words"]
   if twice:
     parts = {k: _repeated(p) for k, p in parts.items()}

@@ -24,18 +24,6 @@ def comparable(
   return ~same | jnp.eye(visual_id.shape[0], dtype=bool)
 
 
-def once(keep: Bool[Array, "R R"], m: int) -> Bool[Array, "B R"]:
-  """Which visuals a text is told apart from, and its own.
-
-  Row r of `keep` is of caption r, of visual r // m. Of another visual all
-  captions have to be comparable with the text; of its own only itself is.
-  """
-  visuals = keep.shape[0] // m
-  own = jnp.arange(visuals)[:, None] == jnp.arange(keep.shape[1])[None] // m
-  of_each = keep.reshape(visuals, m, -1)
-  return jnp.where(own, of_each.any(axis=1), of_each.all(axis=1))
-
-
 def info_nce(
   visual: Float[Array, "B E"],
   text: Float[Array, "R E"],
@@ -46,25 +34,44 @@ def info_nce(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """Mean of both directions' cross-entropy of the own pair, in nats.
 
-  Text r belongs to visual r // M. A text has one positive, its visual, and each
-  other visual once as a negative, however many captions that has: unless it is
-  the same visual, or one of its captions is the same text. A visual has one
-  positive for each of its captions, and all comparable captions of the others
-  as negatives. Masked rows enter no sum and no divisor.
+  Text r belongs to visual r // M. From a visual's own pair to the texts, the
+  denominator is that pair and every text it is `comparable` with. From a text
+  to the visuals, it is the own visual and every other one, once however many
+  captions it has, unless it has the own one's id or any of its captions has
+  the text's id. Masked rows enter no sum and no divisor.
   """
-  m = text.shape[0] // visual.shape[0]
-  each = scale * visual @ text.T  # [B,R]
-  logits, visual_id, mask = _per_text(text.shape[0], each, visual_id, mask)
-  keep = comparable(visual_id, text_id) & mask[:, None] & mask[None]
-  logits = jnp.where(keep, logits, EXCLUDED)
-  own = jnp.diagonal(logits)
-  to_text = jax.nn.logsumexp(logits, axis=1) - own
-  found = once(keep, m)
-  each = jnp.where(found, each, EXCLUDED)
-  to_visual = jax.nn.logsumexp(each, axis=0) - own
-  best = each.argmax(axis=0) == jnp.arange(text.shape[0]) // m
-  metrics = {"batch_recall": masked_mean(best.astype(jnp.float32), mask)}
-  return masked_mean((to_text + to_visual) / 2, mask), metrics
+  texts, visuals = text.shape[0], visual.shape[0]
+  owner = jnp.arange(texts) // (texts // visuals)
+  logits = scale * visual @ text.T  # [B,R]
+  each, row_id, valid = _per_text(texts, logits, visual_id, mask)
+  among_texts = comparable(row_id, text_id) & valid[:, None] & valid[None]
+  each = jnp.where(among_texts, each, EXCLUDED)
+  if texts == visuals:  # both tables are one, and so is what is computed
+    logits = each
+  else:
+    own = jnp.arange(visuals)[:, None] == owner[None]
+    among_visuals = own | ~_alike(visual_id, row_id, text_id)
+    among_visuals &= mask[:, None] & valid[None]
+    logits = jnp.where(among_visuals, logits, EXCLUDED)
+  pair = jnp.diagonal(each)
+  to_text = jax.nn.logsumexp(each, axis=1) - pair
+  to_visual = jax.nn.logsumexp(logits, axis=0) - pair
+  best = logits.argmax(axis=0) == owner
+  metrics = {"batch_recall": masked_mean(best.astype(jnp.float32), valid)}
+  return masked_mean((to_text + to_visual) / 2, valid), metrics
+
+
+def _alike(
+  visual_id: Int[Array, "B"],
+  owner_id: Int[Array, "R"],
+  text_id: Int[Array, "R"],
+) -> Bool[Array, "B R"]:
+  """Which visuals a text may not be told apart from; its own is one."""
+  captions = text_id.reshape(visual_id.shape[0], -1)
+  same = visual_id[:, None] == owner_id[None]
+  for m in range(captions.shape[1]):
+    same |= captions[:, m, None] == text_id[None]
+  return same
 
 
 def sigmoid(
@@ -78,8 +85,8 @@ def sigmoid(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """Every pair its own decision: -sum_ij w_ij log sigma(z_ij (s f.g + b)) / R.
 
-  z is 1 for the own pair and -1 elsewhere; w drops pairs that are not
-  `comparable` and masked rows; R counts valid rows.
+  i and j are pairs, M of each visual; z is 1 for the own pair and -1 elsewhere;
+  w drops pairs that are not `comparable` and masked rows; R counts valid rows.
   """
   visual, visual_id, mask = _per_text(text.shape[0], visual, visual_id, mask)
   logits = scale * visual @ text.T + bias

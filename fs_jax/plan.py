@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import config, flops, hlo, loop, machines, sharding
+from fs_jax import config, flops, hlo, loop, machines, sharding, validation
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",
@@ -81,6 +81,8 @@ class Plan:
   accumulate: int
   parameters: int  # trained
   memory: Memory
+  validation: Memory | None  # with the state beside it; None: no step fits
+  validates: bool  # whether the config asks for it
   model_flops: float  # of a step, all devices
   hardware_flops: float  # with what is computed twice to save memory
   collectives: dict[str, float]  # bytes a device sends in a step, by kind
@@ -91,7 +93,14 @@ class Plan:
 
   @property
   def fits(self) -> bool:
-    return self.memory.fits
+    return self.needed <= self.memory.available
+
+  @property
+  def needed(self) -> int:
+    """Bytes of a device: of the step, or of validation where that is more."""
+    if self.validation is None or not self.validates:
+      return self.memory.needed
+    return max(self.memory.needed, self.validation.needed)
 
   @property
   def mfu(self) -> float | None:
@@ -116,6 +125,7 @@ class Plan:
   def to_json(self) -> dict[str, Any]:
     values = dataclasses.asdict(self)
     values["memory"] = self.memory._asdict()
+    values["validation"] = self.validation and self.validation._asdict()
     values["times"] = self.times and self.times._asdict()
     derived = ("fits", "mfu", "examples_per_second", "days", "device_hours")
     return values | {name: getattr(self, name) for name in derived}
@@ -124,6 +134,7 @@ class Plan:
   def from_json(cls, values: dict[str, Any]) -> "Plan":
     own = {f.name: values[f.name] for f in dataclasses.fields(cls)}
     own["memory"] = Memory(**own["memory"])
+    own["validation"] = own["validation"] and Memory(**own["validation"])
     own["times"] = own["times"] and Times(**own["times"])
     return cls(**own)
 
@@ -159,7 +170,9 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 
 
 def plan(name: str, cfg: config.Config) -> Plan:
-  """Compiles the step of `cfg` for `cfg.mesh.topology`.
+  """Compiles the step and the validation of `cfg` for `cfg.mesh.topology`.
+
+  Validation also where `train.eval_every` is 0: whether it can be switched on.
 
   Args:
     name: what the plan is called: "configs/coco.py:fast".
@@ -180,6 +193,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
   made = loop.program(cfg, cfg.tokens.vocabulary, on)
   began = time.perf_counter()
   memory, program = compiled(made, chip.hbm)
+  validated = validating(cfg, made, chip.hbm) if program else None
   seconds = time.perf_counter() - began
   found = hlo.collectives(program) if program else []
   return Plan(
@@ -192,6 +206,8 @@ def plan(name: str, cfg: config.Config) -> Plan:
     accumulate=cfg.train.accumulate,
     parameters=_count(made.state.params),
     memory=memory,
+    validation=validated,
+    validates=cfg.train.eval_every > 0,
     model_flops=count.model,
     hardware_flops=count.hardware,
     collectives=hlo.bytes_by_kind(found),
@@ -226,6 +242,33 @@ def compiled(
   needed = max(said.peak_memory_in_bytes, said.argument_size_in_bytes)
   memory = Memory(said.argument_size_in_bytes, needed, available)
   return memory, hlo.parse(step.as_text())
+
+
+def validating(
+  cfg: config.Config, made: loop.Program, available: int
+) -> Memory:
+  """Memory of a validation between two steps of `made`, which stay there."""
+  of = validation.program(cfg, cfg.tokens.vocabulary, made.on)
+  beside = _local_bytes((made.state, made.frozen, made.batch))
+  beside -= _local_bytes(of.params)  # or as much of a running mean
+  try:
+    run = of.score.lower(of.params, of.visual, of.text).compile()
+  except jax.errors.JaxRuntimeError as error:
+    memory = refused(str(error), available)
+    return memory._replace(needed=memory.needed + beside)
+  said = run.memory_analysis()
+  needed = max(said.peak_memory_in_bytes, said.argument_size_in_bytes)
+  return Memory(
+    said.argument_size_in_bytes + beside, needed + beside, available
+  )
+
+
+def _local_bytes(tree: Any) -> int:
+  """Of what a device holds of arrays, from their shapes and shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
 
 
 def refused(message: str, available: int) -> Memory:

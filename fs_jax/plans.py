@@ -20,8 +20,18 @@ import jax
 import rich.table
 from etils import epath
 
-from fs_jax import advice, config, files, machines, plan, report
+from fs_jax import (
+  advice,
+  config,
+  contract,
+  derive,
+  files,
+  machines,
+  plan,
+  report,
+)
 
+ROW = "plan"  # kind of a record
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
 _EACH = 8 * machines.GIB  # memory that compiling an L/14 wants, and some more
 
@@ -39,7 +49,7 @@ def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
   print(summary(made), flush=True)
   found = None
   if not made.fits:
-    tried = advice.what_fits(name, cfg, made.memory.needed)
+    tried = advice.what_fits(name, cfg, made.needed)
     if tried and tried[-1][1].fits:
       change, fitting = tried[-1]
       print(f"this fits:\n  {change.flags}\n{summary(fitting)}")
@@ -74,8 +84,8 @@ def everything(
   """
   began = time.perf_counter()
   path = {n: epath.Path(folder) / "rows" / file_name(n) for n in recipes}
-  kept = {name: _kept(path[name], cfg) for name, cfg in recipes.items()}
-  rows = {name: made for name, made in kept.items() if made is not None}
+  old = {name: kept(path[name], cfg) for name, cfg in recipes.items()}
+  rows = {name: made for name, made in old.items() if made is not None}
   missing: dict[str, list[str]] = {}  # by step: flickr30k's Fast is coco's
   for name in recipes:
     if name not in rows:
@@ -88,7 +98,7 @@ def everything(
   for first, made in _compiled(steps, jobs):
     for name in missing[key(recipes[first])]:
       rows[name] = _named(made, name, recipes[name])
-      _write(path[name], rows[name].to_json() | {"key": key(recipes[name])})
+      keep(path[name], rows[name], recipes[name])
     said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
     minutes = (time.perf_counter() - began) / 60
     report.say(
@@ -153,18 +163,25 @@ def _show(readme: str, rows: list[plan.Plan]) -> None:
   files.write_text(path, text)
 
 
-def _kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
+def keep(path: epath.Path, made: plan.Plan, cfg: config.Config) -> None:
+  """Writes a row beside what it was planned from."""
+  files.write_record(path, ROW, _made_from(cfg), {"plan": made.to_json()})
+
+
+def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
   """The plan that was made of this config, this code and these versions."""
-  if not path.exists():
+  values = derive.record(path, ROW, _made_from(cfg))
+  if values is None:
     return None
   try:
-    values = json.loads(path.read_text())
-    if values["key"] != key(cfg):
-      return None
-    made = plan.Plan.from_json(values)
-    return _named(made, made.config, cfg)
-  except (ValueError, KeyError, TypeError):  # of an earlier version, or cut
+    made = plan.Plan.from_json(values["plan"])
+  except (KeyError, TypeError):  # spoilt by hand
     return None
+  return _named(made, made.config, cfg)
+
+
+def _made_from(cfg: config.Config) -> contract.Contract:
+  return {"step": {"key": key(cfg)}}
 
 
 def _named(made: plan.Plan, name: str, cfg: config.Config) -> plan.Plan:
@@ -204,6 +221,7 @@ def key(cfg: config.Config) -> str:
 _SOURCE = {
   *("types", "config", "paths", "losses", "ring", "optim", "gradients"),
   *("sharding", "tasks", "loop", "machines", "flops", "hlo", "plan"),
+  "validation",
 }
 
 
@@ -239,6 +257,7 @@ def summary(made: plan.Plan) -> str:
     f"  memory         fits: {_gib(m.needed)} of "
     f"{_gib(m.available)} GiB a chip at its peak, "
     f"{_gib(m.arguments)} of them state and batch",
+    *_validating(made),
     f"  sent a chip    {sent or 'nothing'}",
     "  busy, seconds  "
     + ", ".join(f"{k} {v:.4f}" for k, v in t._asdict().items() if v)
@@ -253,6 +272,19 @@ def summary(made: plan.Plan) -> str:
     f"  compiled in    {made.compile_seconds} s",
   ]
   return "\n".join(lines)
+
+
+def _validating(made: plan.Plan) -> list[str]:
+  """A line on what a validation needs, the state beside it."""
+  v = made.validation
+  if v is None:
+    return []
+  off = "" if made.validates else "; train.eval_every=0 leaves it out"
+  fits = "fits:" if v.fits else "DOES NOT FIT: needs"
+  return [
+    f"  validation     {fits} {_gib(v.needed)} of {_gib(v.available)} GiB a "
+    f"chip at its peak{off}"
+  ]
 
 
 def _serial(t: plan.Times) -> float:
@@ -271,6 +303,7 @@ def place(made: plan.Plan) -> str:
 
 COLUMNS = (
   *("config", "topology", "mesh", "batch", "M params", "GiB/chip of"),
+  "validating",
   *("TFLOP/chip", "MB sent/chip", "step s", "bound by", "MFU"),
   *("examples/s", "days", "chip-hours"),
 )
@@ -287,7 +320,8 @@ def row(made: plan.Plan) -> tuple[str, ...]:
     mesh or "-",
     f"{made.batch_size}" + f" / {made.accumulate}" * (made.accumulate > 1),
     f"{made.parameters / 1e6:.0f}",
-    used if made.fits else f"{used}: does not fit",
+    used if m.fits else f"{used}: does not fit",
+    _validated(made),
     f"{each:.2f}",
   )
   if t is None:
@@ -302,6 +336,13 @@ def row(made: plan.Plan) -> tuple[str, ...]:
     f"{made.days:.2f}",
     f"{made.device_hours:,.0f}",
   )
+
+
+def _validated(made: plan.Plan) -> str:
+  v = made.validation
+  if v is None:
+    return "-"
+  return _gib(v.needed) + ": does not fit" * (not v.fits)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -15,6 +15,8 @@ loss, whose pairs know their gradient from their own logit, needs no second
 round at all.
 
 Rows here are pairs, R of them: a visual is repeated for each of its captions.
+To a text of another visual InfoNCE shows the first of these rows only: there a
+visual is one negative, however many captions it has.
 """
 
 import functools
@@ -38,11 +40,8 @@ class Pair(NamedTuple):
   place: Int[Array, "R"]  # in the global batch
   visual_id: Int[Array, "R"]
   text_id: Int[Array, "R"]
+  captions: Int[Array, "R M"]  # text ids of all captions of the row's visual
   mask: Bool[Array, "R"]
-  # Of a visual with M > 1 captions: the text_id of all of them, and whether
-  # this row is its first, which alone stands for it where texts look at it.
-  siblings: Int[Array, "R M"] | None = None
-  first: Bool[Array, "R"] | None = None
 
 
 def info_nce(
@@ -106,8 +105,6 @@ def _log_sum_exps(
 ) -> tuple[Array, Array, Array, Array, Pair]:
   """Of each row [R]: log-sum-exp over texts, over visuals; own logit; best.
 
-  A text meets each visual once, as in `losses.info_nce`.
-
   Logits are visual @ text.T: the scale is in `visual` already. Best is the
   place of the visual that a text finds. The last result is `pair`, as it came
   around (see `_around`).
@@ -120,10 +117,10 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
 
   def tile(row, column, row_sums, column_sums):
     logits, own = _logits(row, column)
+    visuals = _once(logits, row[1], column[1])
     over_visuals, found, best = column_sums
-    each = _once(row[1], column[1], logits, own)
-    best = _best(over_visuals[0], best, each, row[1].place)
-    over_visuals = _add(over_visuals, each, axis=0)
+    best = _best(over_visuals[0], best, visuals, row[1].place)
+    over_visuals = _add(over_visuals, visuals, axis=0)
     found += jnp.where(own, logits, 0.0).sum(axis=0)
     return _add(row_sums, logits, axis=1), (over_visuals, found, best)
 
@@ -155,8 +152,8 @@ def _log_sum_exps_backward(on, chunk, saved, slopes):
     (row_top, by_text), (column_top, by_visual, by_own) = row[2:], column[2:]
     # exp(logits - log_sum_exp) would round what the subtraction cancels.
     slope = by_text[:, None] * jnp.exp(logits - row_top[:, None])
-    each = _once(row[1], column[1], logits, own)
-    slope += by_visual[None] * jnp.exp(each - column_top[None])
+    visuals = _once(logits, row[1], column[1])
+    slope += by_visual[None] * jnp.exp(visuals - column_top[None])
     slope += jnp.where(own, by_own[None], 0.0)
     of_row = row_sums[0] + slope @ column[0]
     return (of_row,), (column_sums[0] + slope.T @ row[0],)
@@ -262,13 +259,19 @@ def _logits(row, column):
   return jnp.where(keep, visual @ text.T, losses.EXCLUDED), own & valid
 
 
-def _once(one: Pair, other: Pair, logits: Array, own: Array) -> Array:
-  """Logits of a tile with each visual once for a text: `losses.once`."""
-  if one.siblings is None or one.first is None:
+def _once(logits, row: Pair, column: Pair):
+  """Of `logits` those that a text compares: each visual in its first row.
+
+  EXCLUDED are then also visuals with a caption that is the text.
+  """
+  count = row.captions.shape[1]
+  if count == 1:
     return logits
-  said = one.siblings[:, None] == other.text_id[None, :, None]
-  keep = own | (one.first[:, None] & ~said.any(axis=-1))
-  return jnp.where(keep, logits, losses.EXCLUDED)
+  own = row.place[:, None] == column.place[None]
+  keep = (row.place % count == 0)[:, None]
+  for m in range(count):
+    keep &= row.captions[:, m, None] != column.text_id[None]
+  return jnp.where(own | keep, logits, losses.EXCLUDED)
 
 
 def _add(sums, logits, axis):
@@ -378,11 +381,9 @@ def _rows(visual, text, scale, visual_id, text_id, mask):
     jnp.repeat(x, count // x.shape[0], axis=0)
     for x in (scaled, visual_id, mask)
   )
-  pair = Pair(jnp.arange(count), visual_id, text_id, mask)
-  m = count // visual.shape[0]
-  if m > 1:
-    siblings = jnp.repeat(text_id.reshape(-1, m), m, axis=0)
-    pair = pair._replace(siblings=siblings, first=pair.place % m == 0)
+  captions = text_id.reshape(visual.shape[0], -1)
+  captions = jnp.repeat(captions, count // visual.shape[0], axis=0)
+  pair = Pair(jnp.arange(count), visual_id, text_id, captions, mask)
   return scaled, text.astype(jnp.float32), pair
 
 

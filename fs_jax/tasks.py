@@ -75,8 +75,9 @@ def fast(
 def slow(cfg: config.Config, vocabulary: int) -> types.Task:
   """Captioning in both directions, or the matching baseline.
 
-  Matching needs hard negatives: frozen["fast"] draws them among what is on the
-  device, in proportion to the softmax of its own scores.
+  Matching needs hard negatives, a text for each visual and a visual for each
+  text: frozen["fast"] draws them among the rows that are on the devices at
+  once, in proportion to the softmax of its own scores.
   """
   assert cfg.slow is not None
   model = slow_model(cfg, vocabulary)
@@ -122,32 +123,44 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
     return total, {"nats_per_word": seen, "nats_per_word_unseen": alone}
 
   def matched(trained, frozen, batch, key):
+    """Logits of (own, own), (own, hard text) and (hard visual, own)."""
     params = trained["slow"]
-    negatives = _hard_negatives(cfg, vocabulary, frozen["fast"], batch, key)
-    first = batch.text[:: batch.captions_per_visual]
-    text = jnp.stack([first, first[negatives]], axis=1)  # [B,2,L]
-    rngs = {"dropout": key}
-    visual = pixels(cfg, batch.visual)
-    memory = apply(
-      model, params, visual, True, method="encode_visual", rngs=rngs
+    texts, visuals, found = _hard_negatives(
+      cfg, vocabulary, frozen["fast"], batch, key
     )
-    flat = text.reshape(-1, text.shape[-1])
+    rngs = {"dropout": key}
+    seen = pixels(cfg, batch.visual)
+    memory = apply(model, params, seen, True, method="encode_visual", rngs=rngs)
+    # A drawn visual is one of the batch: it is not encoded again.
+    memory = jax.tree.map(
+      lambda x: jnp.stack([x, x, x[visuals]], axis=1).reshape(-1, *x.shape[1:]),
+      memory,
+    )
+    first = batch.text[:: batch.captions_per_visual]
+    flat = jnp.stack([first, first[texts]], axis=1).reshape(-1, first.shape[-1])
     states = apply(model, params, flat, True, method="read", rngs=rngs)
-    return apply(
+    of_pair = jnp.array([0, 1, 0])  # the text of each of a row's three pairs
+    text, states = (
+      x.reshape(-1, 2, *x.shape[1:])[:, of_pair].reshape(-1, 1, *x.shape[1:])
+      for x in (flat, states)
+    )
+    logits = apply(
       model,
       params,
       memory,
-      states.reshape(*text.shape[:2], *states.shape[1:]),
+      states,
       text,
       True,
       method="match_logit",
       rngs=rngs,
     )
+    return {"logits": logits.reshape(found.shape), "found": found}
 
-  def matching(trained, logits, batch):
+  def matching(trained, rows, batch):
     del trained
-    same = jnp.broadcast_to(jnp.array([[True, False]]), logits.shape)
-    valid = jnp.broadcast_to(batch.mask[:, None], logits.shape)
+    logits = rows["logits"]
+    same = jnp.broadcast_to(jnp.array([[True, False, False]]), logits.shape)
+    valid = batch.mask[:, None] & (rows["found"] > 0)
     total, accuracy = losses.matching(logits, same, valid)
     return total, {"accuracy": accuracy}
 
@@ -316,16 +329,29 @@ def _by_row(batch: types.Batch) -> tuple[int, int]:
 
 
 def _hard_negatives(cfg, vocabulary, params, batch: types.Batch, key):
-  """For each visual the row of a caption of another one that looks right."""
+  """Rows of other pairs that look right: (texts [B], visuals [B], found [B,3]).
+
+  `found` is 1 where a pair of the three (own, hard text, hard visual) is one: a
+  row without any other that it may be told apart from draws nothing.
+  """
   model = fast_model(cfg, vocabulary)
-  first = batch.text[:: batch.captions_per_visual]
-  out = apply(model, params, pixels(cfg, batch.visual), first)
+  captions = batch.captions_per_visual
+  out = apply(model, params, pixels(cfg, batch.visual), batch.text[::captions])
   logits = out["scale"] * out["visual"] @ out["text"].T
-  text_id = jnp.asarray(batch.text_id[:: batch.captions_per_visual])
+  text_id = jnp.asarray(batch.text_id[::captions])
   other = losses.comparable(jnp.asarray(batch.visual_id), text_id)
-  other &= ~jnp.eye(first.shape[0], dtype=bool) & batch.mask[None]
-  logits = jnp.where(other, logits, losses.EXCLUDED)
-  return jax.random.categorical(key, logits, axis=1)
+  other &= ~jnp.eye(logits.shape[0], dtype=bool) & batch.mask[None]
+  # `comparable` is symmetric, and so `other` is also one of texts and visuals.
+  for_text = jax.random.fold_in(key, 1)
+  texts = jax.random.categorical(
+    key, jnp.where(other, logits, losses.EXCLUDED), axis=1
+  )
+  visuals = jax.random.categorical(
+    for_text, jnp.where(other, logits.T, losses.EXCLUDED), axis=1
+  )
+  any_other = other.any(axis=1)
+  found = jnp.stack([jnp.ones_like(any_other), any_other, any_other], axis=1)
+  return texts, visuals, found.astype(jnp.float32)
 
 
 def _sample(cfg: config.Config) -> tuple[types.Array, types.Array]:

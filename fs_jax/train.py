@@ -31,6 +31,7 @@ from fs_jax import (
   store,
   tasks,
   types,
+  validation,
 )
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
@@ -96,39 +97,21 @@ def quick_recall(
   """R@1 and R@5 on the first `train.eval_sample` validation visuals.
 
   One caption each, ranked among the sample only: a curve to watch, not a
-  result. Slow scores all pairs of a quarter of them.
+  result. Slow scores all pairs of a quarter of them. The sample is decoded once
+  and scored in blocks that fit where training does (`validation.py`).
   """
-  source = sources.open_split(cfg.data, cfg.data.validation)
-  size = min(cfg.train.eval_sample, len(source))
-  if cfg.stage == "slow":
-    size = max(size // 4, 1)
-  captions = [source.captions(i)[0] for i in range(size)]
-  texts = tokenizer.encode(captions)
+  source = sources.open_lazily(cfg.data, cfg.data.validation)
+  on = sharding.mesh(cfg.mesh)
+  size = min(validation.sample_size(cfg), len(source))
+  if cfg.stage == "slow":  # a quarter, also of fewer visuals than are asked for
+    size = min(size, max(len(source) // 4, 1))
+  made = validation.program(cfg, tokenizer.vocab_size, on, size)
+  texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
   visual = source.visuals(np.arange(size))
-  # Of parameters that lie on many hosts, all of them know the scores.
-  everywhere = sharding.replicated(sharding.mesh(cfg.mesh))
-  jit = functools.partial(jax.jit, out_shardings=everywhere)
-
-  @jit
-  def fast(params, visual, texts):
-    model = tasks.fast_model(cfg, tokenizer.vocab_size)
-    seen = tasks.pixels(cfg, visual)
-    out = tasks.apply(model, params["fast"], seen, texts)
-    return out["text"] @ out["visual"].T
-
-  @jit
-  def slow(params, visual, texts):
-    model = tasks.slow_model(cfg, tokenizer.vocab_size)
-    call = functools.partial(tasks.apply, model, params["slow"])
-    memory = call(tasks.pixels(cfg, visual), method="encode_visual")
-    states = call(texts, method="read")[None]
-    each = states.repeat(size, axis=0)
-    return call(memory, each, texts[None], method="score").T
 
   def recall(params: types.Params) -> dict[str, float]:
-    scorer = slow if cfg.stage == "slow" else fast
-    scores = scorer(params, visual, texts)
-    ranked = metrics.ranks_full(np.asarray(scores), np.arange(size)[:, None])
+    scores = validation.scores(made, params, visual, texts)
+    ranked = metrics.ranks_full(scores, np.arange(size)[:, None])
     return {
       f"R@{k}": float(metrics.recall_at(ranked, k).mean()) for k in (1, 5)
     }

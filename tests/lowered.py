@@ -4,6 +4,9 @@ import dataclasses
 import re
 from typing import Any
 
+import jax
+from jax.extend import core
+
 from fs_jax import config
 from tests import small
 
@@ -44,3 +47,16 @@ def tables(text: str, rows: int) -> set[str]:
     if whole and (whole > 1 or any(s in parts for s in sizes if s != rows)):
       found.add(f"{kind}[{dims}]")
   return found
+
+
+def inner(jaxpr):
+  """The equations of a jaxpr and of all that it calls."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for leaf in jax.tree.leaves(
+      equation.params, is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+      if isinstance(leaf, core.ClosedJaxpr):
+        yield from inner(leaf.jaxpr)
+      elif isinstance(leaf, core.Jaxpr):
+        yield from inner(leaf)

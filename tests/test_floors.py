@@ -36,6 +36,7 @@ FLOORS = (
   (
     *("tasks", "encode", "corpus", "exact", "tuner", "index", "rerank"),
     *("store", "calibrate", "runs", "lineage", "loop", "mine", "rankers"),
+    "validation",
     *("attention", "cases", "figures", "plots"),
   ),
   (

@@ -44,21 +44,35 @@ def weights(visual_id, text_id, mask, m):
   return w
 
 
+def among_visuals(visual_id, text_id, mask, m):
+  """Visuals that text r is shown: [R] of sets, each visual once."""
+  shown = []
+  for r in range(len(text_id)):
+    own = r // m
+    others = {
+      v
+      for v in range(len(visual_id))
+      if mask[v]
+      and visual_id[v] != visual_id[own]
+      and text_id[r] not in text_id[v * m : (v + 1) * m]
+    }
+    shown.append({own} | others)
+  return shown
+
+
 def naive_info_nce(visual, text, visual_id, text_id, mask):
   m = len(text) // len(visual)
   w = weights(visual_id, text_id, mask, m)
+  shown = among_visuals(visual_id, text_id, mask, m)
   total, count = 0.0, 0
   for i in range(len(text)):
     if not mask[i // m]:
       continue
-    dot = lambda a, b: SCALE * float(visual[a // m] @ text[b])
+    dot = lambda v, r: SCALE * float(visual[v] @ text[r])
     js = range(len(text))
-    to_text = sum(np.exp(dot(i, j)) for j in js if w[i, j])
-    to_visual = np.exp(dot(i, i))
-    for v in range(len(visual)):  # each other visual once, or not at all
-      if v != i // m and all(w[j, i] for j in range(v * m, v * m + m)):
-        to_visual += np.exp(dot(v * m, i))
-    total -= dot(i, i) - (np.log(to_text) + np.log(to_visual)) / 2
+    to_text = sum(np.exp(dot(i // m, j)) for j in js if w[i, j])
+    to_visual = sum(np.exp(dot(v, i)) for v in shown[i])
+    total -= dot(i // m, i) - (np.log(to_text) + np.log(to_visual)) / 2
     count += 1
   return total / max(count, 1)
 
@@ -118,22 +132,49 @@ def test_each_id_alone_excludes_a_pair(loss, naive, which, visual, text):
   assert abs(float(loss(*case)[0] - plain)) > 1e-3
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("b", [2, 5])
-def test_where_nothing_is_known_a_text_guesses_among_visuals(b, m):
-  """All logits are 0: one of b visuals, or one of the captions of the others
-  and the own one."""
-  visual, text = jnp.zeros((b, E)), jnp.zeros((b * m, E))
-  ids = (np.arange(b), np.arange(b * m), np.ones(b, bool))
-  want = (np.log(b) + np.log((b - 1) * m + 1)) / 2
-  np.testing.assert_allclose(info_nce(visual, text, *ids)[0], want, rtol=1e-6)
+def test_a_text_counts_a_visual_once_and_a_visual_every_text():
+  """Of two visuals with two captions each, when all look alike."""
+  zero = jnp.zeros((2, E)), jnp.zeros((4, E))
+  ids = np.arange(2), np.arange(4), np.ones(2, bool)
+  both = (np.log(2) + np.log(3)) / 2  # from a text, from a visual
+  np.testing.assert_allclose(info_nce(*zero, *ids)[0], both, rtol=1e-6)
+  # Any caption of the other that is the text takes it away from the text.
+  ids = np.arange(2), np.array([0, 1, 2, 0]), np.ones(2, bool)
+  to_visual = (0 + np.log(2) + np.log(2) + 0) / 4
+  to_text = (np.log(2) + np.log(3) + np.log(3) + np.log(2)) / 4
+  np.testing.assert_allclose(
+    info_nce(*zero, *ids)[0], (to_visual + to_text) / 2, rtol=1e-6
+  )
+
+
+def test_with_one_caption_each_pairs_are_counted_as_they_were():
+  """To the last bit: the table of pairs is the table of visuals and texts."""
+  visual, text = map(jnp.asarray, (rows(B, 0), rows(B, 1)))
+  visual_id, text_id = (
+    jnp.asarray(VISUAL_ID),
+    jnp.asarray(TEXT_ID[[0, 1, 1, 3, 4]]),
+  )
+  mask = jnp.asarray(MASK)
+
+  def plain(visual, text):
+    logits = SCALE * visual @ text.T
+    keep = losses.comparable(visual_id, text_id) & mask[:, None] & mask[None]
+    logits = jnp.where(keep, logits, losses.EXCLUDED)
+    own = jnp.diagonal(logits)
+    nats = jax.nn.logsumexp(logits, axis=1) - own
+    nats += jax.nn.logsumexp(logits, axis=0) - own
+    return losses.masked_mean(nats / 2, mask)
+
+  of = lambda *x: info_nce(*x, visual_id, text_id, mask)[0]
+  got, want = (jax.value_and_grad(f, (0, 1))(visual, text) for f in (of, plain))
+  assert got[0] == want[0] > 0
+  jax.tree.map(np.testing.assert_array_equal, got[1], want[1])
 
 
 def test_captions_of_a_visual_are_visuals_given_twice(visual, text):
-  """To the sigmoid loss, whose pairs are of a visual and a caption."""
-  loss = sigmoid
-  once = loss(visual, text, VISUAL_ID, TEXT_ID, MASK)
-  twice = loss(
+  """To the sigmoid loss, which judges pairs."""
+  once = sigmoid(visual, text, VISUAL_ID, TEXT_ID, MASK)
+  twice = sigmoid(
     *(visual.repeat(M, axis=0), text, VISUAL_ID.repeat(M), TEXT_ID),
     MASK.repeat(M),
   )

@@ -152,6 +152,8 @@ def made(**changes):
     "accumulate": 1,
     "parameters": 10**6,
     "memory": plan.Memory(2**30, 2**31, V5E.hbm),
+    "validation": plan.Memory(2**30, 3 * 2**30, V5E.hbm),
+    "validates": False,
     "model_flops": 197e12 * 8,
     "hardware_flops": 2 * 197e12 * 8,
     "collectives": {"all-gather": 1e9, hlo.SLICES: 2e6},
@@ -178,12 +180,26 @@ def test_a_plan_that_does_not_fit_has_no_rates():
   assert it.mfu is it.examples_per_second is it.days is it.device_hours is None
 
 
+def test_a_plan_fits_where_all_fits_that_its_config_asks_for():
+  large = plan.Memory(2**30, V5E.hbm + 1, V5E.hbm)
+  assert made(validation=large).fits
+  assert made(validation=large).needed == 2**31
+  asked = made(validation=large, validates=True)
+  assert not asked.fits
+  assert asked.needed == V5E.hbm + 1
+  assert made(validates=True).fits
+  assert made(validation=None, validates=True).fits  # the step is who decides
+
+
 @pytest.mark.parametrize("given", [None, plan.Times(2, 1, 0.5, 0.0, 1.5)])
 def test_a_plan_comes_back_from_json(given):
   it = made(times=given)
   back = plan.Plan.from_json(json.loads(json.dumps(it.to_json())))
   assert back == it
   assert isinstance(back.memory, plan.Memory)
+  assert isinstance(back.validation, plan.Memory)
+  bare = json.loads(json.dumps(made(validation=None).to_json()))
+  assert plan.Plan.from_json(bare).validation is None
   assert it.to_json()["mfu"] == it.mfu
 
 

@@ -65,6 +65,21 @@ def test_a_sharded_ring_on_eight_chips(stage):
   assert hlo.cycles(hlo.parse(text)) > 0
 
 
+@pytest.mark.parametrize("stage", ["fast", "slow"])
+def test_validation_takes_no_more_than_the_step(stage):
+  """Of 256 pictures, or of all pairs of 64, beside the state of training."""
+  cfg = lowered.meant_for(lowered.step(stage), "v5e:2x4")
+  made = plan.plan("x", cfg)
+  assert made.fits and made.times is not None
+  assert not made.validates
+  of_step, validated = made.memory, made.validation
+  assert validated.fits
+  assert 0 < validated.arguments < validated.needed
+  state = of_step.arguments
+  # Small models: what is scored is a few MB, all pairs at once were more.
+  assert validated.needed - state < of_step.needed - state + 2**22
+
+
 def test_the_plain_loss_holds_a_table_of_pairs():
   """The control of the test above."""
   cfg = lowered.meant_for(lowered.step(chunk=0), "v5e:2x4")

@@ -45,7 +45,9 @@ def test_a_text_without_markers_is_left_alone(text):
     plans.rewrite(text, "| new |")
 
 
-REFUSED = made(memory=plan.Memory(0, 20 * 2**30, 15 * 2**30), times=None)
+REFUSED = made(
+  memory=plan.Memory(0, 20 * 2**30, 15 * 2**30), times=None, validation=None
+)
 
 
 @pytest.mark.parametrize("it", [made(), REFUSED])
@@ -80,6 +82,21 @@ def test_a_row_and_a_summary_say_what_does_not():
   assert "steps" not in said
 
 
+def test_a_row_and_a_summary_say_whether_validation_fits():
+  of = lambda it: dict(zip(plans.COLUMNS, plans.row(it), strict=True))
+  assert of(made())["validating"] == "3.00"
+  assert of(REFUSED)["validating"] == "-"
+  said = plans.summary(made())
+  assert "validation     fits: 3.00 of 15.75 GiB a chip at its peak" in said
+  assert "train.eval_every=0 leaves it out" in said
+  assert "leaves it out" not in plans.summary(made(validates=True))
+  large = made(validation=plan.Memory(0, 20 * 2**30, 15 * 2**30))
+  assert of(large)["validating"] == "20.00: does not fit"
+  assert of(large)["GiB/chip of"] == "2.00 / 15.75"
+  assert "validation     DOES NOT FIT: needs 20.00 of" in plans.summary(large)
+  assert "validation" not in plans.summary(REFUSED)
+
+
 def test_a_plan_of_several_slices_says_so():
   assert plans.place(made()) == "v5e:2x4"
   assert plans.place(made(slices=2)) == "2 x v5e:2x4"
@@ -87,24 +104,24 @@ def test_a_plan_of_several_slices_says_so():
 
 def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
   cfg, path = lowered.step(), epath.Path(tmp_path) / "row.json"
-  assert plans._kept(path, cfg) is None
-  plans._write(path, made().to_json() | {"key": plans.key(cfg)})
-  assert plans._kept(path, cfg) == made(steps=cfg.train.steps)
+  assert plans.kept(path, cfg) is None
+  plans.keep(path, made(), cfg)
+  assert plans.kept(path, cfg) == made(steps=cfg.train.steps)
   other = dataclasses.replace(cfg, seed=1)
-  assert plans._kept(path, other) is None
+  assert plans.kept(path, other) is None
   with monkeypatch.context() as newer:
     newer.setattr(plan, "versions", lambda: {"jax": "newer"})
-    assert plans._kept(path, cfg) is None
+    assert plans.kept(path, cfg) is None
   values = json.loads(path.read_text())
   for spoilt in (
     json.dumps(values)[:-20],
     "[]",
     "",
-    json.dumps({"key": values["key"]}),
-    json.dumps(values | {"memory": {"needed": 1}}),
+    json.dumps({"key": plans.key(cfg)}),  # of an earlier version
+    json.dumps(values | {"plan": {"memory": {"needed": 1}}}),
   ):
     path.write_text(spoilt)
-    assert plans._kept(path, cfg) is None, spoilt
+    assert plans.kept(path, cfg) is None, spoilt
 
 
 def test_every_source_that_the_key_reads_is_there():

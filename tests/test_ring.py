@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 
 from fs_jax import config, losses, ring, sharding
-from tests import programs
+from tests import lowered, programs
 
 B, E = 24, 4
 SCALARS = {"info_nce": (7.0,), "sigmoid": (7.0, -2.0)}
@@ -84,6 +83,9 @@ PLACES = [
   ((2, 2, 2), 2, 5),
   ((1, 8, 1), 1, 2),
   ((4, 2, 1), 2, 99),
+  ((1, 1, 1), 3, 7),
+  ((2, 1, 1), 3, 99),
+  ((2, 2, 1), 3, 4),
 ]
 
 
@@ -98,6 +100,18 @@ def test_ring_is_the_plain_loss(kind, sizes, m, chunk):
   everyone = (np.arange(B), np.arange(B * m), np.ones(B, bool))
   assert abs(value - program(kind)(*case[:2], *everyone)[0][0]) > 1e-3
   assert 0.2 < metrics["batch_recall"] < 0.9
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1)])
+@pytest.mark.parametrize("chunk", [3, 16])
+def test_a_text_counts_a_visual_once(sizes, chunk):
+  """All look alike: log B from a text, log(1 + (B - 1) M) from a visual."""
+  count, m = 8, 2
+  zero = np.zeros((count, E), np.float32), np.zeros((count * m, E), np.float32)
+  ids = np.arange(count), np.arange(count * m), np.ones(count, bool)
+  (value, _), _ = program("info_nce", mesh(*sizes), chunk)(*zero, *ids)
+  want = (np.log(count) + np.log(1 + (count - 1) * m)) / 2
+  np.testing.assert_allclose(value, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,22 +161,9 @@ def test_logits_are_float32_whatever_the_embeddings_are(kind):
     np.testing.assert_allclose(a.astype(b.dtype), b, rtol=rtol, atol=1e-7)
 
 
-def inner(jaxpr):
-  """The equations of a jaxpr and of all that it calls."""
-  for equation in jaxpr.eqns:
-    yield equation
-    for leaf in jax.tree.leaves(
-      equation.params, is_leaf=lambda x: hasattr(x, "eqns")
-    ):
-      if isinstance(leaf, core.ClosedJaxpr):
-        yield from inner(leaf.jaxpr)
-      elif isinstance(leaf, core.Jaxpr):
-        yield from inner(leaf)
-
-
 def largest(run, case):
   """Elements of the largest array that any equation makes."""
-  made = inner(jax.make_jaxpr(run)(*case).jaxpr)
+  made = lowered.inner(jax.make_jaxpr(run)(*case).jaxpr)
   return max(math.prod(x.aval.shape) for e in made for x in e.outvars)
 
 

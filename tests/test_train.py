@@ -12,6 +12,7 @@ from etils import epath
 from fs_jax import config, paths, runs, tasks, train
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.models import slow
 from tests import small
 
 N = 24
@@ -81,14 +82,30 @@ def test_quick_recall_ranks_a_sample_by_its_own_scores(stage, sample, size):
   ).mean()  # visuals that look for texts would be counted otherwise
 
 
+def test_slow_validates_as_many_pairs_at_once_as_it_trains(monkeypatch):
+  run = run_of("slow", train={"eval_sample": 99, "batch_size": 8})
+  at_once, score = [], slow.Slow.score
+
+  def spied(self, memory, states, text):
+    at_once.append(states.shape[0] * states.shape[1])
+    return score(self, memory, states, text)
+
+  monkeypatch.setattr(slow.Slow, "score", spied)
+  with mock.patch.object(sources, "open_split", return_value=source_of()):
+    recall = train.quick_recall(run.cfg, run.tokenizer)
+  assert set(recall(run.params)) == {"R@1", "R@5"}
+  assert at_once
+  assert max(at_once) <= run.cfg.train.batch_size < (N // 4) ** 2
+
+
 def test_a_stage_starts_from_what_its_prefixes_name():
   fast = run_of("fast")
-  slow = small.cfg(
+  later = small.cfg(
     "slow",
     init=config.Init("fast", (("fast/vision/", "slow/encoder/vision/"),)),
   )
-  assert train._first_params(slow, None) is None
-  given = train._first_params(slow, fast)
+  assert train._first_params(later, None) is None
+  given = train._first_params(later, fast)
   assert set(given) == {"slow"}
   theirs = fast.params["fast"]["vision"]
   jax.tree.map(
@@ -96,7 +113,7 @@ def test_a_stage_starts_from_what_its_prefixes_name():
   )
   every = train._first_params(small.cfg(init=config.Init("fast")), fast)
   assert paths.names(every) == paths.names(fast.params)
-  bad = dataclasses.replace(slow, init=config.Init("fast", (("slow/", "x/"),)))
+  bad = dataclasses.replace(later, init=config.Init("fast", (("slow/", "x/"),)))
   with pytest.raises(ValueError, match=r"'fast'; got 'slow/'\. its names"):
     train._first_params(bad, fast)
 

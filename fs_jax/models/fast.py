@@ -1,5 +1,6 @@
 """Fast: a dual encoder. A vector per visual, one per text, a dot product."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -29,15 +30,18 @@ class Fast(nn.Module):
   def setup(self):
     cfg = self.cfg
     stack = cfg.vision.stack
+    head = functools.partial(
+      layers.Dense, cfg.embed, self.dtype, out=jnp.dtype("float32")
+    )
     self.vision = vision.Vision(cfg.vision, self.dtype)
     self.vision_pool = layers.Pool(
       cfg.vision.pool, stack.heads, stack.hidden, self.dtype
     )
-    self.vision_head = nn.Dense(cfg.embed, dtype=self.dtype)
+    self.vision_head = head()
     self.text_tower = text.Text(
       cfg.text, self.vocabulary, self.length, self.dtype
     )
-    self.text_head = nn.Dense(cfg.embed, dtype=self.dtype)
+    self.text_head = head()
     start = nn.initializers.constant(math.log(cfg.first_scale))
     self.log_scale = self.param("log_scale", start, ())
     if cfg.loss == "sigmoid":

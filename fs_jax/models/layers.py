@@ -1,16 +1,25 @@
 """Blocks that the towers are made of. Lifted transforms live here only.
 
-Parameters are float32; `dtype` is what is computed in. Softmax and layer norm
-statistics stay float32: both lose what matters to rounding otherwise.
+Parameters are float32; `dtype` is what products read. What they sum is float32
+(`product`), and stays so where a softmax or a likelihood follows; softmax and
+layer norm statistics are float32 too: all of them lose what matters to rounding
+otherwise.
 """
+
+import functools
+import math
+import re
+import string
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from fs_jax import config
+from fs_jax import config, types
 
 # Below this vocabulary a lookup is a product with one-hot rows: the backward
 # of a gather is a scatter, slow on CPUs and no faster on a TPU at this size.
@@ -28,8 +37,11 @@ UNROLLED = {"none": 4, "dots": 2, "full": 2}
 
 MASKED = -1e30  # finite: a row with nothing to see stays free of NaN
 
+_DENSE = "dense"  # results that remat "dots" keeps
+
 _POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # By name: a product itself is float32, twice what is made of it.
+  "dots": jax.checkpoint_policies.save_only_these_names(_DENSE),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -44,6 +56,87 @@ def by_rows(x: Float[Array, "B *N"]) -> Float[Array, "B *N"]:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(config.ROWS))
+
+
+def product(
+  spec: str, a: Float[types.Array, "..."], b: Float[types.Array, "..."]
+) -> Float[Array, "..."]:
+  """`jnp.einsum(spec, a, b)`, float32 whatever `a` and `b` are.
+
+  A product of bfloat16 is summed in float32 anyway; asked for as bfloat16 it is
+  rounded, and on a CPU takes as long as one of float32. The slope that comes
+  back is rounded as `a` and `b` are: its products with them would be computed
+  in float32 otherwise.
+
+  Args:
+    spec: each letter of an operand is also one of the other or of the result.
+    a, b: of one dtype.
+  """
+  if a.dtype == jnp.float32:
+    return jnp.einsum(spec, a, b)
+  return _product(spec, a, b)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(spec: str, a: Array, b: Array) -> Array:
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(spec, a, b):
+  return _product(spec, a, b), (a, b)
+
+
+def _product_backward(spec, saved, slope):
+  (a, b), (left, right, out) = saved, re.split(",|->", spec)
+  slope = slope.astype(a.dtype)
+  # Of products with a batch XLA's CPU compiler (jaxlib 0.10.2) has some in
+  # bfloat16 only, and says so when they run.
+  batched = set(left) & set(right) & set(out)
+  of = functools.partial(
+    jnp.einsum, preferred_element_type=a.dtype if batched else jnp.float32
+  )
+  of_a = of(f"{out},{right}->{left}", slope, b)
+  of_b = of(f"{left},{out}->{right}", a, slope)
+  return of_a.astype(a.dtype), of_b.astype(b.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+class Dense(nn.Module):
+  """Linear map of the last `axes` dimensions onto `features`, and a bias.
+
+  As linen's Dense and DenseGeneral, names and first values included, with sums
+  and bias in float32. `dtype` is what is read and, unless `out` says otherwise,
+  what is returned.
+  """
+
+  features: int | tuple[int, ...]
+  dtype: jnp.dtype
+  axes: int = 1
+  out: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x: Float[types.Array, "..."]) -> Float[Array, "..."]:
+    made = self.features
+    made = (made,) if isinstance(made, int) else made
+    read = x.shape[x.ndim - self.axes :]
+
+    def first(key: Array, *_: Any) -> Array:
+      flat = (math.prod(read), math.prod(made))
+      return nn.initializers.lecun_normal()(key, flat).reshape(*read, *made)
+
+    kernel = self.param("kernel", first)
+    bias = self.param("bias", nn.initializers.zeros, made)
+    letters = string.ascii_lowercase[: x.ndim + len(made)]
+    kept = x.ndim - self.axes
+    spec = (
+      f"{letters[: x.ndim]},{letters[kept:]}->"
+      f"{letters[:kept]}{letters[x.ndim :]}"
+    )
+    y = product(spec, x.astype(self.dtype), kernel.astype(self.dtype))
+    y = y + bias.reshape((1,) * kept + made)
+    return checkpoint_name(y.astype(self.out or self.dtype), _DENSE)
 
 
 def sincos_2d(key: Array, shape: tuple[int, ...]) -> Float[Array, "h w D"]:
@@ -87,11 +180,18 @@ class Embed(nn.Module):
   def __call__(self, ids: Int[Array, "*R"]) -> Float[Array, "*R D"]:
     table = self.embedding.astype(self.dtype)
     if self.size <= ONE_HOT_VOCABULARY:
-      return jax.nn.one_hot(ids, self.size, dtype=self.dtype) @ table
+      rows = string.ascii_lowercase[: ids.ndim]
+      chosen = jax.nn.one_hot(ids, self.size, dtype=self.dtype)
+      # One term a sum: the table's own values, to the last bit.
+      found = product(f"{rows}y,yz->{rows}z", chosen, table)
+      return found.astype(self.dtype)
     return jnp.take(table, ids, axis=0)
 
   def attend(self, x: Float[Array, "*R D"]) -> Float[Array, "*R V"]:
-    return x @ self.embedding.astype(self.dtype).T
+    """Dot products with every row, float32: a softmax over them follows."""
+    rows = string.ascii_lowercase[: x.ndim - 1]
+    table = self.embedding.astype(self.dtype).T
+    return product(f"{rows}y,yz->{rows}z", x.astype(self.dtype), table)
 
 
 def attend(
@@ -107,12 +207,13 @@ def attend(
         query, key, value, implementation="cudnn"
       )
     return _attend_by_head(query, key, value, mask)
-  scores = jnp.einsum("blhd,bnhd->bhln", query, key).astype(jnp.float32)
+  scores = product("blhd,bnhd->bhln", query, key)
   scores = scores / query.shape[-1] ** 0.5
   if mask is not None:
     scores = jnp.where(mask, scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  return jnp.einsum("bhln,bnhd->blhd", weights, value)
+  mixed = product("bhln,bnhd->blhd", weights, value)
+  return mixed.astype(value.dtype)
 
 
 def _fuses(query: Float[Array, "B L h d"]) -> bool:
@@ -142,11 +243,12 @@ def _attend_by_head(
   """
   query = query.transpose(0, 2, 1, 3) / query.shape[-1] ** 0.5
   key = key.transpose(0, 2, 3, 1)  # [B,h,d,N]
-  scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)
+  scores = product("bhld,bhdn->bhln", query, key)
   if mask is not None:
     scores = jnp.where(mask, scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  return jnp.matmul(weights, value.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+  mixed = product("bhln,bhnd->bhld", weights, value.transpose(0, 2, 1, 3))
+  return mixed.astype(value.dtype).transpose(0, 2, 1, 3)
 
 
 class Attention(nn.Module):
@@ -166,7 +268,7 @@ class Attention(nn.Module):
     shape = (self.heads, width // self.heads)
 
     def project(y: Array, name: str) -> Array:  # [B,L,heads,D/heads]
-      return nn.DenseGeneral(shape, dtype=self.dtype, name=name)(y)
+      return Dense(shape, self.dtype, name=name)(y)
 
     mixed = attend(
       project(x, "query"),
@@ -174,7 +276,7 @@ class Attention(nn.Module):
       project(source, "value"),
       mask,
     )
-    return nn.DenseGeneral(width, (-2, -1), dtype=self.dtype, name="out")(mixed)
+    return Dense(width, self.dtype, axes=2, name="out")(mixed)
 
 
 class LatentAttention(nn.Module):
@@ -198,16 +300,15 @@ class LatentAttention(nn.Module):
   ) -> Float[Array, "B L D"]:
     width, d_mem = x.shape[-1], latent.shape[-1]
     latent = latent.astype(self.dtype)
-    query = nn.DenseGeneral(
-      (self.heads, d_mem), dtype=self.dtype, name="query"
-    )(x)
-    scores = jnp.einsum("blhm,bnm->blhn", query, latent).astype(jnp.float32)
+    query = Dense((self.heads, d_mem), self.dtype, name="query")(x)
+    scores = product("blhm,bnm->blhn", query, latent)
     scores = scores / d_mem**0.5
     scores = jnp.where(mask[:, None, None, :], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     self.sow("intermediates", "attention", weights)  # only when asked for
-    mixed = jnp.einsum("blhn,bnm->blhm", weights.astype(self.dtype), latent)
-    return nn.DenseGeneral(width, (-2, -1), dtype=self.dtype, name="out")(mixed)
+    mixed = product("blhn,bnm->blhm", weights.astype(self.dtype), latent)
+    mixed = mixed.astype(self.dtype)
+    return Dense(width, self.dtype, axes=2, name="out")(mixed)
 
 
 class Mlp(nn.Module):
@@ -217,8 +318,8 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     width = x.shape[-1]
-    x = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="up")(x))
-    return nn.Dense(width, dtype=self.dtype, name="down")(x)
+    x = nn.gelu(Dense(self.hidden, self.dtype, name="up")(x))
+    return Dense(width, self.dtype, name="down")(x)
 
 
 class Block(nn.Module):

@@ -55,7 +55,7 @@ class Finer(nn.Module):
   ) -> Float[Array, "B T 2*h 2*w D"]:
     b, t = coarse.shape[:2]
     coarse = coarse.reshape(b * t, *coarse.shape[2:])
-    up = nn.Dense(4 * self.width, dtype=self.dtype, name="upsample")(coarse)
+    up = layers.Dense(4 * self.width, self.dtype, name="upsample")(coarse)
     up = depth_to_space(up)
     frames = pixels.reshape(b * t, *pixels.shape[2:]).astype(self.dtype)
     stem = vision.Stem(
@@ -95,9 +95,11 @@ class Encoder(nn.Module):
         finer = Finer(patch >> k, cfg.stem, width, self.dtype, name=f"up{k}")
         grid = finer(grid, pixels)
       tokens = grid.reshape(b, -1, grid.shape[-1])
-      latent = nn.Dense(cfg.d_mem, dtype=self.dtype, name=f"memory{k}")(tokens)
+      latent = layers.Dense(
+        cfg.d_mem, self.dtype, out=jnp.dtype("float32"), name=f"memory{k}"
+      )(tokens)
       seen = jnp.ones(latent.shape[:2], bool)
-      levels.append(types.Level(latent.astype(jnp.float32), seen))
+      levels.append(types.Level(latent, seen))
     return types.Memory(tuple(levels))
 
 
@@ -158,9 +160,8 @@ class Reader(nn.Module):
 
   def logits(self, x: Float[Array, "*S D"]) -> Float[Array, "*S V"]:
     """Scores of the next word, float32: a softmax over them follows."""
-    scores = self.tokens.attend(x).astype(jnp.float32)
     bias = self.out_bias.reshape((1,) * (x.ndim - 1) + (-1,))
-    return scores + bias
+    return self.tokens.attend(x) + bias
 
 
 class Slow(nn.Module):
@@ -181,7 +182,7 @@ class Slow(nn.Module):
     init = nn.initializers.normal(0.02)
     self.null = self.param("null", init, (cfg.levels, cfg.d_mem))
     if cfg.loss == "matching":
-      self.match = nn.Dense(1, dtype=jnp.float32)
+      self.match = layers.Dense(1, jnp.dtype("float32"))
 
   def encode_visual(
     self, pixels: Float[Array, "B T H W C"], train: bool = False

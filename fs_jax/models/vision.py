@@ -56,10 +56,20 @@ class Stem(nn.Module):
       strides=self.patch,
       dtype=self.dtype,
       conv_general_dilated=_around_patches,
+      promote_dtype=_but_the_bias,
       name="conv",
     )
-    seen = nn.gelu(conv(frames))
-    return nn.Dense(self.width, dtype=self.dtype, name="out")(seen)
+    seen = nn.gelu(conv(frames).astype(self.dtype))
+    return layers.Dense(self.width, self.dtype, name="out")(seen)
+
+
+def _but_the_bias(
+  *arrays: Array | None, dtype: Any = None, inexact: bool = True
+) -> list[Array | None]:
+  """What a convolution reads, as `dtype`; what is added to its sums stays."""
+  del inexact
+  *read, bias = arrays
+  return [x if x is None else x.astype(dtype) for x in read] + [bias]
 
 
 def _around_patches(
@@ -99,12 +109,46 @@ def _by_patches(patch: int, frames: Array, kernel: Array) -> Array:
 def _convolved(
   x: Array, kernel: Array, stride: int, around: tuple[int, int]
 ) -> Array:
+  """Sums in float32, as those of `layers.product`."""
+  if x.dtype == jnp.float32:
+    return _conv(x, kernel, stride, around)
+  return _half_convolved(stride, around, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _half_convolved(
+  stride: int, around: tuple[int, int], x: Array, kernel: Array
+) -> Array:
+  return _conv(x, kernel, stride, around, jnp.dtype("float32"))
+
+
+def _half_forward(stride, around, x, kernel):
+  return _half_convolved(stride, around, x, kernel), (x, kernel)
+
+
+def _half_backward(stride, around, saved, slope):
+  """JAX convolves arrays of one dtype only: the slope is rounded to theirs."""
+  _, back = jax.vjp(lambda x, k: _conv(x, k, stride, around), *saved)
+  return back(slope.astype(saved[0].dtype))
+
+
+_half_convolved.defvjp(_half_forward, _half_backward)
+
+
+def _conv(
+  x: Array,
+  kernel: Array,
+  stride: int,
+  around: tuple[int, int],
+  out: jnp.dtype | None = None,
+) -> Array:
   return jax.lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
     (around, around),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    preferred_element_type=out,
   )
 
 
@@ -130,7 +174,7 @@ class PatchEmbed(nn.Module):
       quarter = Stem(size // 4, self.stem, self.stem, self.dtype, name="stem")
       x, size = nn.gelu(quarter(x)), 4
     x = patchify(x, size)
-    return nn.Dense(self.width, dtype=self.dtype, name="conv")(x)
+    return layers.Dense(self.width, self.dtype, name="conv")(x)
 
 
 class Vision(nn.Module):
