@@ -52,6 +52,14 @@ def test_the_count_is_what_xla_counts(stage, remat):
   assert ours < theirs < 1.04 * ours  # which counts sums and the like too
 
 
+def test_the_count_of_matching_is_what_xla_counts():
+  """Three pairs a row: its own, with another text, with another visual."""
+  slow = dataclasses.replace(heavy("slow").slow, loss="matching")
+  cfg = heavy("slow", slow=slow, init=config.Init(teacher="fast"))
+  ours, theirs = plan.counted(cfg)
+  assert ours < theirs < 1.05 * ours
+
+
 def test_the_count_is_that_of_the_loops_of_deep_stacks():
   """XLA counts a loop's body once; here each product runs as often as it does.
 
@@ -141,6 +149,8 @@ def test_frames_and_captions_cost_what_they_are():
   said = parts(heavy("fast", data={"image_size": 64, "captions_per_visual": 2}))
   assert said["text"] == tuple(2 * x for x in one["text"])
   assert said["vision"] == one["vision"]
+  # Visuals with texts, not pairs with pairs.
+  assert said["loss"] == tuple(2 * x for x in one["loss"])
 
 
 def test_the_model_counts_nothing_twice():
