@@ -127,9 +127,13 @@ def test_evaluate(workdir, tmp_path, monkeypatch):
   mine = programs.copy(workdir, tmp_path)
   (mine / "slow" / runs.FIT).unlink()
   monkeypatch.setattr(study, "KS", (20,))
-  done = programs.launch(
-    "evaluate", f"--workdir={mine}", "--queries=8", "--fit"
-  )
+  fitted = programs.launch("evaluate", f"--workdir={mine}", "--fit")
+  assert fitted.code == 0, fitted.err
+  assert (mine / "slow" / runs.FIT).exists()
+  assert "fast and distill are fitted" in fitted.out
+  assert not (mine / "gallery" / "test").exists()  # no more than that
+  (mine / "slow" / runs.FIT).unlink()  # evaluating fits what is missing
+  done = programs.launch("evaluate", f"--workdir={mine}", "--queries=8")
   assert done.code == 0, done.err
   assert (mine / "slow" / runs.FIT).exists()
   path = done.out.split("written:")[1].strip()
