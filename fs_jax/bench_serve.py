@@ -7,7 +7,7 @@ answer the same batches, one that was not warmed and one that was.
 import functools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,37 +16,24 @@ from etils import epath
 from fs_jax import (
   bench,
   compiled,
-  encode,
-  gallery,
-  index,
   rerank,
   retrieve,
   runs,
   store,
   tasks,
+  workdir,
 )
-from fs_jax.data import sources
 
 RERANKED = 20  # candidates a query, as launch.search
 LATER = 5  # calls of each batch after its first
 LISTS = ((1, 10), (24, 50))  # queries and candidates that padding is timed at
 
 
-class Opened(NamedTuple):
-  """What a searcher is made of."""
+class Served(NamedTuple):
+  """A workdir's gallery, and what it is asked."""
 
-  fast: runs.Run
-  slow: runs.Run
-  searched: index.Index
-  memories: store.Store
-  fit: Any
+  opened: workdir.Opened
   texts: tuple[str, ...]  # captions of the gallery, as queries
-
-  def retriever(self) -> tuple[retrieve.Retriever, rerank.Scorer]:
-    """A searcher that has compiled nothing, and its judge."""
-    scorer = rerank.Scorer(self.slow, self.memories)
-    found = retrieve.Retriever(self.fast, self.searched, scorer, self.fit)
-    return found, scorer
 
 
 class Wait(NamedTuple):
@@ -65,50 +52,32 @@ class Batch(NamedTuple):
   warm: Wait
 
 
-def opened(workdir: epath.PathLike, split: str) -> Opened:
+def serve(where: epath.PathLike, split: str) -> Served:
   """A trained workdir's searcher.
 
   Raises:
     ValueError: no trained stage or no index there.
   """
-  found = gallery.find_gallery(epath.Path(workdir), split)
-  fast, slow = runs.load(found.fast), runs.load(found.slow)
-  source = sources.open_lazily(fast.cfg.data, split)
-  made_from = encode.contracts_of(fast, source)
-  mend = f"make it anew: {found.remake}"
-  searched = index.load(found.index, made_from, mend=mend)
-  memories = store.Store(
-    found.store,
-    {**slow.contract, "split": made_from["split"]},
-    ids=searched.ids,
-    hashes=False,
-    mend=mend,
+  found = workdir.find_gallery(epath.Path(where), split)
+  opened = workdir.open_to_search(
+    found, runs.load(found.fast), split, slow=True
   )
-  rng = np.random.default_rng(0)
-  texts = tuple(
-    source.captions(int(i))[0] for i in rng.permutation(len(source))
-  )
-  return Opened(
-    fast,
-    slow,
-    searched,
-    memories,
-    runs.load_fit(found.fit, {**fast.contract, **slow.contract}),
-    texts,
-  )
+  rows = np.random.default_rng(0).permutation(len(opened.source))
+  texts = (opened.source.captions(int(i))[0] for i in rows)
+  return Served(opened, tuple(texts))
 
 
-def warm_up(made: Opened) -> dict[str, float]:
+def warm_up(made: Served) -> dict[str, float]:
   """What the `warm` of a first searcher takes."""
   jax.clear_caches()
-  search, _ = made.retriever()
+  search = made.opened.retriever()
   with compiled.counting() as count:
     seconds = search.warm()
   return {"warm_seconds": seconds, "warm_programs": count.programs}
 
 
 def waits(
-  made: Opened, sizes: Iterable[int], later: int = LATER
+  made: Served, sizes: Iterable[int], later: int = LATER
 ) -> Iterator[Batch]:
   """Batch by batch, of a searcher that was not warmed, then of one that was."""
   rng = np.random.default_rng(1)
@@ -117,7 +86,7 @@ def waits(
     for size in sizes
   ]
   jax.clear_caches()
-  search, _ = made.retriever()
+  search = made.opened.retriever()
   cold = [_wait(search, some, later) for some in asked]
   search.warm()
   for some, before in zip(asked, cold, strict=True):
@@ -135,17 +104,19 @@ def _wait(search: retrieve.Retriever, asked: Sequence[str], later: int) -> Wait:
 
 
 def padding(
-  made: Opened, queries: int, k: int, calls: int = bench.RUNS
+  made: Served, queries: int, k: int, calls: int = bench.RUNS
 ) -> dict[str, float]:
   """Time of judging lists in padded blocks, as a multiple of their own shapes.
 
   Both take turns. `apart` is the largest difference of the scores, relative.
   """
-  _, scorer = made.retriever()
-  text = made.slow.tokenizer.encode(list(made.texts[:queries]))
+  slow, memories = made.opened.slow, made.opened.memories
+  scorer = made.opened.scorer()
+  assert slow and memories and scorer  # `serve` opens them
+  text = slow.tokenizer.encode(list(made.texts[:queries]))
   rng = np.random.default_rng(2)
-  rows = rng.integers(len(made.memories), size=(queries, k))
-  exact = _exact(made, text, rows)
+  rows = rng.integers(len(memories), size=(queries, k))
+  exact = _exact(slow, memories, text, rows)
 
   def padded() -> np.ndarray:
     return scorer(text, rows)
@@ -170,10 +141,10 @@ def padding(
 
 
 def _exact(
-  made: Opened, text: np.ndarray, rows: np.ndarray
+  slow: runs.Run, memories: store.Store, text: np.ndarray, rows: np.ndarray
 ) -> Callable[[], np.ndarray]:
   """The same scores in blocks as large as their pairs are many."""
-  model = tasks.slow_model(made.slow.cfg, made.slow.tokenizer.vocab_size)
+  model = tasks.slow_model(slow.cfg, slow.tokenizer.vocab_size)
   score = jax.jit(functools.partial(rerank.score_pairs, model))
   lengths = rerank.cut_lengths(text)
   blocks = []
@@ -188,9 +159,9 @@ def _exact(
     outs = []
     for length, queries, columns in blocks:
       some, which = np.unique(queries, return_inverse=True)
-      memory = made.memories.read(rows[queries, columns])
+      memory = memories.read(rows[queries, columns])
       words, which = text[some, :length], which.astype(np.int32)
-      outs.append(score(made.slow.params["slow"], memory, words, which))
+      outs.append(score(slow.params["slow"], memory, words, which))
     for (_, queries, columns), out in zip(blocks, outs, strict=True):
       h[queries, columns] = np.asarray(out)
     return h

@@ -23,9 +23,11 @@ Contract = Mapping[str, Mapping[str, Any]]
 PRECISION = "float32"  # of stored memories
 
 # Fields of a config that decide no result: where it is computed, where files
-# lie, how often a run speaks and saves. All others are part of the contract of
-# whatever is made with it.
+# lie, how often a run speaks and saves; and how weights are fitted, which is
+# compared with the weights. All others are part of the contract of whatever is
+# made with it.
 UNCOMPARED = (
+  "weights.",
   *("name", "mesh.", "data.dir", "data.threads", "data.cache", "tokens.file"),
   *("train.log_every", "train.save_every", "train.profile"),
   *("train.keep", "train.keep_every"),

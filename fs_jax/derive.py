@@ -20,6 +20,11 @@ from fs_jax import files, report
 Stale = Literal["remake", "refuse", "replace"]
 
 
+def deletable(path: epath.PathLike) -> str:
+  """What to do about a derived result that is damaged."""
+  return f"delete it, and it is made again: rm -r {path}"
+
+
 def folder_needed(
   path: epath.PathLike,
   kind: str,
@@ -37,12 +42,15 @@ def folder_needed(
     contract: all parts that it would be made from now.
     stale: what becomes of one made from something else.
     hashes: False compares the sizes of its files only.
-    mend: said where it is refused.
+    mend: said where it is refused; of what a program derives by itself, that
+      it may be deleted.
 
   Raises:
     ValueError: it is damaged, or refused.
   """
   path = epath.Path(path)
+  if stale == "remake":
+    mend = mend or deletable(path)
   if not (path / files.MANIFEST).exists():
     return True
   try:
@@ -78,6 +86,9 @@ def _stale(
   stale: Stale,
   mend: str,
 ) -> bool:
+  differ = contracts.difference(theirs, ours)
+  if differ is None:
+    return False
   if stale == "refuse":
     contracts.check_all(
       ours,
@@ -86,7 +97,10 @@ def _stale(
       theirs_name=str(path),
       mend=mend,
     )
-  differ = contracts.difference(theirs, ours)
-  if differ:
-    report.say(f"made again: {path} was made from another {differ}")
-  return differ is not None
+    # What is asked for agrees, and it was made from more than that.
+    raise ValueError(
+      f"{path}: must be made from what is asked for alone; got another "
+      f"{differ}. {mend}"
+    )
+  report.say(f"made again: {path} was made from another {differ}")
+  return True

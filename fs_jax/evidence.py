@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import config, files, parts, report, runs, study
+from fs_jax import answers, config, files, parts, report, runs, study
 from fs_jax import gallery as galleries
 
 SPARE = 1.05  # of the control's time: it never gets less than it stands against
@@ -31,7 +31,7 @@ def evidence(
     "seeds": seeds,
     "verdicts": _verdicts(per_seed),
     "minutes": round(sum(sum(r["seconds"].values()) for r in per_seed) / 60, 1),
-    "device": galleries.device(),
+    "device": answers.device(),
     "reports": per_seed,
   }
   files.write_json(epath.Path(workdir) / "evidence.json", made)
@@ -54,14 +54,14 @@ def _evidence_of(
     parts, "test", ("fast", "fast_longer", "distill")
   )
   tokenizer = gallery.slow.tokenizer
-  asked = galleries.questions(gallery.source, tokenizer, study.QUERIES)
-  results = galleries.answers(parts, gallery, asked, (20,))
+  asked = answers.questions(gallery.source, tokenizer, study.QUERIES)
+  results = answers.ask_all(parts, gallery, asked, (20,))
   return study.write_report(
     where / "report.json",
     parts,
     results,
     asked,
-    galleries.made_from(gallery, asked),
+    answers.made_from(gallery, asked),
     seed,
     paired=study.comparisons(results, study.PAIRS)
     + _all_captions(parts, gallery),
@@ -93,10 +93,10 @@ def _all_captions(
 
   Intervals are over pictures, as everywhere.
   """
-  asked = galleries.questions(
+  asked = answers.questions(
     gallery.source, gallery.slow.tokenizer, EVERY, captions=EVERY
   )
-  results = galleries.fast_answers(parts, gallery, asked, prefix="every-")
+  results = answers.ask_fasts(parts, gallery, asked, prefix="every-")
   pairs = (("fast_distilled", "fast"), ("fast_distilled", "fast_longer"))
   return [
     pair | {"name": f"{pair['name']}, all {len(asked.texts)} captions"}

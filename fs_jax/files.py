@@ -318,8 +318,8 @@ def read_manifest(
 def _check_file(
   path: epath.Path, name: str, found: bool, size: int, digest: str, mend: str
 ) -> None:
-  makes = "copy the folder again from where it was made, or make it again"
-  makes += f": {mend}" if mend else ""
+  makes = "copy the folder again from where it was made, or "
+  makes += mend or "make it again"
   if not found:
     raise ValueError(f"{path}: {name!r} is listed; got no such file. {makes}")
   got = _size(path / name)

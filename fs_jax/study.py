@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from fs_jax import (
+  answers,
   attention,
   cases,
   config,
@@ -87,7 +88,7 @@ def write_report(
   path: epath.Path,
   parts: parts.Parts,
   results: Mapping[str, evaluate.Result],
-  asked: galleries.Queries,
+  asked: answers.Queries,
   made_from: contract.Contract,
   seed: int,
   **extras: Any,
@@ -108,7 +109,7 @@ def write_report(
     rows=rows,
     seed=seed,
     seconds=parts.seconds(),
-    device=galleries.device(),
+    device=answers.device(),
     chance=None if chance is None else round(100 * chance, 2),
     times_faster_than_slow={
       name: round(ms["slow"] / each, 1) for name, each in ms.items()
@@ -130,18 +131,18 @@ def evaluate_split(
   fasts = tuple(train.weigh_all(workdir))
   gallery = galleries.open_gallery(parts.Parts(workdir), split, fasts)
   cfg = gallery.slow.cfg
-  asked = galleries.questions(gallery.source, gallery.slow.tokenizer, queries)
-  results = galleries.answers(kept, gallery, asked, KS)
+  asked = answers.questions(gallery.source, gallery.slow.tokenizer, queries)
+  results = answers.ask_all(kept, gallery, asked, KS)
   return write_report(
     report_path(workdir, split, queries),
     kept,
     results,
     asked,
-    galleries.made_from(gallery, asked),
+    answers.made_from(gallery, asked),
     cfg.seed,
     paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
-    used_on=galleries.used_on(gallery, KS),
+    used_on=answers.used_on(gallery, KS),
   )
 
 
@@ -161,16 +162,16 @@ def quickstart(
   }
   train_all(parts, cfgs)
   gallery = galleries.open_gallery(parts, "test", ("fast", "distill"))
-  asked = galleries.questions(
+  asked = answers.questions(
     gallery.source, gallery.slow.tokenizer, 64 if small else QUERIES
   )
-  made_from = galleries.made_from(gallery, asked)
+  made_from = answers.made_from(gallery, asked)
   made = derive.record(path, evaluate.REPORT, made_from)
   if made is not None and (parts.folder / PAGE).exists():
     report.say(f"{parts.folder}: all parts are done; delete it to start again")
     evaluate.show(made)
     return made
-  results = galleries.answers(parts, gallery, asked, KS)
+  results = answers.ask_all(parts, gallery, asked, KS)
   made = write_report(
     path,
     parts,
@@ -180,7 +181,7 @@ def quickstart(
     seed,
     paired=comparisons(results, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
-    used_on=galleries.used_on(gallery, KS),
+    used_on=answers.used_on(gallery, KS),
     digests=digests(gallery),
     example=asked.texts[0],  # something that this world has
   )
@@ -199,20 +200,20 @@ def digests(gallery: galleries.Gallery) -> dict[str, str]:
 def draw(
   parts: parts.Parts,
   gallery: galleries.Gallery,
-  asked: galleries.Queries,
+  asked: answers.Queries,
   made: Mapping[str, Any],
 ) -> None:
   """index.html: the report, a dozen queries, curves, where words look."""
   source = gallery.source
   lists = ("fast_distilled", "rerank@20")
   shown = {
-    name: galleries.read_answers(parts.folder / "answers" / name)
+    name: answers.read_answers(parts.folder / "answers" / name)
     for name in lists
   }
   fast, final = (shown[name].found for name in lists)
   positives = asked.truth.positives
   choices = cases.choose_cases(fast, final, positives)
-  answers = cases.show_cases(
+  found = cases.show_cases(
     choices, asked.texts, fast, final, positives, source.visuals
   )
   looks = []
@@ -227,7 +228,7 @@ def draw(
     parts.folder / PAGE,
     made,
     curves,
-    answers,
+    found,
     looks,
     source.attribution,
     lists=lists,

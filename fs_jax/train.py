@@ -50,8 +50,9 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
   teacher = _earlier(workdir, cfg.init.teacher)
   made_from = lineage.check(cfg, donor, teacher)
   tokenizer = _tokenizer(cfg, source, donor or teacher)
-  # Says what is wrong before anything is fitted or mined.
-  loop.program(cfg, tokenizer.vocab_size, sharding.mesh(cfg.mesh))
+  if cfg.stage == "distill":
+    # Says what is wrong before anything is fitted or mined.
+    loop.program(cfg, tokenizer.vocab_size, sharding.mesh(cfg.mesh))
   first = _first_params(cfg, donor)
   fit = _teacher_fit(cfg, workdir, teacher)
   frozen = None if teacher is None else teacher.params

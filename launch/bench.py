@@ -109,7 +109,7 @@ def main(argv) -> None:
 
 
 def _serve() -> None:
-  made = bench_serve.opened(_WORKDIR.value, _SPLIT.value)
+  made = bench_serve.serve(_WORKDIR.value, _SPLIT.value)
   print(json.dumps(_rounded(bench_serve.warm_up(made))))
   for queries, k in bench_serve.LISTS:
     print(json.dumps(_rounded(bench_serve.padding(made, queries, k))))

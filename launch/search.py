@@ -16,10 +16,8 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from fs_jax import cases, compiled, encode, rerank, retrieve, runs, store
-from fs_jax import gallery as galleries
-from fs_jax import index as indices
-from fs_jax.data import sources
+from fs_jax import cases, compiled, runs
+from fs_jax import workdir as workdirs
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "trained stages")
@@ -34,28 +32,15 @@ _SHEET = flags.DEFINE_string("sheet", "search.png", 'picture; "" = none')
 def main(argv) -> None:
   query = cli.only(argv, 'say what to look for: search "a fox left of a car"')
   compiled.keep(_WORKDIR.value)
-  found = galleries.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
+  found = workdirs.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
   fast = runs.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled
-  source = sources.open_lazily(fast.cfg.data, _SPLIT.value)
-  made_from = encode.contracts_of(fast, source)
-  mend = f"make it anew: {found.remake}"
-  gallery = indices.load(found.index, made_from, mend=mend)
-  if warning := gallery.manifest.get("warning"):
+  opened = workdirs.open_to_search(
+    found, fast, _SPLIT.value, slow=_RERANK.value > 0
+  )
+  if warning := opened.searched.manifest.get("warning"):
     print(f"warning: {found.index}: {warning}")
-  scorer = fit = None
-  if _RERANK.value:
-    slow = runs.load(found.slow)
-    memories = store.Store(
-      found.store,
-      {**slow.contract, "split": made_from["split"]},
-      ids=gallery.ids,
-      hashes=False,
-      mend=mend,
-    )
-    fit = runs.load_fit(found.fit, {**fast.contract, **slow.contract})
-    scorer = rerank.Scorer(slow, memories)
-  search = retrieve.Retriever(fast, gallery, scorer, fit)
+  search, source, fit = opened.retriever(), opened.source, opened.fit
   ask = {"k": _K.value, "rerank_k": _RERANK.value}
   began = time.perf_counter()
   search([query], **ask)  # compiles; the second answer is what serving costs

@@ -1,11 +1,11 @@
 """The benchmark of a searcher: what it calls, never a time."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
 
-from fs_jax import bench_serve, index, rerank, retrieve, runs, store
+from fs_jax import bench_serve, rerank, runs, store, workdir
 from tests import programs, test_rerank
 
 
@@ -25,24 +25,25 @@ class Searcher:
     self.double(np.ones(9 if self.warmed else len(queries)))
 
 
-class Opened(bench_serve.Opened):
+class Opened(NamedTuple):
+  """As much of a `workdir.Opened` as the benchmark asks for."""
+
+  slow: runs.Run | None = None
+  memories: store.Store | None = None
+
   def retriever(self):
-    return cast(retrieve.Retriever, Searcher()), cast(rerank.Scorer, None)
+    return Searcher()
+
+  def scorer(self):
+    return rerank.Scorer(self.slow, self.memories)
 
 
-def fields(slow=None, memories=None, texts=("a", "b")):
-  return (
-    cast(runs.Run, None),
-    cast(runs.Run, slow),
-    cast(index.Index, None),
-    cast(store.Store, memories),
-    None,
-    tuple(texts),
-  )
+def served(texts=("a", "b"), **fields):
+  return bench_serve.Served(cast(workdir.Opened, Opened(**fields)), texts)
 
 
 def test_first_answers_are_told_from_later_ones():
-  made = Opened(*fields())
+  made = served()
   assert bench_serve.warm_up(made) == {"warm_seconds": 1.5, "warm_programs": 1}
   rows = list(bench_serve.waits(made, (1, 3), later=2))
   assert [row.queries for row in rows] == [1, 3]
@@ -57,14 +58,8 @@ def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
   with store.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
     writer.append(memory, [f"v{i}" for i in range(test_rerank.C)])
   memories = store.Store(tmp_path / "s")
-  scorer = rerank.Scorer(run, memories)
-
-  class Judged(bench_serve.Opened):
-    def retriever(self):
-      return cast(retrieve.Retriever, None), scorer
-
-  texts = ["1 2 3", "1", "4 5 6 7"]
-  made = Judged(*fields(run, memories, texts))
+  texts = ("1 2 3", "1", "4 5 6 7")
+  made = served(texts, slow=run, memories=memories)
   found = bench_serve.padding(made, 3, 5, calls=2)
   assert (found["queries"], found["k"]) == (3, 5)
   assert found["ratio"] > 0 and found["apart"] < 1e-5

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, contract
+from fs_jax import config, configdict, contract, runs
 
 PARAMS = {
   "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
@@ -111,11 +111,20 @@ def test_a_recipe_has_every_field_that_decides_a_result(cfg):
   assert left_out == {
     name
     for name in configdict.flat(cfg)
-    if name in contract.UNCOMPARED or name.startswith("mesh.")
+    if name in contract.UNCOMPARED or name.startswith(("mesh.", "weights."))
   }
   assert {"seed", "distill.alpha", "data.mean", "compute"} <= set(fields)
   other = dataclasses.replace(cfg, mesh=config.Mesh(data=4), name="x")
   assert contract.recipe(other) == fields
+
+
+def test_what_may_change_while_a_run_goes_on_is_in_no_contract(cfg):
+  """Or a gallery would be refused for how often its model was saved."""
+  free = {x for x in configdict.flat(cfg) if x.startswith(runs.FREE)}
+  # Which step later programs read is part of what they read.
+  assert free - {"train.keep_best"} <= set(configdict.flat(cfg)) - set(
+    contract.recipe(cfg)
+  )
 
 
 def test_a_difference_names_its_field_on_either_side():

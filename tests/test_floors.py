@@ -52,7 +52,16 @@ FLOORS = (
     "pods",
     "local",
   ),
-  ("gallery", "study", "evidence", "advice", "plans", "bench_serve"),
+  (
+    "workdir",
+    "gallery",
+    "answers",
+    "study",
+    "evidence",
+    "advice",
+    "plans",
+    "bench_serve",
+  ),
 )
 
 # Heavy packages, and the modules (with all under them) that may import them.

@@ -99,6 +99,10 @@ def search(workdir: pathlib.Path, *flags: str) -> str:
   )
 
 
+def evaluate(workdir: pathlib.Path) -> str:
+  return f"python -m launch.evaluate --workdir={workdir} --queries=4"
+
+
 def test_memories_and_weights_of_another_slow(other, tmp_path):
   workdir = programs.copy(other, tmp_path)
   refused = walk(search(workdir))
@@ -162,18 +166,35 @@ def test_a_damaged_folder(mine, part):
   assert "must have" in refused
 
 
-def test_a_gallery_that_a_study_made(other, trained, tmp_path):
-  """Its own bookkeeping skips nothing that a refusal asks for."""
-  workdir = tmp_path / "W"
+@pytest.fixture(scope="module")
+def studied(trained, tmp_path_factory):
+  """Trained stages, and the gallery that evaluating leaves."""
+  workdir = tmp_path_factory.mktemp("studied") / "W"
   for stage in ("fast", "slow", "distill"):
     shutil.copytree(trained / stage, workdir / stage)
-  evaluate = f"python -m launch.evaluate --workdir={workdir} --queries=4"
-  assert not walk(evaluate)
+  assert not walk(evaluate(workdir))
+  return workdir
+
+
+def test_a_gallery_that_a_study_made(studied, other, tmp_path):
+  """Its own bookkeeping skips nothing that a refusal asks for."""
+  workdir = programs.copy(studied, tmp_path)
   shutil.rmtree(workdir / "slow")
   shutil.copytree(other / "slow", workdir / "slow")
   refused = walk(search(workdir))
   assert "slow.digest" in refused[0] and "launch.evaluate" in refused[0]
-  assert not walk(evaluate)
+  assert not walk(evaluate(workdir))
+
+
+@pytest.mark.parametrize("part", ["distill/index", "distill/corpus", "store"])
+def test_a_damaged_folder_of_a_study(studied, tmp_path, part):
+  """What programs derive by themselves may be deleted."""
+  workdir = programs.copy(studied, tmp_path)
+  folder = workdir / "gallery" / "test" / part
+  with open(folder / "ids.txt", "a") as file:
+    file.write("x\n")
+  (refused,) = walk(evaluate(workdir))
+  assert refused.endswith(f"rm -r {folder}")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import jax
 import pytest
 from etils import epath
 
-from fs_jax import files, gallery, rankers, runs, study
+from fs_jax import answers, files, rankers, runs, study
 from tests import programs
 
 QUERIES = 12
@@ -161,10 +161,10 @@ def test_answers_of_anything_else_are_asked_for_again(evaluated, change):
     raise Asked
 
   steps = study.parts.Parts(kept)
-  gallery.rank(steps, "rerank@20", manifest["contract"], make, make, None)
+  answers.rank(steps, "rerank@20", manifest["contract"], make, make, None)
   assert not asked
   with pytest.raises(Asked):
-    gallery.rank(steps, "rerank@20", other, make, make, None)
+    answers.rank(steps, "rerank@20", other, make, make, None)
 
 
 # What a workdir holds that is no result found again by its name: the stages

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import gallery, loop, report, runs, study, train
+from fs_jax import answers, loop, report, runs, study, train
 from tests import tiny
 
 STAGES = ("fast", "slow", "distill")
@@ -104,7 +104,7 @@ def test_a_study_killed_on_its_way_ends_with_the_same_numbers(whole, killed):
     assert whole.report[key] == killed.report[key], key
   for name in rows_of(whole):
     a, b = (
-      gallery.read_answers(made.folder / "answers" / name)
+      answers.read_answers(made.folder / "answers" / name)
       for made in (whole, killed)
     )
     jax.tree.map(np.testing.assert_array_equal, a.found, b.found)

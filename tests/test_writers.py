@@ -14,7 +14,7 @@ CONTRACTED = {"write_manifest", "write_record"}
 # Writers inside a folder that `write_manifest` closes.
 INSIDE = {
   "corpus.py": {"write_ids", "write_vectors"},
-  "gallery.py": {"rank"},
+  "answers.py": {"rank"},
   "index.py": {"_write_scann"},
   "mine.py": {"clusters", "judged"},
   "store.py": {"append", "_append_mask", "_create"},

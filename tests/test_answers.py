@@ -1,4 +1,4 @@
-"""The gallery of a study: who is asked what, what is kept, where it lies.
+"""The answers of a study: who is asked what, and what is kept.
 
 That rankers answer right is for test_study.py and test_launch.py.
 """
@@ -6,9 +6,8 @@ That rankers answer right is for test_study.py and test_launch.py.
 import jax
 import numpy as np
 import pytest
-from etils import epath
 
-from fs_jax import gallery, parts, runs, types
+from fs_jax import answers, parts, types
 from fs_jax.data import sources
 
 
@@ -31,7 +30,7 @@ def split():
 
 
 def test_questions_are_spread_and_know_their_look_alikes(split):
-  asked = gallery.questions(split, Letters(), 3)
+  asked = answers.questions(split, Letters(), 3)
   assert asked.texts == ("a one", "c one", "f one")
   np.testing.assert_array_equal(asked.tokens[:, 0], [ord(x) for x in "acf"])
   truth = asked.truth
@@ -43,7 +42,7 @@ def test_questions_are_spread_and_know_their_look_alikes(split):
 
 
 def test_captions_of_a_visual_are_one_cluster(split):
-  asked = gallery.questions(split, Letters(), 99, captions=99)
+  asked = answers.questions(split, Letters(), 99, captions=99)
   assert len(asked.texts) == 12  # no visual twice
   np.testing.assert_array_equal(
     asked.truth.clusters, np.repeat(np.arange(6), 2)
@@ -76,7 +75,7 @@ def test_answers_are_kept_and_read_again(tmp_path):
   asked = []
 
   def rank(made_from=MADE_FROM):
-    return gallery.rank(
+    return answers.rank(
       parts.Parts(tmp_path),
       "some",
       made_from,
@@ -94,46 +93,3 @@ def test_answers_are_kept_and_read_again(tmp_path):
   assert asked == ["warm", 3]  # nobody is asked twice
   rank({"slow": {"digest": "of another"}})
   assert asked == ["warm", 3] * 2  # what another one said is no answer
-
-
-@pytest.fixture
-def workdir(tmp_path):
-  """Two Fasts and their judge, trained, as far as files tell."""
-  workdir = epath.Path(tmp_path)
-  for stage in ("fast", "slow", "distill"):
-    (workdir / stage).mkdir()
-    (workdir / stage / runs.DONE).touch()
-  return workdir
-
-
-def test_the_distilled_fast_is_found_before_the_other(workdir):
-  kept = workdir / "gallery" / "test"
-  (kept / "fast" / "index").mkdir(parents=True)
-  found = gallery.find_gallery(workdir, "test")
-  assert (found.fast, found.fit) == (workdir / "fast", workdir / "slow")
-  (kept / "distill" / "index").mkdir(parents=True)
-  assert gallery.find_gallery(workdir, "test") == gallery.Found(
-    fast=workdir / "distill",
-    slow=workdir / "slow",
-    fit=workdir / "distill",
-    index=kept / "distill" / "index",
-    store=kept / "store",
-    remake=f"python -m launch.evaluate --workdir={workdir} --split=test",
-  )
-
-
-def test_what_programs_one_by_one_leave_is_found(workdir):
-  (workdir / "gallery" / "index").mkdir(parents=True)
-  found = gallery.find_gallery(workdir, "test")
-  assert found.fast == workdir / "distill"
-  assert found.index == workdir / "gallery" / "index"
-  assert found.store == workdir / "gallery" / "store"
-
-
-def test_what_is_missing_is_said(workdir, tmp_path):
-  with pytest.raises(ValueError, match="index of split 'test'; got none"):
-    gallery.find_gallery(workdir, "test")
-  with pytest.raises(
-    ValueError, match="a trained fast or distill; got neither"
-  ):
-    gallery.find_gallery(epath.Path(tmp_path / "empty"), "test")
