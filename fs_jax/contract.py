@@ -168,9 +168,15 @@ def items(ids: Sequence[str]) -> Part:
   return {"count": len(ids), "ids": hashlib.sha256(encoded).hexdigest()}
 
 
-def split(origin: Mapping[str, Any]) -> Part:
-  """Of the examples of a source: `sources.Source.origin`."""
-  return {name: _scalar(value) for name, value in origin.items()}
+def split(origin: Mapping[str, Any], contents: str = "") -> Part:
+  """Of the examples of a source: its `origin` and, of files, its `contents`."""
+  part = {name: _scalar(value) for name, value in origin.items()}
+  return part | {"contents": contents} if contents else part
+
+
+def captions(all_captions: Sequence[Sequence[str]]) -> Part:
+  """Of the captions of a source, for what is made from them too."""
+  return {"texts": digest_json([list(some) for some in all_captions])}
 
 
 def difference(ours: Contract, theirs: Contract) -> str | None:

@@ -128,7 +128,7 @@ def contracts_of(
   """What vectors or memories of a source are made from."""
   return {
     **run.contract,
-    "split": contract.split(source.origin),
+    "split": contract.split(source.origin, source.contents()),
     "items": contract.items(source.ids),
   }
 

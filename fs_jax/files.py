@@ -157,14 +157,19 @@ def local(path: epath.PathLike) -> epath.Path:
   if not remote(path):
     return path
   key = hashlib.sha256(os.fspath(path).encode() + _manifest_text(path).encode())
-  root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-  copy = root / "fs_jax" / key.hexdigest()[:32]
+  copy = cache() / key.hexdigest()[:32]
   if not (copy / MANIFEST).exists():
     with folder(copy, json.loads(_manifest_text(path))["kind"]) as temporary:
       for name in [*json.loads(_manifest_text(path))["files"], MANIFEST]:
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).copy(temporary / name)
   return copy
+
+
+def cache() -> epath.Path:
+  """Of this user on this machine: what can be made again at any time."""
+  root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+  return root.expanduser() / "fs_jax"
 
 
 def sha256(path: epath.PathLike) -> str:

@@ -281,24 +281,12 @@ def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
 
 
 def _weigh(parts: parts.Parts, step: str, fast: str) -> None:
-  """The weights of Slow and a Fast; `train.weigh` knows whether they hold."""
-  made_from = {
-    key: fields
-    for name in (fast, "slow")
-    for key, fields in runs.load(
-      runs.folder(parts.folder, name)
-    ).contract.items()
-  }
-  where = "slow" if fast == "fast" else fast
-  path = runs.folder(parts.folder, where) / runs.FIT
-
-  def needed() -> bool:
-    try:
-      runs.load_fit(path.parent, made_from)
-    except ValueError:
-      return True
-    return False
-
+  """The weights of Slow and a Fast; `train` knows whether they hold."""
+  run, slow = (runs.load(runs.folder(parts.folder, n)) for n in (fast, "slow"))
+  needed, made_from = train.weights_needed(run, slow)
   parts.do(
-    step, made_from, lambda: train.weigh(parts.folder, fast, "slow"), needed
+    step,
+    made_from,
+    lambda: train.weigh(parts.folder, fast, "slow"),
+    lambda: needed,
   )

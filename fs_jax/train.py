@@ -15,6 +15,7 @@ from etils import epath
 from fs_jax import (
   calibrate,
   config,
+  contract,
   derive,
   encode,
   exact,
@@ -164,16 +165,33 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
   return names
 
 
-def _weigh(fast: runs.Run, slow: runs.Run) -> None:
-  last = slow if fast.cfg.stage == "fast" else fast
-  source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
+def weights_needed(
+  fast: runs.Run, slow: runs.Run
+) -> tuple[bool, contract.Contract]:
+  """Whether `weigh` has to fit, and what its weights follow from."""
+  source = sources.open_lazily(fast.cfg.data, fast.cfg.data.validation)
+  last = _last(fast, slow)
   made_from = {
     **slow.contract,
     **encode.contracts_of(fast, source),
+    "captions": contract.captions(source.all_captions),
     "weights": {"candidates": last.cfg.weights.candidates},
   }
-  if derive.record(last.folder / runs.FIT, runs.FIT_KIND, made_from):
+  known = derive.record(last.folder / runs.FIT, runs.FIT_KIND, made_from)
+  return known is None, made_from
+
+
+def _last(fast: runs.Run, slow: runs.Run) -> runs.Run:
+  """The stage that was trained last, which holds the weights of both."""
+  return slow if fast.cfg.stage == "fast" else fast
+
+
+def _weigh(fast: runs.Run, slow: runs.Run) -> None:
+  needed, made_from = weights_needed(fast, slow)
+  if not needed:
     return
+  last = _last(fast, slow)
+  source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
   memories = encode.write_store(
     slow, source, slow.folder / "validation", stale="remake"
   )

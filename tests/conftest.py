@@ -54,6 +54,14 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.skip(reason=f"bitwise: {versions.said()}"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+  """Tests leave nothing in the user's ~/.cache; processes inherit theirs."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+
+
 @pytest.fixture
 def bucket():
   """Whatever is under gs:// lies in this process's memory."""

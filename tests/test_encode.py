@@ -164,6 +164,24 @@ def test_the_same_ids_of_other_data_are_other_visuals(fast, tmp_path):
     encode.write_corpus(fast, there, tmp_path / "corpus")
 
 
+def test_pictures_that_were_replaced_are_other_visuals(fast, tmp_path):
+  source, _ = make_source()
+  here, there = (
+    dataclasses.replace(source, contents=lambda digest=digest: digest)
+    for digest in ("a", "b")
+  )
+  encode.write_corpus(fast, here, tmp_path / "corpus")
+  encode.write_corpus(fast, here, tmp_path / "corpus")
+  with pytest.raises(ValueError, match=r"split\.contents"):
+    encode.write_corpus(fast, there, tmp_path / "corpus")
+  both = sources.join(here, renamed(there))
+  assert both.contents() == "a + b"
+
+
+def renamed(source):
+  return dataclasses.replace(source, ids=tuple(f"{i}'" for i in source.ids))
+
+
 def test_a_store_holds_every_memory_in_order(slow, tmp_path):
   source, asked = make_source()
   with mock.patch.object(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, paths, runs, tasks, train
+from fs_jax import calibrate, config, paths, runs, tasks, train
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import slow
@@ -125,3 +125,23 @@ def test_a_later_stage_reads_with_the_words_of_the_earlier():
   assert fresh.hash != fast.tokenizer.hash
   assert fresh.encode(["7"]).tolist() == fresh.encode(["7 "]).tolist()
   assert fresh.unknown not in fresh.encode(["0 1 2 3 4"])  # of the captions
+
+
+def test_weights_of_other_captions_are_fitted_again(tmp_path):
+  fast, slow = (
+    run_of(stage)._replace(folder=epath.Path(tmp_path / stage))
+    for stage in ("fast", "slow")
+  )
+  source = source_of()
+
+  def needed(source):
+    with mock.patch.object(sources, "open_lazily", return_value=source):
+      return train.weights_needed(fast, slow)
+
+  found, made_from = needed(source)
+  assert found
+  fit = calibrate.Fit(1.0, 0.0, 1.0, 0.0, (), 2, 1, 0)
+  runs.save_fit(slow.folder, fit, made_from)
+  assert not needed(source)[0]
+  captions = (("another one",), *source.all_captions[1:])
+  assert needed(dataclasses.replace(source, all_captions=captions))[0]

@@ -3,15 +3,16 @@
 Reads and checks everything but the pixels; `sources.py` makes examples of it.
 """
 
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from fs_jax import config
-from fs_jax.data import transforms
+from fs_jax.data import contents, transforms
 
 _FOLDERS = ("images", "videos", ".")  # of pictures, beside <split>.jsonl
 
@@ -25,6 +26,8 @@ class Records(NamedTuple):
   frames: Callable[[int], np.ndarray]  # i -> uint8 [1 or T,h,w,3], as stored
   attribution: str
   objects: tuple[Any, ...] | None
+  origin: Mapping[str, Any]  # what a generated one was drawn from
+  contents: Callable[[], str]  # SHA-256 of the files; "" where origin says all
 
 
 def generated(cfg: config.Data, split: str) -> Records:
@@ -69,6 +72,12 @@ def generated(cfg: config.Data, split: str) -> Records:
     frames=frames,
     attribution=(builder.info.metadata or {}).get("attribution", ""),
     objects=tuple(objects) if len(objects) == len(ids) else None,
+    origin={
+      "seed": cfg.seed,
+      "sizes": cfg.sizes,
+      "version": str(builder.version),
+    },
+    contents=str,
   )
 
 
@@ -137,6 +146,12 @@ def folder(cfg: config.Data, split: str) -> Records:
     frames=frames,
     attribution=credit.read_text().strip() if credit.exists() else "",
     objects=None,
+    origin={},
+    contents=functools.cache(
+      lambda: contents.digest(
+        {line.name: line.path for line in lines}, cfg.threads
+      )
+    ),
   )
 
 

@@ -41,7 +41,8 @@ class Source:
   """N examples; everything but the pixels is in memory.
 
   `origin` says whose they are, where ids may be those of other data as well:
-  dataset, split, and what a generated one was drawn from.
+  dataset, split, and what a generated one was drawn from. `contents` says what
+  the files hold, where they may change under their names.
   """
 
   ids: tuple[str, ...]  # unique
@@ -52,6 +53,7 @@ class Source:
   attribution: str = ""  # who made the pictures, under what licence
   all_objects: tuple[Any, ...] | None = None  # of datasets that know them
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  contents: Callable[[], str] = str  # SHA-256; reads the files the first time
 
   def __post_init__(self):
     counts = collections.Counter(self.ids)
@@ -116,7 +118,6 @@ def open_split(
   """
   cropped = train and cfg.augment == "crop"
   size = math.ceil(cfg.image_size * _MARGIN) if cropped else cfg.image_size
-  generated = cfg.dataset in ("scenes", "emoji")
   match cfg.dataset:
     case "folder":
       stored = records.folder(cfg, split)
@@ -151,11 +152,8 @@ def open_split(
     visuals=visuals,
     attribution=stored.attribution,
     all_objects=stored.objects,
-    origin={
-      "dataset": cfg.dataset,
-      "split": split,
-      **({"seed": cfg.seed, "sizes": cfg.sizes} if generated else {}),
-    },
+    origin={"dataset": cfg.dataset, "split": split, **stored.origin},
+    contents=stored.contents,
   )
 
 
@@ -204,6 +202,7 @@ def join(*parts: Source) -> Source:
       name: " + ".join(dict.fromkeys(str(p.origin.get(name)) for p in parts))
       for name in dict.fromkeys(itertools.chain(*(p.origin for p in parts)))
     },
+    contents=lambda: " + ".join(filter(None, (p.contents() for p in parts))),
   )
 
 
