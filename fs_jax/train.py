@@ -25,7 +25,6 @@ from fs_jax import (
   mine,
   paths,
   processes,
-  report,
   rerank,
   runs,
   sharding,
@@ -229,16 +228,15 @@ def _teacher_fit(
 ) -> calibrate.Fit | None:
   """What was fitted for the teacher's own scores, for these parameters.
 
-  Slow's gamma and tau hold whichever Fast found the candidates. Weights that
-  are missing, or of another Slow, are fitted with the Fast that it began with.
+  With the Fast that it began with; weights that are missing, or were made from
+  anything else, are fitted here. Where that Fast is gone, the weights are held
+  to be right if they are of this teacher: gamma and tau are Slow's alone.
   """
   if teacher is None or cfg.stage != "distill":
     return None
-  try:
-    return runs.load_fit(teacher.folder, teacher.contract)
-  except ValueError as error:
-    report.say(f"fitted again: {error}")
-  weigh(workdir, teacher.cfg.init.stage or cfg.init.stage, teacher.cfg.folder)
+  began = teacher.cfg.init.stage or cfg.init.stage
+  if runs.finished(runs.folder(workdir, began)):
+    weigh(workdir, began, teacher.cfg.folder)
   return runs.load_fit(teacher.folder, teacher.contract)
 
 
