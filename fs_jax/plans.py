@@ -5,6 +5,7 @@ source of what it compiled: only what changed is compiled again.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -90,13 +91,14 @@ def everything(
   for name in recipes:
     if name not in rows:
       missing.setdefault(key(recipes[name]), []).append(name)
-  steps = {names[0]: recipes[names[0]] for names in missing.values()}
+  shared = {names[0]: names for names in missing.values()}
+  steps = {name: recipes[name] for name in shared}
   report.say(
     f"{len(rows)} of {len(recipes)} did not change; compiling {len(steps)} "
     f"steps of {len(recipes) - len(rows)}, {min(jobs, len(steps))} at once"
   )
   for first, made in _compiled(steps, jobs):
-    for name in missing[key(recipes[first])]:
+    for name in shared[first]:
       rows[name] = _named(made, name, recipes[name])
       keep(path[name], rows[name], recipes[name])
     said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
@@ -211,11 +213,19 @@ def key(cfg: config.Config) -> str:
     del values["distill"]
   digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
   digest.update(json.dumps(plan.versions(), sort_keys=True).encode())
+  digest.update(_source())
+  return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _source() -> bytes:
+  """SHA-256 of the code that runs: edited later, it is not what planned."""
+  digest = hashlib.sha256()
   here = pathlib.Path(plan.__file__).parent
   for path in sorted([*here.glob("*.py"), *here.glob("models/*.py")]):
     if path.stem in _SOURCE or path.parent.name == "models":
       digest.update(path.read_bytes())
-  return digest.hexdigest()[:16]
+  return digest.digest()
 
 
 _SOURCE = {

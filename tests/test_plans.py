@@ -124,6 +124,13 @@ def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
     assert plans.kept(path, cfg) is None, spoilt
 
 
+def test_code_that_is_edited_meanwhile_is_not_what_planned(monkeypatch):
+  cfg = lowered.step("fast")
+  before = plans.key(cfg)
+  monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: b"edited")
+  assert plans.key(cfg) == before
+
+
 def test_every_source_that_the_key_reads_is_there():
   here = epath.Path(plans.__file__).parent
   assert all((here / f"{name}.py").exists() for name in plans._SOURCE)
