@@ -77,7 +77,7 @@ def load(
   contracts.check_all(
     expected_contract,
     manifest["contract"],
-    ours_name="this model",
+    ours_name="what is asked for",
     theirs_name=f"corpus {epath.Path(folder)}",
     mend=mend,
   )

@@ -187,7 +187,7 @@ def load(
   contracts.check_all(
     expected,
     manifest["contract"],
-    ours_name="this model",
+    ours_name="what is asked for",
     theirs_name=f"index {epath.Path(folder)}",
     mend=mend,
   )

@@ -221,7 +221,7 @@ class Store:
     contracts.check_all(
       expected,
       manifest["contract"],
-      ours_name="this model",
+      ours_name="what is asked for",
       theirs_name=f"store {epath.Path(folder)}",
       mend=mend,
     )

@@ -4,12 +4,15 @@ Each case is a workdir in which one thing no longer fits another. The program is
 run, whatever command its error ends with is run, and so on until it works.
 """
 
+import json
 import pathlib
 import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import programs
 
@@ -164,6 +167,52 @@ def test_a_damaged_folder(mine, part):
     file.truncate(path.stat().st_size - 1)
   (refused,) = walk(search(mine))
   assert "must have" in refused
+
+
+PICTURES = 16
+SMALL = (
+  *("--config.data.image_size=32", "--config.train.steps=2"),
+  *("--config.train.batch_size=16", "--config.train.eval_every=0"),
+  "--config.train.save_every=2",
+)
+
+
+def make_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Pictures of one's own: noise of which every picture is another."""
+  (folder / "images").mkdir(parents=True)
+  draw = np.random.default_rng(0)
+  for split in ("train", "dev", "test"):
+    lines = []
+    for i in range(PICTURES):
+      name = f"{split}{i}.png"
+      pixels = draw.integers(0, 255, (32, 32, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / "images" / name)
+      lines.append(json.dumps({"image": name, "captions": [f"picture {i}"]}))
+    (folder / f"{split}.jsonl").write_text("\n".join(lines))
+  return folder
+
+
+def test_a_picture_replaced_under_its_name(tmp_path):
+  """A gallery of one's own pictures is found to be of other pictures."""
+  folder, workdir = make_folder(tmp_path / "pictures"), tmp_path / "W"
+  gallery = workdir / "gallery"
+  for command in (
+    f"python -m launch.train --config=configs/folder.py:fast "
+    f"--config.data.dir={folder} --workdir={workdir} {shlex.join(SMALL)}",
+    f"python -m launch.encode --run={workdir / 'fast'} --out={gallery}",
+    f"python -m launch.export_index --corpus={gallery / 'corpus'} "
+    f"--out={gallery / 'index'} --run={workdir / 'fast'}",
+    asked := (
+      f"python -m launch.search 'picture 3' --workdir={workdir} --sheet= "
+      "--rerank=0"
+    ),
+  ):
+    assert not walk(command)
+  shutil.copy(folder / "images/test1.png", folder / "images/test0.png")
+  (refused,) = walk(asked)
+  assert (
+    refused.startswith("error: split.contents: ") and "--replace" in refused
+  )
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def digest(pictures: Mapping[str, epath.Path], threads: int) -> str:
     stamps = list(pool.map(_stamp, pictures.values()))
     places = {name: os.fspath(path) for name, path in pictures.items()}
     made_from = {"files": {"stamps": contract.digest_json(stamps)}}
-    name = contract.digest_json(places)[:32]
+    name = contract.digest_json([places, stamps])[:32]
     memory = files.cache() / KIND / f"{name}.json"
     known = derive.record(memory, KIND, made_from)
     if known is not None:
