@@ -14,15 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  contract,
-  derive,
-  evaluate,
-  files,
-  parts,
-  rankers,
-  types,
-)
+from fs_jax import contract, derive, evaluate, files, parts, rankers, types
 from fs_jax import gallery as galleries
 from fs_jax.data import sources
 

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fs_jax import causes, checksums, config, types
+from fs_jax import checksums, config, errors, types
 
 _WINDOW, _SUMS = "window", "sums"
 
@@ -176,18 +176,18 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # of damaged arrays orbax raises just that
-      why = causes.reason(error)
-      if causes.shut(error):
+      why = errors.reason(error)
+      if errors.shut(error):
         raise OSError(
           f"{self._folder}/{step}: must be readable; got {why}. "
           "mend the permissions"
         ) from error
-      if causes.memory(error):
+      if errors.memory(error):
         raise ValueError(
           f"{self._folder}/{step}: must fit into memory; got {why}. "
           "the checkpoint is whole: take more devices, or raise mesh.fsdp"
         ) from error
-      if causes.unanswered(error):
+      if errors.unanswered(error):
         raise RuntimeError(
           f"{self._folder}/{step}: its disk and all processes must answer; got "
           f"{why}. start again"
@@ -206,8 +206,8 @@ class Checkpoints:
       whole = self._manager.latest_step() if hasattr(self, "_manager") else None
       kept = f"step {whole} is whole" if whole is not None else "none is whole"
       said = f"{self._folder}: a checkpoint must be written; got "
-      said += f"{causes.reason(error)}. "
-      if not causes.mendable(error):
+      said += f"{errors.reason(error)}. "
+      if not errors.mendable(error):
         raise RuntimeError(f"{said}start again ({kept})") from error
       raise OSError(
         f"{said}make room or mend the permissions and start again ({kept})"

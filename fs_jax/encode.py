@@ -7,16 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  contract,
-  corpus,
-  derive,
-  report,
-  runs,
-  store,
-  tasks,
-  types,
-)
+from fs_jax import contract, corpus, derive, report, runs, store, tasks, types
 from fs_jax.data import pipeline, sources
 
 BATCH = 256  # rows on the device at once; the last batch is padded to it

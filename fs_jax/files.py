@@ -25,27 +25,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
+from fs_jax import errors
+
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-# What whoever reads the message can mend. Anything else, such as a disk that
-# did not answer, may be gone when a launcher tries again.
-MENDABLE = frozenset(
-  {
-    *(*_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
-  }
-)
 MAKES = {  # what to run for a folder of each kind
   "corpus": "python -m launch.encode",
   "store": "python -m launch.encode",
   "index": "python -m launch.export_index",
 }
-
-
-class DiskFull(ValueError):
-  """No space is left; what was there before is unchanged."""
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
@@ -344,11 +332,10 @@ def _explained(path: epath.Path) -> Iterator[None]:
   """A full disk as a sentence about `path`; other errors as they come."""
   try:
     yield
-  except (OSError, DiskFull) as error:
-    full = isinstance(error, DiskFull) or error.errno in _FULL
-    if not full:
+  except (OSError, errors.DiskFull) as error:
+    if not errors.is_disk_full(error):
       raise
-    raise DiskFull(
+    raise errors.DiskFull(
       f"{path}: needs space on its disk; got {os.strerror(errno.ENOSPC)!r}. "
       f"free some, or choose another disk; what was there before is unchanged"
     ) from error

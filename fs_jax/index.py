@@ -23,8 +23,8 @@ from etils import epath
 
 from fs_jax import contract as contracts
 from fs_jax import corpus as corpora
+from fs_jax import errors, files, tuner, types
 from fs_jax import exact as exact_search
-from fs_jax import files, tuner, types
 
 Backend = Literal["exact", "scann"]
 MEND = f"build the index again: {files.MAKES['index']}"
@@ -459,7 +459,7 @@ def _write_scann(searcher: Any, folder: epath.Path) -> None:
     # Native code says "I/O error" whatever the reason: all but always space.
     if "I/O error" not in str(error):
       raise
-    raise files.DiskFull(f"{folder}: could not be written") from error
+    raise errors.DiskFull(f"{folder}: could not be written") from error
 
 
 def _load_scann(folder: epath.Path) -> Any:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
-from fs_jax import processes
+from fs_jax import errors, processes
 
-DONE, PREEMPTED = 0, 75
-FINAL = (2, 3, 130)  # bad input, diverged, interrupted: it would end so again
+FINAL = (*errors.FINAL, errors.INTERRUPTED)
+_MEANT = (errors.DONE, errors.PREEMPTED, *FINAL)  # any other is a crash
 _LOST = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 _LOOK = 0.1  # seconds between two looks at who is still there
 
@@ -51,11 +51,11 @@ def run(job: Job, say: Callable[[str], None]) -> int:
     crashes = 0
     while True:
       code = _once(job, told)
-      if code == DONE or code in FINAL:
+      if code == errors.DONE or code in FINAL:
         return code
       if told.is_set():  # also where one was too young to hear it
-        return PREEMPTED
-      if code != PREEMPTED:
+        return errors.PREEMPTED
+      if code != errors.PREEMPTED:
         crashes += 1
         say(f"a process {_ended(code)} ({crashes} of {job.restarts} crashes)")
         if crashes > job.restarts:
@@ -84,7 +84,9 @@ def _once(job: Job, told: threading.Event) -> int:
         for process in alive.values():
           process.send_signal(signal.SIGTERM)
       # After a crash the others wait for a word that never comes.
-      crashed = any(c not in (DONE, PREEMPTED, *FINAL) for c in codes)
+      crashed = any(
+        c not in (errors.DONE, errors.PREEMPTED, *FINAL) for c in codes
+      )
       over = deadline is not None and time.monotonic() > deadline
       if alive and (crashed or over or set(codes) & set(FINAL)):
         _kill(alive)
@@ -104,10 +106,13 @@ def _telling(codes: Sequence[int]) -> int:
   for code in codes:
     if -code in _LOST:
       return code
-  for code in (*FINAL, PREEMPTED):
+  for code in (*FINAL, errors.PREEMPTED):
     if code in codes:
       return code
-  return next((c for c in codes if c != DONE), DONE if codes else PREEMPTED)
+  return next(
+    (c for c in codes if c != errors.DONE),
+    errors.DONE if codes else errors.PREEMPTED,
+  )
 
 
 def _start(job: Job, index: int, port: int) -> subprocess.Popen:

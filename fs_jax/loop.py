@@ -22,6 +22,7 @@ from fs_jax import (
   checkpoint,
   chips,
   config,
+  errors,
   flops,
   gradients,
   optim,
@@ -278,7 +279,7 @@ def _loop(
     if stop and step < train.steps:
       saved.wait()
       log.say(f"told to stop: step {step} is saved")
-      raise processes.Preempted
+      raise errors.Preempted
   flush()
   return state
 

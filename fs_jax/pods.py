@@ -3,7 +3,7 @@
 Every process runs the same command; JAX finds its peers by what the engine
 tells it. Who runs the text is `launch/pod.py`; who starts again what has ended
 is the engine: systemd on TPU VMs, JobSet on GKE, SLURM itself. They go by the
-exit codes of `launch/cli.py`: 2 and 3 would end the same way again, 75 was told
+exit codes of `errors`: 2 and 3 would end the same way again, 75 was told
 to stop and goes on where it was, anything else gets a few more attempts.
 """
 
@@ -16,10 +16,8 @@ from typing import Any
 
 import yaml
 
-from fs_jax import machines
+from fs_jax import errors, machines
 
-STOPS = (2, 3)  # bad input, diverged
-PREEMPTED = 75
 GRACE = 120  # seconds from SIGTERM to SIGKILL: a checkpoint has to fit in
 
 
@@ -190,12 +188,12 @@ def _failure_policy(restarts: int) -> dict[str, Any]:
       rule(
         "endsTheSameWayAgain",
         "FailJobSet",
-        f"exit code ({'|'.join(map(str, STOPS))}) ",
+        f"exit code ({'|'.join(map(str, errors.FINAL))}) ",
       ),
       rule(
         "toldToStop",
         "RestartJobSetAndIgnoreMaxRestarts",
-        f"exit code {PREEMPTED} ",
+        f"exit code {errors.PREEMPTED} ",
         "condition DisruptionTarget ",
       ),
     ],
@@ -207,7 +205,7 @@ def _job_spec(job: Job, at: machines.Slice) -> dict[str, Any]:
   codes = {
     "containerName": "train",
     "operator": "In",
-    "values": [*STOPS, PREEMPTED],
+    "values": [*errors.FINAL, errors.PREEMPTED],
   }
   evicted = [{"type": "DisruptionTarget", "status": "True"}]
   return {

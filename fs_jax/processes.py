@@ -21,6 +21,8 @@ import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from fs_jax import errors
+
 ADDRESS, COUNT, INDEX = (
   "JAX_COORDINATOR_ADDRESS",
   "JAX_NUM_PROCESSES",
@@ -38,10 +40,6 @@ _ASK = 5.0  # seconds between two questions of maintenance
 _MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
 _MARGIN = 15  # seconds that the news of a death takes, at most
 _GOODBYE = 3.0  # seconds that the first process stays for the others
-
-
-class Preempted(BaseException):
-  """The machine is wanted elsewhere: not an Exception, so nobody keeps it."""
 
 
 def start() -> None:
@@ -127,7 +125,7 @@ def _leave_with(supervisor: int) -> None:
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   if os.getppid() != supervisor:  # gone before that
-    raise Preempted
+    raise errors.Preempted
 
 
 def _alone(
@@ -249,7 +247,7 @@ class Notice:
 
   def _hear(self, *_: object) -> None:
     if self._given:
-      raise Preempted
+      raise errors.Preempted
     self._given = True
 
 

@@ -21,15 +21,11 @@ from etils import epath
 from rich import console
 from rich import progress as rich_progress
 
-from fs_jax import files, processes, uploads
+from fs_jax import errors, files, processes, uploads
 
 METRICS = "metrics.jsonl"
 GIB = 1 << 30
 _STATM = pathlib.Path("/proc/self/statm")
-
-
-class NonFinite(ArithmeticError):
-  """The loss is no longer a number; the last checkpoint is the last good."""
 
 
 def every(n: int, step: int, last: int) -> bool:
@@ -221,7 +217,7 @@ class Report:
     for key, name in (("loss", "loss"), ("grad_norm", "gradient's norm")):
       values = [float(m[key]) for m in window if key in m]
       if not np.isfinite(values).all():
-        raise NonFinite(
+        raise errors.NonFinite(
           f"{self._name}: the {name} must stay finite; got "
           f"{next(v for v in values if not np.isfinite(v))} in steps "
           f"{step - len(window) + 1} to {step}. lower optim.learning_rate, or "

@@ -11,7 +11,7 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax import causes, files
+from fs_jax import errors, files
 
 EVERY = 15.0  # seconds, at least, between two uploads
 
@@ -53,10 +53,10 @@ class Uploads:
     try:
       self._begin().result()
     except Exception as error:  # every store's client has its own kinds
-      if causes.mendable(error):
+      if errors.mendable(error):
         raise
       raise RuntimeError(
-        f"{self._to}: its store must answer; got {causes.reason(error)}. start "
+        f"{self._to}: its store must answer; got {errors.reason(error)}. start "
         "again"
       ) from error
 

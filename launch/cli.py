@@ -23,9 +23,8 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from fs_jax import files, processes
+from fs_jax import errors, processes
 
-DONE, FAILED, BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _OWN = tuple(str(_ROOT / name) + os.sep for name in ("fs_jax", "launch"))
 # Groups of the config that all stages of a workdir have in common.
@@ -40,10 +39,10 @@ def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
     if not _has_peers():
       raise
     traceback.print_exc()
-    code = FAILED
-  if code == BAD_INPUT and _has_peers():
+    code = errors.FAILED
+  if code == errors.BAD_INPUT and _has_peers():
     code = _with_peers(code)
-  if code != DONE and _has_peers():
+  if code != errors.DONE and _has_peers():
     # JAX would wait for them to leave as well, which they do not: the launcher
     # ends them as soon as it sees this code.
     sys.stdout.flush()
@@ -61,7 +60,7 @@ def call(
   _quiet()
   if any(a in ("-h", "--help", "-help", "--helpshort") for a in argv[1:]):
     print(_help(main, doc))
-    return DONE
+    return errors.DONE
   with _told_to_stop():
     return _call(main, argv)
 
@@ -123,24 +122,20 @@ def only(argv: Sequence[str], usage: str) -> str:
 def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
   try:
     main(_parse(argv))
-  except (KeyboardInterrupt, processes.Preempted) as error:
-    gone = isinstance(error, processes.Preempted)
+  except (KeyboardInterrupt, errors.Preempted) as error:
+    gone = isinstance(error, errors.Preempted)
     said = "preempted" if gone else "\ninterrupted"
     print(f"{said}: start it again and it goes on", file=sys.stderr)
-    return PREEMPTED if gone else INTERRUPTED
+    return errors.PREEMPTED if gone else errors.INTERRUPTED
   except (ValueError, OSError, flags.Error) as error:
     if not _is_input(error):
       raise
     print(f"error: {_sentence(error)}", file=sys.stderr)
-    return BAD_INPUT
-  except ArithmeticError as error:
-    from fs_jax import report
-
-    if not isinstance(error, report.NonFinite):
-      raise
+    return errors.BAD_INPUT
+  except errors.NonFinite as error:
     print(f"error: {error}", file=sys.stderr)
-    return DIVERGED
-  return DONE
+    return errors.DIVERGED
+  return errors.DONE
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -244,8 +239,9 @@ def _is_input(error: BaseException) -> bool:
   if isinstance(error, flags.Error):
     return True
   if isinstance(error, OSError):  # one that only says so is this project's own
-    passes = isinstance(error, ConnectionError | TimeoutError)
-    return not passes and (error.errno is None or error.errno in files.MENDABLE)
+    if isinstance(error, ConnectionError | TimeoutError):  # it passes
+      return False
+    return error.errno is None or error.errno in errors.MENDABLE
   trace = error.__traceback__
   while trace is not None and trace.tb_next is not None:
     trace = trace.tb_next
@@ -317,7 +313,7 @@ def _told_to_stop() -> Iterator[None]:
     return
 
   def preempt(*_: object) -> None:
-    raise processes.Preempted
+    raise errors.Preempted
 
   before = signal.signal(signal.SIGTERM, preempt)
   try:
@@ -343,9 +339,9 @@ def _with_peers(code: int) -> int:
     if processes.all_live():
       return code
   except KeyboardInterrupt:
-    return INTERRUPTED
+    return errors.INTERRUPTED
   print("a peer died, which may be why: start again", file=sys.stderr)
-  return FAILED
+  return errors.FAILED
 
 
 def _quiet() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import files
+from fs_jax import errors, files
 
 FIELDS = {"kind": "corpus", "contract": {"fast": {"digest": "ab"}}}
 
@@ -50,7 +50,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "x.txt"
   files.write_text(path, "old")
   fill_the_disk(monkeypatch)
-  with pytest.raises(files.DiskFull, match=r"x\.txt: needs space.*unchanged"):
+  with pytest.raises(errors.DiskFull, match=r"x\.txt: needs space.*unchanged"):
     files.write_text(path, "new and longer")
   assert path.read_text() == "old"
   assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
@@ -60,7 +60,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 def test_full_disk_keeps_the_old_folder(tmp_path, monkeypatch, after):
   make(tmp_path / "out")
   fill_the_disk(monkeypatch, after=after)
-  with pytest.raises(files.DiskFull, match=r"/out: needs space"):
+  with pytest.raises(errors.DiskFull, match=r"/out: needs space"):
     make(tmp_path / "out", text="two")
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
   assert (tmp_path / "out/a.txt").read_text() == "one"

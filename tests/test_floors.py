@@ -30,7 +30,7 @@ FLOORS = (
   ),
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
-    *("causes", "checksums", "uploads", "report", "profile", "peer"),
+    *("errors", "checksums", "uploads", "report", "profile", "peer"),
     *("contract", "derive", "parts", "data"),
   ),
   (

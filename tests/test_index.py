@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fs_jax import corpus as corpora
-from fs_jax import exact, files, index, types
+from fs_jax import errors, exact, files, index, types
 from tests import compilations, programs
 
 FAST = {"digest": "abc", "embed": 32}
@@ -509,7 +509,7 @@ def test_full_disk_keeps_the_old_index(small, tmp_path, monkeypatch):
 
   real = index._write_scann
   monkeypatch.setattr(index, "_write_scann", lambda _, path: real(Full(), path))
-  with pytest.raises(files.DiskFull, match=r"/index: needs space"):
+  with pytest.raises(errors.DiskFull, match=r"/index: needs space"):
     small("scann", size=60)
   assert [p.name for p in tmp_path.iterdir()] == ["index"]
   assert index.load(folder).size == 50

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from fs_jax import evaluate, report, runs, study
+from fs_jax import errors, evaluate, report, runs, study
 from launch import cli
 from tests import programs, small
 
@@ -171,7 +171,7 @@ def test_help_begins_with_an_example(name):
 
 def test_a_diverging_loss_is_3(capsys):
   def main(_):
-    raise report.NonFinite("fast: the loss must stay finite; got nan")
+    raise errors.NonFinite("fast: the loss must stay finite; got nan")
 
   assert cli.call(main, "", ["x"]) == 3
   assert capsys.readouterr().err.startswith("error: fast: the loss must")
@@ -206,7 +206,7 @@ def test_what_may_pass_is_no_bad_input(error, mended):
     raise error
 
   if mended:
-    assert cli.call(main, "", ["x"]) == cli.BAD_INPUT
+    assert cli.call(main, "", ["x"]) == errors.BAD_INPUT
   else:
     with pytest.raises(OSError):
       cli.call(main, "", ["x"])

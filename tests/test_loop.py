@@ -19,16 +19,7 @@ import optax
 import pytest
 from etils import epath
 
-from fs_jax import (
-  checkpoint,
-  config,
-  loop,
-  processes,
-  report,
-  runs,
-  tasks,
-  types,
-)
+from fs_jax import checkpoint, config, errors, loop, report, runs, tasks, types
 from fs_jax.data import tokenizer as tokenizers
 from tests import small
 
@@ -287,7 +278,7 @@ def test_told_to_stop_it_saves_and_goes_on_as_if_nothing_was(whole, tmp_path):
   stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
   before = signal.getsignal(signal.SIGTERM)
   cfg = cfg_of(save_every=100)
-  with pytest.raises(processes.Preempted):
+  with pytest.raises(errors.Preempted):
     fit(tmp_path, cfg, die_at=5, die=stop)
   assert signal.getsignal(signal.SIGTERM) == before
   assert saved_steps(tmp_path) == [5]  # heard on the way to it, kept after it
@@ -398,7 +389,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path, how, save_every):
   """Before it is saved, whether or not its window was due to be written."""
   cfg = cfg_of(log_every=4, save_every=save_every)
   bad = 5 if how == "nan_at" else 4  # batch of that number, from 0
-  with pytest.raises(report.NonFinite, match="must stay finite; got nan") as e:
+  with pytest.raises(errors.NonFinite, match="must stay finite; got nan") as e:
     fit(tmp_path, cfg, **{how: bad})
   first, last = map(
     int, str(e.value).split(" in steps ")[1].split(".")[0].split(" to ")

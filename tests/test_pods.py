@@ -19,8 +19,7 @@ import jax._src.clusters as clusters
 import pytest
 import yaml
 
-from fs_jax import pods, processes
-from launch import cli
+from fs_jax import errors, pods, processes
 from tests import kubernetes
 
 COMMAND = (
@@ -175,11 +174,11 @@ def job_message(code=None, condition=None):
 @pytest.mark.parametrize(
   ("failure", "action"),
   [
-    ({"code": cli.BAD_INPUT}, "FailJobSet"),
-    ({"code": cli.DIVERGED}, "FailJobSet"),
-    ({"code": cli.PREEMPTED}, "RestartJobSetAndIgnoreMaxRestarts"),
+    ({"code": errors.BAD_INPUT}, "FailJobSet"),
+    ({"code": errors.DIVERGED}, "FailJobSet"),
+    ({"code": errors.PREEMPTED}, "RestartJobSetAndIgnoreMaxRestarts"),
     ({"condition": "DisruptionTarget"}, "RestartJobSetAndIgnoreMaxRestarts"),
-    ({"code": cli.FAILED}, None),  # JobSet's default: restart, and count
+    ({"code": errors.FAILED}, None),  # JobSet's default: restart, and count
     ({"code": 134}, None),
     ({"code": 137}, None),
   ],
@@ -249,12 +248,12 @@ exit "${code:-0}" # of the last
 @pytest.mark.parametrize(
   ("codes", "before", "code", "again"),
   [
-    ("0 0 0 0", 0, cli.DONE, False),
-    ("2 2 2 2", 0, cli.BAD_INPUT, False),
-    ("134 2 134 134", 0, cli.BAD_INPUT, False),  # its peers gave it up
-    ("134 3 134 75", 0, cli.DIVERGED, False),
-    ("75 75 75 75", 0, cli.PREEMPTED, True),
-    ("75 75 75 134", 99, cli.PREEMPTED, True),  # is no crash
+    ("0 0 0 0", 0, errors.DONE, False),
+    ("2 2 2 2", 0, errors.BAD_INPUT, False),
+    ("134 2 134 134", 0, errors.BAD_INPUT, False),  # its peers gave it up
+    ("134 3 134 75", 0, errors.DIVERGED, False),
+    ("75 75 75 75", 0, errors.PREEMPTED, True),
+    ("75 75 75 134", 99, errors.PREEMPTED, True),  # is no crash
     ("1 134 134 134", 0, 134, True),
     ("2 137 134 2", 0, 137, True),  # killed: the others lost it while saving
     ("1 1 1 1", GPU.restarts - 1, 1, True),
@@ -402,7 +401,7 @@ def test_a_worker_is_a_service_that_trains(run, tmp_path, topology):
   unit.optionxform = str
   unit.read_string(text)
   assert unit["Service"]["Restart"] == "on-failure"
-  stops = [str(cli.BAD_INPUT), str(cli.DIVERGED)]
+  stops = [str(errors.BAD_INPUT), str(errors.DIVERGED)]
   assert unit["Service"]["RestartPreventExitStatus"].split() == stops
   python = tmp_path / "demo" / ".venv" / "bin" / "python"
   python.parent.mkdir(parents=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import processes, report, uploads
+from fs_jax import errors, processes, report, uploads
 
 WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
 
@@ -229,7 +229,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
   log.write(2, "validation", {"R@1": 0.5})
   log.say("anything")
   log.keep()
-  with pytest.raises(report.NonFinite):  # all of them stop
+  with pytest.raises(errors.NonFinite):  # all of them stop
     log.train(4, [WINDOW[0] | {"loss": np.nan}], 8)
   log.close()
   assert list(tmp_path.iterdir()) == []
@@ -251,7 +251,7 @@ def test_what_is_not_finite_is_named_and_not_written(
   log, tmp_path, key, name, bad
 ):
   window = [WINDOW[0], WINDOW[0] | {key: np.float32(bad)}, WINDOW[1]]
-  with pytest.raises(report.NonFinite) as error:
+  with pytest.raises(errors.NonFinite) as error:
     log.train(7, window, 16)
   said = str(error.value)
   assert said.startswith(f"fast: {name} must stay finite; got {bad} in steps ")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import files, store, types
+from fs_jax import errors, files, store, types
 
 SLOW = {"levels": 2, "precision": "float32", "digest": "abc"}
 SHAPES = ((4, 8), (6, 8))  # tokens and width of each level
@@ -162,7 +162,7 @@ def test_full_disk_keeps_the_old_store(tmp_path, monkeypatch):
     real(file, data)
 
   monkeypatch.setattr(files, "write_to", write_to)
-  with pytest.raises(files.DiskFull, match=r"/s: needs space"):
+  with pytest.raises(errors.DiskFull, match=r"/s: needs space"):
     write(tmp_path / "s", memories(9, seed=1))
   assert [p.name for p in tmp_path.iterdir()] == ["s"]
   same(store.Store(tmp_path / "s").read(np.arange(5)), old)

@@ -12,7 +12,7 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax import contract, derive, files, report
+from fs_jax import contract, derive, errors, files, report
 
 KIND = "contents"
 PATIENCE = 5.0  # seconds of reading before it says how far it is
@@ -49,7 +49,7 @@ def digest(pictures: Mapping[str, epath.Path], threads: int) -> str:
   if newest < time.time_ns() - _SETTLED:
     try:
       files.write_record(memory, KIND, made_from, {"sha256": found})
-    except (OSError, files.DiskFull) as error:  # read again the next time
+    except (OSError, errors.DiskFull) as error:  # read again the next time
       report.say(f"not remembered what the pictures hold: {error}")
   return found
 

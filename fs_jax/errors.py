@@ -1,7 +1,9 @@
-"""Whose fault an error is, of a library that says so in its own way.
+"""Whose fault an error is, and the exit code that a program ends with.
 
-Orbax, tensorstore, XLA and clients of object stores wrap what happened below
-them; the cause is a number or a word somewhere in the chain of exceptions.
+Errors of this project say it by their type. Orbax, tensorstore, XLA and clients
+of object stores wrap what happened below them: the cause is a number or a word
+somewhere in the chain of exceptions, and is looked for there. Engines that
+restart programs, here and on pods, go by the exit codes.
 """
 
 import errno
@@ -9,8 +11,20 @@ import os
 import re
 from collections.abc import Iterator
 
-from fs_jax import files
+DONE, FAILED, BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+# Started again as it is, a program would end in the same way.
+FINAL = (BAD_INPUT, DIVERGED)
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What whoever reads the message can mend. Anything else, such as a disk that
+# did not answer, may be gone when a launcher tries again.
+MENDABLE = frozenset(
+  {
+    *(*_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+  }
+)
 _SHUT = r"PERMISSION_DENIED|UNAUTHENTICATED"
 _MEMORY = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*(memory|allocat)"
 # The last status is also that of a store whose quota is used up.
@@ -20,12 +34,27 @@ _SILENT = (
 )
 
 
+class DiskFull(ValueError):
+  """No space is left; what was there before is unchanged."""
+
+
+class Preempted(BaseException):
+  """The machine is being reclaimed.
+
+  A BaseException, so that `except Exception` cannot swallow it.
+  """
+
+
+class NonFinite(ArithmeticError):
+  """The loss is no longer a number; the last checkpoint is the last good."""
+
+
 def mendable(error: BaseException) -> bool:
   """Whether files are at fault in a way that a user can mend."""
-  words = [os.strerror(number) for number in files.MENDABLE]
+  words = [os.strerror(number) for number in MENDABLE]
   return any(
-    isinstance(e, files.DiskFull)
-    or getattr(e, "errno", None) in files.MENDABLE
+    isinstance(e, DiskFull)
+    or getattr(e, "errno", None) in MENDABLE
     or any(word in str(e) for word in words)
     for e in _chain(error)
   )
@@ -68,3 +97,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
   while error is not None:
     yield error
     error = error.__cause__ or error.__context__
+
+
+def is_disk_full(error: BaseException) -> bool:
+  """Whether no space is left, or no more is allowed."""
+  return isinstance(error, DiskFull) or getattr(error, "errno", None) in _FULL

@@ -1,0 +1,68 @@
+"""Whose fault an error is, whoever raised it and however deep it lies."""
+
+import errno
+import os
+
+import pytest
+
+from fs_jax import errors
+
+
+def wrapped(cause: BaseException) -> BaseException:
+  """As libraries raise it: the cause lies two exceptions below."""
+  try:
+    try:
+      try:
+        raise cause
+      except type(cause) as error:
+        raise RuntimeError("could not write a shard") from error
+    except RuntimeError as error:
+      raise ValueError("save failed") from error
+  except ValueError as error:
+    return error
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+SAID = RuntimeError(f"INTERNAL: [{os.strerror(errno.EROFS)}]")
+
+
+@pytest.mark.parametrize(
+  ("cause", "classified_by"),
+  [
+    (FULL, errors.mendable),
+    (SAID, errors.mendable),
+    (errors.DiskFull("x: needs space"), errors.mendable),
+    (PermissionError(errno.EACCES, "denied"), errors.shut),
+    (RuntimeError("PERMISSION_DENIED: 403"), errors.shut),
+    (MemoryError(), errors.memory),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), errors.memory),
+    (ConnectionResetError(), errors.unanswered),
+    (OSError(errno.EIO, "input/output"), errors.unanswered),
+    (RuntimeError("UNAVAILABLE: 503"), errors.unanswered),
+  ],
+  ids=str,
+)
+def test_a_cause_is_found_below_what_wraps_it(cause, classified_by):
+  assert classified_by(cause)
+  assert classified_by(wrapped(cause))
+  assert not classified_by(wrapped(KeyError("a bug")))
+
+
+def test_what_may_pass_is_not_for_a_user_to_mend():
+  for error in (OSError(errno.EIO, "disk"), TimeoutError(), ValueError("x")):
+    assert not errors.mendable(wrapped(error))
+
+
+def test_an_order_to_stop_is_no_exception_that_code_may_swallow():
+  assert not issubclass(errors.Preempted, Exception)
+
+
+def test_exit_codes_tell_ends_apart():
+  codes = (
+    *(errors.DONE, errors.FAILED, errors.BAD_INPUT, errors.DIVERGED),
+    *(errors.PREEMPTED, errors.INTERRUPTED),
+  )
+  assert len(set(codes)) == len(codes)
+  assert errors.DONE == 0  # what shells call success
+  # Engines start a program again after any code but these and 0.
+  assert not {errors.FAILED, errors.PREEMPTED} & set(errors.FINAL)
