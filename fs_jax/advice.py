@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from fs_jax import config, machines, plan, report
+from fs_jax import config, console, machines, plan
 
 _TRIES = 12  # compilations that look for something that fits
 # Where a table of all pairs is worth a ring: a quarter of a GB in float32.
@@ -23,7 +23,7 @@ def what_fits(
   name: str,
   cfg: config.Config,
   needed: int,
-  say: Callable[[str], None] = report.say,
+  say: Callable[[str], None] = console.say,
 ) -> list[tuple[Change, plan.Plan]]:
   """Changes tried one on top of the other, until the step fits.
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import contract, derive, evaluate, files, parts, rankers, types
+from fs_jax import contract, evaluate, files, parts, provenance, rankers, types
 from fs_jax import gallery as galleries
 from fs_jax.data import sources
 
@@ -69,7 +69,7 @@ class Answers(NamedTuple):
 def rank(
   parts: parts.Parts,
   name: str,
-  made_from: contract.Contract,
+  made_from: provenance.Contract,
   make: Callable[[], rankers.Ranker],
   in_group: Callable[[], types.Candidates],
   tokens: np.ndarray,
@@ -82,7 +82,7 @@ def rank(
   folder = parts.folder / "answers" / name
 
   def needed() -> bool:
-    return derive.folder_needed(folder, "answers", made_from)
+    return provenance.folder_needed(folder, "answers", made_from)
 
   def run() -> None:
     if not needed():
@@ -107,7 +107,7 @@ def rank(
 
 def read_answers(folder: epath.Path) -> Answers:
   """Reads what `rank` kept."""
-  mend = derive.deletable(folder)
+  mend = provenance.deletable(folder)
   manifest = files.read_manifest(folder, "answers", mend=mend)
 
   def candidates(what: str) -> types.Candidates:
@@ -215,7 +215,7 @@ def _asked_of(
   *,
   slow: bool = False,
   k: int = 0,
-) -> contract.Contract:
+) -> provenance.Contract:
   """All that answers and their times follow from.
 
   Args:
@@ -232,13 +232,13 @@ def _asked_of(
     parts["index"] = {
       "backend": manifest["backend"],
       "settings": json.dumps(manifest["settings"], sort_keys=True),
-      "digest": contract.digest_json(manifest["files"]),
+      "digest": provenance.digest_json(manifest["files"]),
     }
   if slow:
     parts |= gallery.models["slow"]
   if k:
     fit = gallery.fits[name].to_dict()
-    parts["weights"] = {"reranked": k, "digest": contract.digest_json(fit)}
+    parts["weights"] = {"reranked": k, "digest": provenance.digest_json(fit)}
   truth = {
     field: np.asarray(x)
     for field, x in asked.truth._asdict().items()
@@ -247,7 +247,7 @@ def _asked_of(
   parts["queries"] = {
     "count": len(asked.texts),
     "depth": DEPTH,
-    "texts": contract.digest_json(asked.texts),
+    "texts": provenance.digest_json(asked.texts),
     "tokens": contract.digest({"tokens": asked.tokens}),
     "truth": contract.digest(truth),
   }
@@ -255,7 +255,9 @@ def _asked_of(
   return parts
 
 
-def made_from(gallery: galleries.Gallery, asked: Queries) -> contract.Contract:
+def made_from(
+  gallery: galleries.Gallery, asked: Queries
+) -> provenance.Contract:
   """What a report of all rankers follows from, by ranker."""
   everything: dict[str, Mapping[str, Any]] = {}
   for name in gallery.fasts:

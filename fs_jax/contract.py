@@ -15,10 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fs_jax import config, configdict, paths, types
-
-Part = dict[str, Any]  # flat: str, int, float, bool
-Contract = Mapping[str, Mapping[str, Any]]
+from fs_jax import config, configdict, paths, provenance, types
 
 PRECISION = "float32"  # of stored memories
 
@@ -42,7 +39,7 @@ INPUTS = (
 _NO_SIZES = ("dropout", "remat", "null_rate", "chunk", "scale", "bias")
 
 
-def recipe(cfg: config.Config) -> Part:
+def recipe(cfg: config.Config) -> provenance.Part:
   """Every field of a config by its path, but for `UNCOMPARED`."""
   return {
     name: _scalar(value)
@@ -51,17 +48,17 @@ def recipe(cfg: config.Config) -> Part:
   }
 
 
-def recipe_of(cfg: config.Config, group: str) -> Part:
+def recipe_of(cfg: config.Config, group: str) -> provenance.Part:
   """The fields of `recipe` in a group, such as "data."."""
   return {name: x for name, x in recipe(cfg).items() if name.startswith(group)}
 
 
-def inputs(cfg: config.Config) -> Part:
+def inputs(cfg: config.Config) -> provenance.Part:
   """The fields of `INPUTS`."""
   return {name: x for name, x in recipe(cfg).items() if name in INPUTS}
 
 
-def sizes(cfg: config.Config, model: str) -> Part:
+def sizes(cfg: config.Config, model: str) -> provenance.Part:
   """What decides the parameters of a part of the models.
 
   Args:
@@ -111,13 +108,9 @@ def digest(params: types.Params) -> str:
   return total.hexdigest()
 
 
-def digest_json(values: Any) -> str:
-  """SHA-256 of JSON values, whatever the order of their keys."""
-  text = json.dumps(values, sort_keys=True, ensure_ascii=False)
-  return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def fast(cfg: config.Config, tokenizer_hash: str, params: types.Params) -> Part:
+def fast(
+  cfg: config.Config, tokenizer_hash: str, params: types.Params
+) -> provenance.Part:
   """Of everything that holds Fast vectors.
 
   Args:
@@ -134,7 +127,9 @@ def fast(cfg: config.Config, tokenizer_hash: str, params: types.Params) -> Part:
   }
 
 
-def slow(cfg: config.Config, tokenizer_hash: str, params: types.Params) -> Part:
+def slow(
+  cfg: config.Config, tokenizer_hash: str, params: types.Params
+) -> provenance.Part:
   """Of everything that holds Slow memories, or numbers fitted on its scores.
 
   Args:
@@ -160,7 +155,7 @@ def slow(cfg: config.Config, tokenizer_hash: str, params: types.Params) -> Part:
   }
 
 
-def items(ids: Sequence[str]) -> Part:
+def items(ids: Sequence[str]) -> provenance.Part:
   """Of an ordered list of ids; `ids` is the SHA-256 of its ids.txt."""
   text = "".join(f"{i}\n" for i in ids)
   # An id that is not Unicode gets a hash here and an error where it is written.
@@ -168,75 +163,17 @@ def items(ids: Sequence[str]) -> Part:
   return {"count": len(ids), "ids": hashlib.sha256(encoded).hexdigest()}
 
 
-def split(origin: Mapping[str, Any], contents: str = "") -> Part:
+def split(origin: Mapping[str, Any], contents: str = "") -> provenance.Part:
   """Of the examples of a source: its `origin` and, of files, its `contents`."""
   part = {name: _scalar(value) for name, value in origin.items()}
   return part | {"contents": contents} if contents else part
 
 
-def captions(all_captions: Sequence[Sequence[str]]) -> Part:
+def captions(all_captions: Sequence[Sequence[str]]) -> provenance.Part:
   """Of the captions of a source, for what is made from them too."""
-  return {"texts": digest_json([list(some) for some in all_captions])}
-
-
-def difference(ours: Contract, theirs: Contract) -> str | None:
-  """The first field in which two contracts differ: "slow.digest: 'a', 'b'".
-
-  A part or a field that only one of them has differs too; None if equal.
-  """
-  for part in [*ours, *(p for p in theirs if p not in ours)]:
-    left, right = ours.get(part, {}), theirs.get(part, {})
-    for field in [*left, *(f for f in right if f not in left)]:
-      if left.get(field) != right.get(field):
-        values = f"{_short(left.get(field))} and {_short(right.get(field))}"
-        return f"{part}.{field}: {values}"
-  return None
-
-
-def check(
-  part: str,
-  ours: Mapping[str, Any],
-  theirs: Mapping[str, Any],
-  *,
-  ours_name: str,
-  theirs_name: str,
-  mend: str,
-) -> None:
-  """Refuses two sides that differ.
-
-  Raises:
-    ValueError: names the first field that differs, both values, and `mend`.
-  """
-  for field in [*ours, *(f for f in theirs if f not in ours)]:
-    left, right = ours.get(field), theirs.get(field)
-    if left != right:
-      raise ValueError(
-        f"{part}.{field}: {ours_name} and {theirs_name} must agree; got "
-        f"{left!r} ({ours_name}) and {right!r} ({theirs_name}). {mend}"
-      )
-
-
-def check_all(
-  ours: Mapping[str, Mapping[str, Any]] | None,
-  theirs: Mapping[str, Mapping[str, Any]],
-  *,
-  ours_name: str,
-  theirs_name: str,
-  mend: str,
-) -> None:
-  """`check` of every part that ours has; no parts, no check.
-
-  Raises:
-    ValueError: as `check`, or a part that theirs lacks.
-  """
-  names = {"ours_name": ours_name, "theirs_name": theirs_name}
-  for part, fields in (ours or {}).items():
-    if part not in theirs:
-      raise ValueError(
-        f"{part}: {theirs_name} must have this part of the contract; got "
-        f"{', '.join(theirs) or 'none'}. {mend}"
-      )
-    check(part, fields, theirs[part], **names, mend=mend)
+  return {
+    "texts": provenance.digest_json([list(some) for some in all_captions])
+  }
 
 
 def flag(field: str, value: Any) -> str:
@@ -247,7 +184,7 @@ def flag(field: str, value: Any) -> str:
   return shlex.quote(f"--config.{field}={text}")
 
 
-def _inputs(cfg: config.Config, tokenizer_hash: str) -> Part:
+def _inputs(cfg: config.Config, tokenizer_hash: str) -> provenance.Part:
   """What both models are shown; the fields that explain most come first."""
   return {
     "tokenizer": tokenizer_hash,
@@ -265,8 +202,3 @@ def _inputs(cfg: config.Config, tokenizer_hash: str) -> Part:
 
 def _numbers(values: Sequence[float]) -> str:
   return " ".join(repr(float(v)) for v in values)
-
-
-def _short(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 40 else f"{text[:18]}...{text[-4:]}"

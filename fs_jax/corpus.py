@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from fs_jax import contract as contracts
-from fs_jax import files, types
+from fs_jax import files, provenance, types
 
 IDS = "ids.txt"
 SHARD_BYTES = 1 << 28
@@ -23,7 +23,7 @@ _BLOCK = 1 << 16  # rows checked at a time, to bound memory
 def save(
   folder: epath.PathLike,
   corpus: types.Corpus,
-  contract: contracts.Contract,
+  contract: provenance.Contract,
   *,
   shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def save(
 
 def load(
   folder: epath.PathLike,
-  expected_contract: Mapping[str, contracts.Part] | None = None,
+  expected_contract: Mapping[str, provenance.Part] | None = None,
   *,
   hashes: bool = True,
   mend: str = "encode the gallery again: python -m launch.encode",
@@ -74,7 +74,7 @@ def load(
     ValueError: damaged, of another contract, or against `validate`.
   """
   manifest = files.read_manifest(folder, "corpus", hashes=hashes, mend=mend)
-  contracts.check_all(
+  provenance.check_all(
     expected_contract,
     manifest["contract"],
     ours_name="what is asked for",
@@ -88,7 +88,7 @@ def load(
   return corpus
 
 
-def read_contract(folder: epath.PathLike) -> dict[str, contracts.Part]:
+def read_contract(folder: epath.PathLike) -> dict[str, provenance.Part]:
   """Parts of the contract of a corpus, without reading its vectors."""
   return files.read_manifest(folder, "corpus", hashes=False)["contract"]
 
@@ -150,7 +150,7 @@ def read_ids(
   """
   path = epath.Path(folder) / IDS
   ids = tuple(path.read_bytes().decode().split("\n")[:-1])
-  contracts.check(
+  provenance.check(
     "items",
     manifest["contract"]["items"],
     contracts.items(ids),

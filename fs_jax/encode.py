@@ -7,7 +7,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import contract, corpus, derive, report, runs, store, tasks, types
+from fs_jax import (
+  console,
+  contract,
+  corpus,
+  provenance,
+  runs,
+  store,
+  tasks,
+  types,
+)
 from fs_jax.data import pipeline, sources
 
 BATCH = 256  # rows on the device at once; the last batch is padded to it
@@ -67,7 +76,7 @@ def write_corpus(
   source: sources.Source,
   folder: epath.PathLike,
   *,
-  stale: derive.Stale = "refuse",
+  stale: provenance.Stale = "refuse",
   mend: str = "",
 ) -> types.Corpus:
   """Encodes a gallery into `folder`, unless it is there already.
@@ -83,7 +92,9 @@ def write_corpus(
     ValueError: they are refused, or damaged.
   """
   parts = contracts_of(run, source)
-  if not derive.folder_needed(folder, "corpus", parts, stale=stale, mend=mend):
+  if not provenance.folder_needed(
+    folder, "corpus", parts, stale=stale, mend=mend
+  ):
     return corpus.load(folder, parts, hashes=False, mend=mend)  # just checked
   made = types.Corpus(visual_vectors(run, source), source.ids)
   corpus.save(folder, made, parts)
@@ -95,7 +106,7 @@ def write_store(
   source: sources.Source,
   folder: epath.PathLike,
   *,
-  stale: derive.Stale = "refuse",
+  stale: provenance.Stale = "refuse",
   mend: str = "",
 ) -> store.Store:
   """Encodes a gallery's memories into `folder`, unless they are there.
@@ -103,7 +114,7 @@ def write_store(
   Arguments and errors as `write_corpus`; `run` is a trained Slow.
   """
   parts = contracts_of(run, source)
-  if derive.folder_needed(folder, "store", parts, stale=stale, mend=mend):
+  if provenance.folder_needed(folder, "store", parts, stale=stale, mend=mend):
     with store.Writer(folder, parts) as writer:
       start = 0
       for memory in memories(run, source):
@@ -115,7 +126,7 @@ def write_store(
 
 def contracts_of(
   run: runs.Run, source: sources.Source
-) -> dict[str, contract.Part]:
+) -> dict[str, provenance.Part]:
   """What vectors or memories of a source are made from."""
   return {
     **run.contract,
@@ -149,7 +160,7 @@ def _batches(
   run: runs.Run, source: sources.Source, batch_size: int, what: str
 ) -> Iterator[types.Batch]:
   batch_size = min(batch_size, max(len(source), 1))
-  with report.Bar(f"{run.cfg.stage}: {what}", len(source)) as bar:
+  with console.Bar(f"{run.cfg.stage}: {what}", len(source)) as bar:
     done = 0
     batches = pipeline.eval_batches(
       source, run.tokenizer, run.cfg, batch_size, captions=False

@@ -67,7 +67,9 @@ def shut(error: BaseException) -> bool:
 
 def memory(error: BaseException) -> bool:
   """Whether a host or a device had too little memory."""
-  return _found(_MEMORY, error) or isinstance(error, MemoryError)
+  return _found(_MEMORY, error) or any(
+    isinstance(e, MemoryError) for e in _chain(error)
+  )
 
 
 def unanswered(error: BaseException) -> bool:

@@ -14,8 +14,8 @@ from etils import epath
 from jaxtyping import Float, Int
 from rich import table as rich_table
 
-from fs_jax import contract, files, metrics
-from fs_jax.report import wide
+from fs_jax import files, metrics, provenance
+from fs_jax.console import wide
 from fs_jax.types import Candidates
 
 KS = (1, 5, 10)  # of R@k
@@ -210,7 +210,7 @@ def show(report: Mapping[str, Any]) -> None:
 
 def write_report(
   path: epath.PathLike,
-  made_from: contract.Contract,
+  made_from: provenance.Contract,
   *,
   gallery: int,
   queries: int,

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import answers, config, files, parts, report, runs, study
+from fs_jax import answers, config, console, files, parts, report, runs, study
 from fs_jax import gallery as galleries
 
 SPARE = 1.05  # of the control's time: it never gets less than it stands against
@@ -24,7 +24,7 @@ def evidence(
   """Three seeds with controls; see `launch/evidence.py`."""
   per_seed = []
   for seed in seeds:
-    report.say(f"== seed {seed}")
+    console.say(f"== seed {seed}")
     where = epath.Path(workdir) / f"seed-{seed}"
     per_seed.append(_evidence_of(get_config, where, seed))
   made = {

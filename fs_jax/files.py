@@ -3,7 +3,7 @@
 A folder of results holds `manifest.json`, written last: kind, contract, counts,
 and the size and SHA-256 of every other file. Without it the folder does not
 exist. A record is such a result in one JSON file. Neither is written without
-the contract that says what it was made from; `derive` compares it. What the
+the contract that says what it was made from; `provenance` compares it. What the
 other fields mean is for the module that owns the kind.
 
 On a local disk a write goes beside its target and is renamed. Object stores

@@ -12,12 +12,11 @@ from etils import epath
 
 from fs_jax import (
   calibrate,
-  contract,
   corpus,
-  derive,
   encode,
   index,
   parts,
+  provenance,
   rerank,
   runs,
   store,
@@ -36,8 +35,8 @@ class Gallery(NamedTuple):
   vectors: dict[str, np.ndarray]
   scorer: rerank.Scorer
   fits: dict[str, calibrate.Fit]  # of each Fast that re-ranking takes
-  visuals: contract.Contract  # whose they are: parts split and items
-  models: dict[str, contract.Contract]  # of each Fast and of "slow"
+  visuals: provenance.Contract  # whose they are: parts split and items
+  models: dict[str, provenance.Contract]  # of each Fast and of "slow"
 
 
 def open_gallery(
@@ -74,24 +73,24 @@ def open_gallery(
     indices[name] = index.load(
       kept / name / "index",
       made_from,
-      mend=derive.deletable(kept / name / "index"),
+      mend=provenance.deletable(kept / name / "index"),
     )
     vectors[name] = corpus.load(
       kept / name / "corpus",
       made_from,
-      mend=derive.deletable(kept / name / "corpus"),
+      mend=provenance.deletable(kept / name / "corpus"),
     ).vectors
   store_from = encode.contracts_of(judge, source)
   parts.do(
     f"memories-{split}",
     store_from,
     lambda: encode.write_store(judge, source, kept / "store", stale="remake"),
-    lambda: derive.folder_needed(
+    lambda: provenance.folder_needed(
       kept / "store", "store", store_from, hashes=False
     ),
   )
   memories = store.Store(
-    kept / "store", store_from, mend=derive.deletable(kept / "store")
+    kept / "store", store_from, mend=provenance.deletable(kept / "store")
   )
   fits = {}
   for name in reranked:
@@ -100,7 +99,7 @@ def open_gallery(
       where = judge.folder if run.cfg.stage == "fast" else run.folder
       fits[name] = runs.load_fit(where, {**run.contract, **judge.contract})
   scorer = rerank.Scorer(judge, memories)
-  models: dict[str, contract.Contract] = {
+  models: dict[str, provenance.Contract] = {
     name: run.contract for name, run in loaded.items()
   }
   return Gallery(
@@ -122,10 +121,10 @@ def _write_index(
   source: sources.Source,
   where: epath.Path,
   *,
-  made_from: contract.Contract,
+  made_from: provenance.Contract,
 ) -> None:
   made = encode.write_corpus(run, source, where / "corpus", stale="remake")
-  if not derive.folder_needed(where / "index", "index", made_from):
+  if not provenance.folder_needed(where / "index", "index", made_from):
     return
   some = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
   text, _ = pipeline.caption_table(some, run.tokenizer)
@@ -133,8 +132,8 @@ def _write_index(
   index.build(made, where / "index", made_from, queries=queries)
 
 
-def _lacks_index(where: epath.Path, made_from: contract.Contract) -> bool:
+def _lacks_index(where: epath.Path, made_from: provenance.Contract) -> bool:
   return any(
-    derive.folder_needed(where / kind, kind, made_from, hashes=False)
+    provenance.folder_needed(where / kind, kind, made_from, hashes=False)
     for kind in ("corpus", "index")
   )

@@ -23,7 +23,7 @@ from etils import epath
 
 from fs_jax import contract as contracts
 from fs_jax import corpus as corpora
-from fs_jax import errors, files, tuner, types
+from fs_jax import errors, files, provenance, tuner, types
 from fs_jax import exact as exact_search
 
 Backend = Literal["exact", "scann"]
@@ -47,7 +47,7 @@ class Index(NamedTuple):
   size: int  # C
   width: int  # E
   ids: tuple[str, ...]  # C of them; () where none were given
-  contract: dict[str, contracts.Part]
+  contract: dict[str, provenance.Part]
   manifest: dict[str, Any]  # of the folder; {} without one
   # Compiles all that `search` needs for up to k answers to any queries.
   warm: Callable[[int], None]
@@ -69,7 +69,7 @@ class Settings:
 def exact(
   vectors: np.ndarray,
   ids: Sequence[str] = (),
-  contract: Mapping[str, contracts.Part] | None = None,
+  contract: Mapping[str, provenance.Part] | None = None,
   *,
   score_bytes: int = exact_search.SCORE_BYTES,
 ) -> Index:
@@ -101,7 +101,7 @@ def exact(
 def build(
   corpus: types.Corpus,
   folder: epath.PathLike,
-  contract: contracts.Contract,
+  contract: provenance.Contract,
   *,
   kind: Literal["auto", "exact", "scann"] = "auto",
   settings: Settings | None = None,
@@ -163,7 +163,7 @@ def build(
 
 def load(
   folder: epath.PathLike,
-  expected: Mapping[str, contracts.Part] | None = None,
+  expected: Mapping[str, provenance.Part] | None = None,
   *,
   hashes: bool = True,
   mend: str = MEND,
@@ -184,7 +184,7 @@ def load(
   """
   path = files.local(folder)
   manifest = files.read_manifest(path, "index", hashes=hashes, mend=mend)
-  contracts.check_all(
+  provenance.check_all(
     expected,
     manifest["contract"],
     ours_name="what is asked for",

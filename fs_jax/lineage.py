@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fs_jax import calibrate, config, contract, report, runs
+from fs_jax import calibrate, config, console, contract, provenance, runs
 from fs_jax.data import tokenizer as tokenizers
 
 # Where parameters are named and where the config describes them.
@@ -27,7 +27,7 @@ _NEAR = 0.05  # of an end of its range: an entropy that says nothing
 
 def check(
   cfg: config.Config, donor: runs.Run | None, teacher: runs.Run | None
-) -> dict[str, contract.Part]:
+) -> dict[str, provenance.Part]:
   """Compares the earlier stages of a config with it; returns their contracts.
 
   Args:
@@ -40,7 +40,7 @@ def check(
     ValueError: the first field that differs, with both values and the flag
       that would make them agree.
   """
-  made_from: dict[str, contract.Part] = {}
+  made_from: dict[str, provenance.Part] = {}
   for role, run in (("stage", donor), ("teacher", teacher)):
     if run is None:
       continue
@@ -78,7 +78,7 @@ def check_entropy(
   mask = np.ones(h.shape, bool)
   entropy = calibrate.teacher_entropy(h, n, mask, gamma=gamma, tau=tau)
   most = float(np.log(h.shape[1]))
-  report.say(
+  console.say(
     f"{cfg.folder}: the teacher's mean entropy is {entropy:.3f} nats of at "
     f"most log {h.shape[1]} = {most:.3f}, tau {tau:.4g}"
   )
@@ -91,7 +91,7 @@ def check_entropy(
   elif entropy > (1 - _NEAR) * most:
     wrong = "gives all candidates of a list the same, and says nothing. lower"
   if wrong:
-    report.say(
+    console.say(
       f"warning: {cfg.folder}: its teacher, stage {cfg.init.teacher!r}, "
       f"{wrong} --config.distill.temperature (now {tau:.4g}), or train the "
       "teacher longer"

@@ -10,12 +10,12 @@ from etils import epath
 
 from fs_jax import (
   config,
+  console,
   contract,
-  derive,
   encode,
   exact,
   files,
-  report,
+  provenance,
   rerank,
   runs,
 )
@@ -62,7 +62,7 @@ def clusters(
   path = folder / "clusters"
   assert run is not None  # the config names it for "top_k"
   parts = {**encode.contracts_of(run, both), "config": contract.recipe(cfg)}
-  if derive.folder_needed(path, "clusters", parts):
+  if provenance.folder_needed(path, "clusters", parts):
     vectors = encode.visual_vectors(run, both)
     seeds = rng.permutation(np.resize(np.arange(len(captioned)), lists))
     visual, _ = exact.nearest(vectors, vectors[seeds], size)
@@ -105,7 +105,7 @@ def judged(
     "clusters": {"digest": contract.digest(lists)},
     "config": contract.recipe(cfg),
   }
-  if derive.folder_needed(path, "judged", parts):
+  if provenance.folder_needed(path, "judged", parts):
     # Lists share visuals: each is encoded once.
     shown, places = np.unique(found.visual, return_inverse=True)
     kept = folder / "memories"
@@ -116,7 +116,7 @@ def judged(
     places = places.reshape(found.visual.shape)
     n, size = found.visual.shape
     h = np.empty((n, size, size), np.float32)
-    with report.Bar(f"{cfg.folder}: Slow judges clusters", n) as bar:
+    with console.Bar(f"{cfg.folder}: Slow judges clusters", n) as bar:
       for start in range(0, n, JUDGED):
         some = slice(start, start + JUDGED)
         rows = np.repeat(places[some], size, axis=0)

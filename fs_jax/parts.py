@@ -12,8 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import contract as contracts
-from fs_jax import derive, files, report
+from fs_jax import console, files, provenance
 
 KIND = "step"
 
@@ -28,7 +27,7 @@ class Parts:
   def do(
     self,
     name: str,
-    contract: contracts.Contract,
+    contract: provenance.Contract,
     run: Callable[[], Any],
     needed: Callable[[], bool] = lambda: False,
   ) -> float:
@@ -41,9 +40,9 @@ class Parts:
       needed: whether what it makes has to be made, even if it was finished.
     """
     path = self.folder / "parts" / f"{name}.json"
-    done = derive.record(path, KIND, contract)
+    done = provenance.record(path, KIND, contract)
     if done is None or needed():
-      report.say(f"-- {name}")
+      console.say(f"-- {name}")
       began = time.perf_counter()
       run()
       seconds = round(time.perf_counter() - began, 2)

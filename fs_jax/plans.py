@@ -21,16 +21,7 @@ import jax
 import rich.table
 from etils import epath
 
-from fs_jax import (
-  advice,
-  config,
-  contract,
-  derive,
-  files,
-  machines,
-  plan,
-  report,
-)
+from fs_jax import advice, config, console, files, machines, plan, provenance
 
 ROW = "plan"  # kind of a record
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
@@ -45,7 +36,7 @@ def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
     cfg: of the stage.
     out: JSON file, or the folder of it.
   """
-  report.say(f"compiling for {cfg.mesh.topology}: a minute or a few")
+  console.say(f"compiling for {cfg.mesh.topology}: a minute or a few")
   made = plan.plan(name, cfg)
   print(summary(made), flush=True)
   found = None
@@ -93,7 +84,7 @@ def everything(
       missing.setdefault(key(recipes[name]), []).append(name)
   shared = {names[0]: names for names in missing.values()}
   steps = {name: recipes[name] for name in shared}
-  report.say(
+  console.say(
     f"{len(rows)} of {len(recipes)} did not change; compiling {len(steps)} "
     f"steps of {len(recipes) - len(rows)}, {min(jobs, len(steps))} at once"
   )
@@ -103,7 +94,7 @@ def everything(
       keep(path[name], rows[name], recipes[name])
     said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
     minutes = (time.perf_counter() - began) / 60
-    report.say(
+    console.say(
       f"{len(rows)}/{len(recipes)}  {first}: {said}  ({minutes:.1f} min)"
     )
   made_of_all = [rows[name] for name in recipes]
@@ -111,7 +102,7 @@ def everything(
   shown = rich.table.Table(*COLUMNS)
   for made in made_of_all:
     shown.add_row(*row(made))
-  report.wide().print(shown)
+  console.wide().print(shown)
   return made_of_all
 
 
@@ -172,7 +163,7 @@ def keep(path: epath.Path, made: plan.Plan, cfg: config.Config) -> None:
 
 def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
   """The plan that was made of this config, this code and these versions."""
-  values = derive.record(path, ROW, _made_from(cfg))
+  values = provenance.record(path, ROW, _made_from(cfg))
   if values is None:
     return None
   try:
@@ -182,7 +173,7 @@ def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
   return _named(made, made.config, cfg)
 
 
-def _made_from(cfg: config.Config) -> contract.Contract:
+def _made_from(cfg: config.Config) -> provenance.Contract:
   return {"step": {"key": key(cfg)}}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from fs_jax import processes, report
+from fs_jax import console, processes
 
 STEPS = 5  # that a signal asks for
 
@@ -63,7 +63,7 @@ class Tracer:
     if self._on:
       jax.profiler.stop_trace()
       self._on = False
-      report.say(f"traced to step {self._last}, in {self._folder}")
+      console.say(f"traced to step {self._last}, in {self._folder}")
 
   def _ask(self, *_: object) -> None:
     self._asked = True

@@ -12,9 +12,9 @@ from jaxtyping import Int
 from fs_jax import (
   calibrate,
   compiled,
+  console,
   encode,
   index,
-  report,
   rerank,
   runs,
   types,
@@ -102,7 +102,7 @@ class Reranked:
     found = self._base(text)
     clock = Clock(len(text))
     rows = np.asarray(found.rows)[:, : self._k]
-    with report.Bar("re-ranking", rows.size, patience=PATIENCE) as bar:
+    with console.Bar("re-ranking", rows.size, patience=PATIENCE) as bar:
       h = self._scorer(text, rows, bar.advance)
     best = rerank.rerank(found, h, rerank.targets(text), self._fit)
     clock.lap("rerank")
@@ -128,7 +128,7 @@ class Slow:
   def __call__(self, text: Text) -> types.Candidates:
     clock = Clock(len(text))
     pairs = len(text) * len(self._scorer)
-    with report.Bar("Slow ranks all", pairs, patience=PATIENCE) as bar:
+    with console.Bar("Slow ranks all", pairs, patience=PATIENCE) as bar:
       h = self._scorer.everything(text, bar.advance)
     order = np.argsort(-h, axis=1, kind="stable")[:, : self._depth]
     found = types.Candidates(

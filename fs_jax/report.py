@@ -7,9 +7,7 @@ lines past its checkpoint, so that a curve never holds a step twice.
 import contextlib
 import json
 import os
-import pathlib
 import secrets
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,14 +16,10 @@ import jax
 import numpy as np
 import tensorboardX
 from etils import epath
-from rich import console
-from rich import progress as rich_progress
 
-from fs_jax import errors, files, processes, uploads
+from fs_jax import console, errors, files, machines, processes, uploads
 
 METRICS = "metrics.jsonl"
-GIB = 1 << 30
-_STATM = pathlib.Path("/proc/self/statm")
 
 
 def every(n: int, step: int, last: int) -> bool:
@@ -51,11 +45,6 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
           "file was edited: delete that line"
         ) from None
   return parsed
-
-
-def say(text: str) -> None:
-  """A line for whoever watches, apart from results on stdout."""
-  print(text, file=sys.stderr, flush=True)
 
 
 class Clock:
@@ -119,7 +108,7 @@ class Report:
     self._board: Any = None
     self._uploads: uploads.Uploads | None = None
     self._began, self._useful = time.time(), 0.0
-    self._bar = Bar(name, steps, start)
+    self._bar = console.Bar(name, steps, start)
     if not processes.is_first():
       return
     folder = epath.Path(folder)
@@ -193,13 +182,13 @@ class Report:
       "eta_seconds": seconds / steps * (self._steps - step),
       "useful_seconds": self._useful,
       "goodput": self._useful / max(time.time() - self._began, self._useful),
-      "host_memory_gib": host_memory() / GIB,
+      "host_memory_gib": console.host_memory() / machines.GIB,
     }
     used = (jax.local_devices()[0].memory_stats() or {}).get(
       "peak_bytes_in_use"
     )
     if used:
-      pace["device_memory_gib"] = used / GIB
+      pace["device_memory_gib"] = used / machines.GIB
     if self._flops:
       pace["tflops_per_second"] = self._flops * steps / seconds / 1e12
     if self._flops and self._peak:
@@ -268,98 +257,3 @@ class Report:
       with contextlib.suppress(Exception):  # no checkpoint has passed them
         self._uploads.keep()
       self._uploads.close()
-
-
-def host_memory() -> int:
-  """Bytes that this process holds in memory; 0 where nobody says."""
-  if not _STATM.exists():
-    return 0
-  return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def wide() -> console.Console:
-  """Where tables are printed: as wide as the terminal, and a file is no less.
-
-  Without a terminal rich takes 80 columns, which cuts a table of eight.
-  """
-  return console.Console(width=None if sys.stdout.isatty() else 200)
-
-
-class Bar:
-  """Progress: a live line on a terminal, a plain one now and then elsewhere.
-
-  Args:
-    name: said on it.
-    total: when all is done.
-    start: done before.
-    patience: seconds in which nothing is shown. What ends by then is silent.
-  """
-
-  def __init__(
-    self, name: str, total: int, start: int = 0, patience: float = 0.0
-  ):
-    self._name, self._total, self._start = name, total, start
-    self._began = self._said = time.perf_counter()
-    self._shown = self._began + patience
-    self._live: rich_progress.Progress | None = None
-    self._silent = not processes.is_first()
-    if patience <= 0:
-      self._show()
-
-  def _show(self) -> None:
-    """The live line, where there is a terminal for one."""
-    if self._live is not None or self._silent or not sys.stderr.isatty():
-      return
-    self._live = rich_progress.Progress(
-      rich_progress.TextColumn("{task.description:<24}"),
-      rich_progress.BarColumn(),
-      rich_progress.MofNCompleteColumn(),
-      rich_progress.TimeRemainingColumn(),
-      rich_progress.TextColumn("{task.fields[said]}"),
-      console=console.Console(stderr=True),
-      transient=True,
-    )
-    self._live.start()
-    self._task = self._live.add_task(
-      self._name, total=self._total, completed=self._start, said=""
-    )
-
-  def begin(self) -> None:
-    """From here on the time left is reckoned."""
-    self._began = time.perf_counter()
-
-  def advance(self, done: int, values: Mapping[str, float] = {}) -> None:
-    """Says that `done` of the total are done."""
-    now = time.perf_counter()
-    if now < self._shown:
-      return
-    self._show()
-    said = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-    if self._live is not None:
-      self._live.update(self._task, completed=done, said=said)
-      return
-    if now - self._said < 10 and done < self._total:
-      return
-    self._said = now
-    each = (now - self._began) / max(done - self._start, 1)
-    left = each * (self._total - done)
-    self.say(f"{self._name} {done}/{self._total}  {said}  {left:.0f} s left")
-
-  def say(self, text: str) -> None:
-    """A line that stays."""
-    if self._silent:
-      return
-    if self._live is not None:
-      self._live.console.print(text)
-    else:
-      say(text)
-
-  def close(self) -> None:
-    if self._live is not None:
-      self._live.stop()
-
-  def __enter__(self) -> "Bar":
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self.close()

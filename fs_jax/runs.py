@@ -24,6 +24,7 @@ from fs_jax import (
   contract,
   files,
   processes,
+  provenance,
   tasks,
   types,
 )
@@ -56,15 +57,15 @@ class Run(NamedTuple):
   step: int
 
   @property
-  def fast_contract(self) -> contract.Part:
+  def fast_contract(self) -> provenance.Part:
     return contract.fast(self.cfg, self.tokenizer.hash, self.params["fast"])
 
   @property
-  def slow_contract(self) -> contract.Part:
+  def slow_contract(self) -> provenance.Part:
     return contract.slow(self.cfg, self.tokenizer.hash, self.params["slow"])
 
   @property
-  def contract(self) -> dict[str, contract.Part]:
+  def contract(self) -> dict[str, provenance.Part]:
     """Parts of whatever is made with this stage: its model, its config."""
     if "slow" in self.params:
       model = {"slow": self.slow_contract}
@@ -82,7 +83,7 @@ def begin(
   where: epath.Path,
   cfg: config.Config,
   tokenizer: tokenizers.Tokenizer,
-  beginning: contract.Contract | None = None,
+  beginning: provenance.Contract | None = None,
 ) -> None:
   """Writes what a stage is made of, or checks that nothing of it changed.
 
@@ -107,7 +108,7 @@ def _begin(
   where: epath.Path,
   cfg: config.Config,
   tokenizer: tokenizers.Tokenizer,
-  beginning: contract.Contract | None,
+  beginning: provenance.Contract | None,
 ) -> None:
   path = where / CONFIG
   if path.exists():
@@ -139,14 +140,14 @@ def _begin(
 
 
 def _check_beginning(
-  where: epath.Path, beginning: contract.Contract | None
+  where: epath.Path, beginning: provenance.Contract | None
 ) -> None:
   """Of a stage that an earlier version began, nobody knows its beginning."""
   path = where / BEGINNING
   if not beginning or not path.exists():
     return
   mend = f"delete the folder to train it again: rm -r {where}"
-  contract.check_all(
+  provenance.check_all(
     beginning,
     files.read_record(path, "stage", mend=mend)["contract"],
     ours_name="the workdir now",
@@ -231,7 +232,7 @@ def load(where: epath.PathLike) -> Run:
 
 
 def save_fit(
-  where: epath.PathLike, fit: calibrate.Fit, made_from: contract.Contract
+  where: epath.PathLike, fit: calibrate.Fit, made_from: provenance.Contract
 ) -> None:
   """What was fitted on validation, with the contracts it holds for."""
   path = epath.Path(where) / FIT
@@ -239,7 +240,7 @@ def save_fit(
 
 
 def load_fit(
-  where: epath.PathLike, expected: contract.Contract | None = None
+  where: epath.PathLike, expected: provenance.Contract | None = None
 ) -> calibrate.Fit:
   """Reads what `save_fit` wrote.
 
@@ -259,7 +260,7 @@ def load_fit(
     raise ValueError(
       f"{path}: must be what was fitted; got {error!r}. {mend}"
     ) from None
-  contract.check_all(
+  provenance.check_all(
     expected,
     values["contract"],
     ours_name="these models",

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from fs_jax import contract as contracts
-from fs_jax import corpus, files, types
+from fs_jax import corpus, files, provenance, types
 
 _DTYPES = {contracts.PRECISION: np.dtype("<f4")}
 SHARD_BYTES = 1 << 30
@@ -46,7 +46,7 @@ class Writer:
   def __init__(
     self,
     folder: epath.PathLike,
-    contract: contracts.Contract,
+    contract: provenance.Contract,
     *,
     shard_bytes: int = SHARD_BYTES,
   ):
@@ -210,7 +210,7 @@ class Store:
   def __init__(
     self,
     folder: epath.PathLike,
-    expected: Mapping[str, contracts.Part] | None = None,
+    expected: Mapping[str, provenance.Part] | None = None,
     *,
     ids: Sequence[str] | None = None,
     hashes: bool = True,
@@ -218,14 +218,14 @@ class Store:
   ):
     path = files.local(folder)
     manifest = files.read_manifest(path, "store", hashes=hashes, mend=mend)
-    contracts.check_all(
+    provenance.check_all(
       expected,
       manifest["contract"],
       ours_name="what is asked for",
       theirs_name=f"store {epath.Path(folder)}",
       mend=mend,
     )
-    self.contract: dict[str, contracts.Part] = manifest["contract"]
+    self.contract: dict[str, provenance.Part] = manifest["contract"]
     held = corpus.read_ids(path, manifest)
     self._stored = len(held)
     self.ids = held if ids is None else tuple(ids)

@@ -19,12 +19,13 @@ from fs_jax import (
   cases,
   config,
   configdict,
+  console,
   contract,
-  derive,
   evaluate,
   files,
   page,
   parts,
+  provenance,
   report,
   runs,
   train,
@@ -89,7 +90,7 @@ def write_report(
   parts: parts.Parts,
   results: Mapping[str, evaluate.Result],
   asked: answers.Queries,
-  made_from: contract.Contract,
+  made_from: provenance.Contract,
   seed: int,
   **extras: Any,
 ) -> dict[str, Any]:
@@ -166,9 +167,9 @@ def quickstart(
     gallery.source, gallery.slow.tokenizer, 64 if small else QUERIES
   )
   made_from = answers.made_from(gallery, asked)
-  made = derive.record(path, evaluate.REPORT, made_from)
+  made = provenance.record(path, evaluate.REPORT, made_from)
   if made is not None and (parts.folder / PAGE).exists():
-    report.say(f"{parts.folder}: all parts are done; delete it to start again")
+    console.say(f"{parts.folder}: all parts are done; delete it to start again")
     evaluate.show(made)
     return made
   results = answers.ask_all(parts, gallery, asked, KS)
@@ -187,7 +188,7 @@ def quickstart(
   )
   draw(parts, gallery, asked, made)
   evaluate.show(made)
-  report.say(f"{path}\n{parts.folder / PAGE}")
+  console.say(f"{path}\n{parts.folder / PAGE}")
   return made
 
 

@@ -16,7 +16,6 @@ from fs_jax import (
   calibrate,
   config,
   contract,
-  derive,
   encode,
   exact,
   lineage,
@@ -25,6 +24,7 @@ from fs_jax import (
   mine,
   paths,
   processes,
+  provenance,
   rerank,
   runs,
   sharding,
@@ -166,7 +166,7 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
 
 def weights_needed(
   fast: runs.Run, slow: runs.Run
-) -> tuple[bool, contract.Contract]:
+) -> tuple[bool, provenance.Contract]:
   """Whether `weigh` has to fit, and what its weights follow from."""
   source = sources.open_lazily(fast.cfg.data, fast.cfg.data.validation)
   last = _last(fast, slow)
@@ -176,7 +176,7 @@ def weights_needed(
     "captions": contract.captions(source.all_captions),
     "weights": {"candidates": last.cfg.weights.candidates},
   }
-  known = derive.record(last.folder / runs.FIT, runs.FIT_KIND, made_from)
+  known = provenance.record(last.folder / runs.FIT, runs.FIT_KIND, made_from)
   return known is None, made_from
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from absl import flags
 from etils import epath
 
-from fs_jax import contract, corpus, derive, encode, index, runs
+from fs_jax import corpus, encode, index, provenance, runs
 from fs_jax.data import pipeline, sources
 from launch import cli
 
@@ -60,7 +60,7 @@ def main(_) -> None:
     text, _ = pipeline.caption_table(source, run.tokenizer)
     queries = encode.text_vectors(run, text[:1024])
   gallery = corpus.load(_CORPUS.value, expected, mend=_encode_again(parts))
-  derive.folder_needed(
+  provenance.folder_needed(
     _OUT.value,
     "index",
     parts,
@@ -102,7 +102,7 @@ def _command() -> str:
   )
 
 
-def _encode_again(parts: contract.Contract) -> str:
+def _encode_again(parts: provenance.Contract) -> str:
   """The command that encodes the same split with the run of this one."""
   if not _RUN.value:
     return "encode it again: python -m launch.encode"

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from fs_jax import local, report
+from fs_jax import console, local
 from launch import cli
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "how many")
@@ -38,7 +38,7 @@ def main(argv) -> None:
     _RESTARTS.value,
     _GRACE.value,
   )
-  code = local.run(job, report.say)
+  code = local.run(job, console.say)
   if code:
     sys.exit(code)
 

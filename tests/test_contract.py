@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, contract, runs
+from fs_jax import config, configdict, contract, provenance, runs
 
 PARAMS = {
   "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
@@ -70,7 +70,7 @@ def test_parts_are_flat_and_survive_json(cfg):
 def test_check_names_field_values_and_mend(cfg):
   ours = contract.fast(cfg, "hash", PARAMS)
   names = {"ours_name": "run r", "theirs_name": "index i", "mend": "do this"}
-  contract.check("fast", ours, dict(ours), **names)
+  provenance.check("fast", ours, dict(ours), **names)
   data = dataclasses.replace(cfg.data, image_size=32)
   other = {"a": PARAMS["a"]}
   theirs = contract.fast(dataclasses.replace(cfg, data=data), "hash", other)
@@ -79,20 +79,20 @@ def test_check_names_field_values_and_mend(cfg):
     r"\(index i\)\. do this"
   )
   with pytest.raises(ValueError, match=says):
-    contract.check("fast", ours, theirs, **names)
+    provenance.check("fast", ours, theirs, **names)
   with pytest.raises(ValueError, match=r"fast\.new: .*None .* and 1 "):
-    contract.check("fast", ours, ours | {"new": 1}, **names)
+    provenance.check("fast", ours, ours | {"new": 1}, **names)
 
 
 def test_check_all_needs_the_part():
   names = {"ours_name": "run", "theirs_name": "index", "mend": "do this"}
   theirs = {"fast": {"x": 1}, "items": {"count": 2}}
-  contract.check_all(None, theirs, **names)
-  contract.check_all({"fast": {"x": 1}}, theirs, **names)
+  provenance.check_all(None, theirs, **names)
+  provenance.check_all({"fast": {"x": 1}}, theirs, **names)
   with pytest.raises(ValueError, match=r"slow: index must have .*fast, items"):
-    contract.check_all({"slow": {"x": 1}}, theirs, **names)
+    provenance.check_all({"slow": {"x": 1}}, theirs, **names)
   with pytest.raises(ValueError, match=r"fast\.x"):
-    contract.check_all({"fast": {"x": 2}}, theirs, **names)
+    provenance.check_all({"fast": {"x": 2}}, theirs, **names)
 
 
 def test_items_are_ordered():
@@ -129,15 +129,15 @@ def test_what_may_change_while_a_run_goes_on_is_in_no_contract(cfg):
 
 def test_a_difference_names_its_field_on_either_side():
   a = {"fast": {"x": 1, "y": "a" * 64}, "items": {"count": 2}}
-  assert contract.difference(a, json.loads(json.dumps(a))) is None
-  assert contract.difference(a, a | {"fast": {"x": 2, "y": "a" * 64}}) == (
+  assert provenance.difference(a, json.loads(json.dumps(a))) is None
+  assert provenance.difference(a, a | {"fast": {"x": 2, "y": "a" * 64}}) == (
     "fast.x: 1 and 2"
   )
   assert (
-    contract.difference(a, {"fast": a["fast"]}) == "items.count: 2 and None"
+    provenance.difference(a, {"fast": a["fast"]}) == "items.count: 2 and None"
   )
   assert (
-    contract.difference({"fast": a["fast"]}, a) == "items.count: None and 2"
+    provenance.difference({"fast": a["fast"]}, a) == "items.count: None and 2"
   )
 
 

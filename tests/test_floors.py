@@ -31,7 +31,7 @@ FLOORS = (
   (
     *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
     *("errors", "checksums", "uploads", "report", "profile", "peer"),
-    *("contract", "derive", "parts", "data"),
+    *("contract", "provenance", "console", "parts", "data"),
   ),
   (
     *("tasks", "encode", "corpus", "exact", "tuner", "index", "rerank"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import errors, processes, report, uploads
+from fs_jax import console, errors, processes, report, uploads
 
 WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
 
@@ -270,7 +270,7 @@ def test_what_is_not_the_training_is_said(log, capsys):
 
 
 def test_results_are_not_mixed_with_progress(capsys):
-  report.say("hello")
+  console.say("hello")
   seen = capsys.readouterr()
   assert (seen.out, seen.err) == ("", "hello\n")
 
@@ -279,7 +279,7 @@ def test_a_bar_off_a_terminal_speaks_now_and_then(capsys, monkeypatch):
   assert not sys.stderr.isatty()
   now = [0.0]
   monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
-  with report.Bar("encode", 100, start=20) as bar:
+  with console.Bar("encode", 100, start=20) as bar:
     for at, done in ((5, 30), (12, 40), (15, 50), (16, 100)):
       now[0] = float(at)
       bar.advance(done, {"loss": 0.5})
@@ -296,7 +296,7 @@ def test_a_patient_bar_is_silent_about_what_is_short(capsys, monkeypatch):
   monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
 
   def takes(seconds):
-    with report.Bar("rank", 100, patience=5) as bar:
+    with console.Bar("rank", 100, patience=5) as bar:
       for done in range(0, 101, 10):
         bar.advance(done)
         now[0] += seconds / 10
@@ -315,7 +315,7 @@ def test_a_bar_on_a_terminal_is_a_live_line(monkeypatch):
   with open(its, "w") as terminal:
     assert terminal.isatty()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with report.Bar("distill", 100, start=20) as bar:
+    with console.Bar("distill", 100, start=20) as bar:
       bar.advance(40, {"loss": 0.5})
       bar.say("saved")
       bar._live.refresh()

@@ -12,7 +12,7 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax import contract, derive, errors, files, report
+from fs_jax import console, errors, files, provenance
 
 KIND = "contents"
 PATIENCE = 5.0  # seconds of reading before it says how far it is
@@ -33,24 +33,24 @@ def digest(pictures: Mapping[str, epath.Path], threads: int) -> str:
   with futures.ThreadPoolExecutor(threads) as pool:
     stamps = list(pool.map(_stamp, pictures.values()))
     places = {name: os.fspath(path) for name, path in pictures.items()}
-    made_from = {"files": {"stamps": contract.digest_json(stamps)}}
-    name = contract.digest_json([places, stamps])[:32]
+    made_from = {"files": {"stamps": provenance.digest_json(stamps)}}
+    name = provenance.digest_json([places, stamps])[:32]
     memory = files.cache() / KIND / f"{name}.json"
-    known = derive.record(memory, KIND, made_from)
+    known = provenance.record(memory, KIND, made_from)
     if known is not None:
       return str(known["sha256"])
     sums = []
-    with report.Bar("pictures", len(pictures), patience=PATIENCE) as bar:
+    with console.Bar("pictures", len(pictures), patience=PATIENCE) as bar:
       for one in pool.map(files.sha256, pictures.values()):
         sums.append(one)
         bar.advance(len(sums))
-  found = contract.digest_json(dict(zip(pictures, sums, strict=True)))
+  found = provenance.digest_json(dict(zip(pictures, sums, strict=True)))
   newest = max((max(times) for _, times in stamps), default=0)
   if newest < time.time_ns() - _SETTLED:
     try:
       files.write_record(memory, KIND, made_from, {"sha256": found})
     except (OSError, errors.DiskFull) as error:  # read again the next time
-      report.say(f"not remembered what the pictures hold: {error}")
+      console.say(f"not remembered what the pictures hold: {error}")
   return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import report
+from fs_jax import console
 
 # name -> (module of its builder, modules it needs with their names on PyPI)
 _DRAWINGS = {
@@ -179,7 +179,7 @@ class _Drawn:
   """Counts pictures over all splits."""
 
   def __init__(self, name: str, total: int):
-    self._bar = report.Bar(f"{name}: pictures", total)
+    self._bar = console.Bar(f"{name}: pictures", total)
     self._done: dict[str, int] = {}
 
   def __call__(self, split: str, number: int) -> None:

@@ -1,0 +1,184 @@
+"""What kept results were made from: compared before they are believed.
+
+A contract has parts, each a flat dict of scalars, and only like parts are
+compared. Whatever a program keeps to save itself work carries the contract of
+all that it was made from (`files` writes nothing without), and is found again
+by asking here. A result of another contract is made anew where the program
+derives it, and refused by name where a user made it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from etils import epath
+
+from fs_jax import console, files
+
+Part = dict[str, Any]  # flat: str, int, float, bool
+Contract = Mapping[str, Mapping[str, Any]]
+
+
+def digest_json(values: Any) -> str:
+  """SHA-256 of JSON values, whatever the order of their keys."""
+  text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+  return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def difference(ours: Contract, theirs: Contract) -> str | None:
+  """The first field in which two contracts differ: "slow.digest: 'a', 'b'".
+
+  A part or a field that only one of them has differs too; None if equal.
+  """
+  for part in [*ours, *(p for p in theirs if p not in ours)]:
+    left, right = ours.get(part, {}), theirs.get(part, {})
+    for field in [*left, *(f for f in right if f not in left)]:
+      if left.get(field) != right.get(field):
+        values = f"{_short(left.get(field))} and {_short(right.get(field))}"
+        return f"{part}.{field}: {values}"
+  return None
+
+
+def check(
+  part: str,
+  ours: Mapping[str, Any],
+  theirs: Mapping[str, Any],
+  *,
+  ours_name: str,
+  theirs_name: str,
+  mend: str,
+) -> None:
+  """Refuses two sides that differ.
+
+  Raises:
+    ValueError: names the first field that differs, both values, and `mend`.
+  """
+  for field in [*ours, *(f for f in theirs if f not in ours)]:
+    left, right = ours.get(field), theirs.get(field)
+    if left != right:
+      raise ValueError(
+        f"{part}.{field}: {ours_name} and {theirs_name} must agree; got "
+        f"{left!r} ({ours_name}) and {right!r} ({theirs_name}). {mend}"
+      )
+
+
+def check_all(
+  ours: Mapping[str, Mapping[str, Any]] | None,
+  theirs: Mapping[str, Mapping[str, Any]],
+  *,
+  ours_name: str,
+  theirs_name: str,
+  mend: str,
+) -> None:
+  """`check` of every part that ours has; no parts, no check.
+
+  Raises:
+    ValueError: as `check`, or a part that theirs lacks.
+  """
+  names = {"ours_name": ours_name, "theirs_name": theirs_name}
+  for part, fields in (ours or {}).items():
+    if part not in theirs:
+      raise ValueError(
+        f"{part}: {theirs_name} must have this part of the contract; got "
+        f"{', '.join(theirs) or 'none'}. {mend}"
+      )
+    check(part, fields, theirs[part], **names, mend=mend)
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 40 else f"{text[:18]}...{text[-4:]}"
+
+
+# What becomes of a result that was made from something else.
+# remake: said, and made anew: what a program derives by itself.
+# refuse: an error that says the mend: what a user asked for by name.
+# replace: made anew, damaged ones too: what a user asked for with --replace.
+Stale = Literal["remake", "refuse", "replace"]
+
+
+def deletable(path: epath.PathLike) -> str:
+  """What to do about a derived result that is damaged."""
+  return f"delete it, and it is made again: rm -r {path}"
+
+
+def folder_needed(
+  path: epath.PathLike,
+  kind: str,
+  contract: Contract,
+  *,
+  stale: Stale = "remake",
+  hashes: bool = True,
+  mend: str = "",
+) -> bool:
+  """Whether a folder has to be made: it is missing, or of another contract.
+
+  Args:
+    path: of the folder.
+    kind: of its manifest.
+    contract: all parts that it would be made from now.
+    stale: what becomes of one made from something else.
+    hashes: False compares the sizes of its files only.
+    mend: said where it is refused; of what a program derives by itself, that
+      it may be deleted.
+
+  Raises:
+    ValueError: it is damaged, or refused.
+  """
+  path = epath.Path(path)
+  if stale == "remake":
+    mend = mend or deletable(path)
+  if not (path / files.MANIFEST).exists():
+    return True
+  try:
+    manifest = files.read_manifest(path, kind, hashes=hashes, mend=mend)
+  except ValueError:
+    if stale == "replace":
+      return True
+    raise
+  return _stale(path, manifest.get("contract", {}), contract, stale, mend)
+
+
+def record(
+  path: epath.PathLike, kind: str, contract: Contract
+) -> dict[str, Any] | None:
+  """A derived record made from `contract`; None where it has to be made."""
+  path = epath.Path(path)
+  if not path.exists():
+    return None
+  try:
+    values = files.read_record(path, kind, mend="")
+  except ValueError as error:  # of an earlier version, or cut: derived again
+    console.say(f"made again: {str(error).rstrip('. ')}")
+    return None
+  if _stale(path, values["contract"], contract, "remake", ""):
+    return None
+  return values
+
+
+def _stale(
+  path: epath.Path,
+  theirs: Contract,
+  ours: Contract,
+  stale: Stale,
+  mend: str,
+) -> bool:
+  differ = difference(theirs, ours)
+  if differ is None:
+    return False
+  if stale == "refuse":
+    check_all(
+      ours,
+      theirs,
+      ours_name="what is asked for",
+      theirs_name=str(path),
+      mend=mend,
+    )
+    # What is asked for agrees, and it was made from more than that.
+    raise ValueError(
+      f"{path}: must be made from what is asked for alone; got another "
+      f"{differ}. {mend}"
+    )
+  console.say(f"made again: {path} was made from another {differ}")
+  return True
