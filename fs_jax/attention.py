@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from fs_jax import config, runs, tasks, types
+from fs_jax import config, runs, types
+from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 
 DIRECTIONS: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
@@ -77,10 +78,10 @@ def _look(
   Input i predicts target i of its direction. One decoder for both directions
   has them folded into the positions of a row, the forward reading first.
   """
-  model = tasks.slow_model(cfg, vocabulary)
+  model = build.slow_model(cfg, vocabulary)
   variables = {"params": params}
   memory: Any = model.apply(
-    variables, tasks.pixels(cfg, visual), method="encode_visual"
+    variables, build.pixels(cfg, visual), method="encode_visual"
   )
   read: Any = model.apply(variables, text, method="read")
   words, sown = model.apply(

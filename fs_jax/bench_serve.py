@@ -13,16 +13,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  bench,
-  compiled,
-  rerank,
-  retrieve,
-  runs,
-  store,
-  tasks,
-  workdir,
-)
+from fs_jax import bench, compiled, rerank, retrieve, runs, store, workdir
+from fs_jax.models import build
 
 RERANKED = 20  # candidates a query, as launch.search
 LATER = 5  # calls of each batch after its first
@@ -144,7 +136,7 @@ def _exact(
   slow: runs.Run, memories: store.Store, text: np.ndarray, rows: np.ndarray
 ) -> Callable[[], np.ndarray]:
   """The same scores in blocks as large as their pairs are many."""
-  model = tasks.slow_model(slow.cfg, slow.tokenizer.vocab_size)
+  model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)
   score = jax.jit(functools.partial(rerank.score_pairs, model))
   lengths = rerank.cut_lengths(text)
   blocks = []

@@ -43,10 +43,9 @@ from fs_jax import (
   losses,
   peer,
   sharding,
-  tasks,
   types,
 )
-from fs_jax.models import layers, vision
+from fs_jax.models import build, layers, vision
 
 PEER = str(pathlib.Path(__file__).with_name("peer_open_clip.py"))
 VOCABULARY, LENGTH = 49_408, 77  # of open_clip's ViT-B-16
@@ -303,18 +302,18 @@ def _parts(
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
   """Parts of Fast's step, forward and backward: towers, pieces of a block."""
   vocabulary = cfg.tokens.vocabulary
-  model = tasks.fast_model(cfg, vocabulary)
+  model = build.fast_model(cfg, vocabulary)
   stack, dtype = cfg.fast.vision.stack, jnp.dtype(cfg.compute)
   rows, width = cfg.train.batch_size, stack.width
   tokens = (cfg.data.image_size // cfg.fast.vision.patch) ** 2 + 1
   draw = _Draw(dtype)
 
   def visual(own, seen):
-    seen = tasks.pixels(cfg, seen)
-    return tasks.apply(model, own, seen, True, method="visual")
+    seen = build.pixels(cfg, seen)
+    return build.apply(model, own, seen, True, method="visual")
 
   def text(own, ids):
-    return tasks.apply(model, own, ids, True, method="text")
+    return build.apply(model, own, ids, True, method="text")
 
   def part(first):  # a model of Fast has its scale, whatever it is asked
     named = params()["fast"].items()
@@ -326,7 +325,7 @@ def _parts(
 
   x, wide = draw(rows, tokens, width), draw(rows, tokens, stack.hidden)
   each = (rows, tokens, stack.heads, width // stack.heads)
-  frames = tasks.pixels(cfg, batch.visual)[:, 0]
+  frames = build.pixels(cfg, batch.visual)[:, 0]
   patches = vision.PatchEmbed(cfg.fast.vision.patch, 0, width, dtype)
   lookup = layers.Embed(vocabulary, cfg.fast.text.stack.width, dtype)
   attention = layers.Attention(stack.heads, dtype)

@@ -14,9 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
+from fs_jax import files, provenance, runs
+
+KIND = "weights"  # of the record
 GAMMAS = (0.0, 0.5, 1.0)  # exponents tried: none, half and full length norm
 
 # Of the squared weights of standardised scores. Far below what the data say,
@@ -290,3 +294,42 @@ def _check(h, n, dots, scale, positives, mask) -> None:
       )
   if not (math.isfinite(scale) and scale > 0):
     raise ValueError(f"scale: must be positive; got {scale}. pass exp(log s)")
+
+
+def save(
+  where: epath.PathLike, fit: Fit, made_from: provenance.Contract
+) -> None:
+  """What was fitted on validation, with the contracts it holds for."""
+  path = epath.Path(where) / runs.FIT
+  files.write_record(path, KIND, made_from, {"fit": fit.to_dict()})
+
+
+def load(
+  where: epath.PathLike, expected: provenance.Contract | None = None
+) -> Fit:
+  """Reads what `save` wrote.
+
+  Raises:
+    ValueError: none there, or one of other parameters than `expected`.
+  """
+  path = epath.Path(where) / runs.FIT
+  mend = (
+    f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
+  )
+  try:
+    values = files.read_record(path, KIND, mend=mend)
+    fit = Fit.from_dict(values["fit"])
+  except FileNotFoundError as error:
+    raise ValueError(str(error)) from None
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path}: must be what was fitted; got {error!r}. {mend}"
+    ) from None
+  provenance.check_all(
+    expected,
+    values["contract"],
+    ours_name="these models",
+    theirs_name=str(path),
+    mend=mend,
+  )
+  return fit

@@ -7,17 +7,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  console,
-  contract,
-  corpus,
-  provenance,
-  runs,
-  store,
-  tasks,
-  types,
-)
+from fs_jax import console, contract, corpus, provenance, runs, store, types
 from fs_jax.data import pipeline, sources
+from fs_jax.models import build
 
 BATCH = 256  # rows on the device at once; the last batch is padded to it
 TEXTS = (1, 8, 64, BATCH)  # texts are padded to one of these
@@ -138,22 +130,22 @@ def contracts_of(
 # Compiled once for all runs of a config: a study opens a stage several times.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed_visual(cfg, vocabulary, params, visual):
-  model = tasks.fast_model(cfg, vocabulary)
-  seen = tasks.pixels(cfg, visual)
-  return tasks.apply(model, params, seen, method="visual")
+  model = build.fast_model(cfg, vocabulary)
+  seen = build.pixels(cfg, visual)
+  return build.apply(model, params, seen, method="visual")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed_text(cfg, vocabulary, params, text):
-  model = tasks.fast_model(cfg, vocabulary)
-  return tasks.apply(model, params, text, method="text")
+  model = build.fast_model(cfg, vocabulary)
+  return build.apply(model, params, text, method="text")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _memorise(cfg, vocabulary, params, visual):
-  model = tasks.slow_model(cfg, vocabulary)
-  seen = tasks.pixels(cfg, visual)
-  return tasks.apply(model, params, seen, method="encode_visual")
+  model = build.slow_model(cfg, vocabulary)
+  seen = build.pixels(cfg, visual)
+  return build.apply(model, params, seen, method="encode_visual")
 
 
 def _batches(

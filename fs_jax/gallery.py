@@ -97,7 +97,7 @@ def open_gallery(
     if name in loaded:
       run = loaded[name]
       where = judge.folder if run.cfg.stage == "fast" else run.folder
-      fits[name] = runs.load_fit(where, {**run.contract, **judge.contract})
+      fits[name] = calibrate.load(where, {**run.contract, **judge.contract})
   scorer = rerank.Scorer(judge, memories)
   models: dict[str, provenance.Contract] = {
     name: run.contract for name, run in loaded.items()

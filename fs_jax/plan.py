@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import config, flops, hlo, loop, machines, sharding, validation
+from fs_jax import config, flops, hlo, loop, machines, pair_scores, sharding
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",
@@ -248,7 +248,7 @@ def validating(
   cfg: config.Config, made: loop.Program, available: int
 ) -> Memory:
   """Memory of a validation between two steps of `made`, which stay there."""
-  of = validation.program(cfg, cfg.tokens.vocabulary, made.on)
+  of = pair_scores.program(cfg, cfg.tokens.vocabulary, made.on)
   beside = _local_bytes((made.state, made.frozen, made.batch))
   beside -= _local_bytes(of.params)  # or as much of a running mean
   try:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from fs_jax import calibrate, runs, store, tasks, types
+from fs_jax import calibrate, runs, store, types
+from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.models.text import PAD
 
@@ -62,7 +63,7 @@ class Scorer:
     self._params, self._store = run.params["slow"], memories
     self._length = run.cfg.tokens.length
     self._sizes = _sizes(pairs)
-    model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
+    model = build.slow_model(run.cfg, run.tokenizer.vocab_size)
     self._score = functools.partial(_score, model)
 
   def __len__(self) -> int:
@@ -190,11 +191,11 @@ def score_pairs(
     text: int32 [T,L], each read once.
     which: int32 [P], the text of each pair.
   """
-  states = tasks.apply(model, params, text, method="read")
+  states = build.apply(model, params, text, method="read")
   each, words = (
     jnp.take(x, which, axis=0, mode="clip")[:, None] for x in (states, text)
   )
-  return tasks.apply(model, params, memory, each, words, method="score")[:, 0]
+  return build.apply(model, params, memory, each, words, method="score")[:, 0]
 
 
 # Compiled once for all scorers of equal models: a study opens several.

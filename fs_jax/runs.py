@@ -17,7 +17,6 @@ from clu import parameter_overview
 from etils import epath
 
 from fs_jax import (
-  calibrate,
   checkpoint,
   config,
   configdict,
@@ -25,10 +24,10 @@ from fs_jax import (
   files,
   processes,
   provenance,
-  tasks,
   types,
 )
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.models import build
 
 CONFIG, TOKENIZER, FIT, DONE = (
   "config.json",
@@ -38,7 +37,6 @@ CONFIG, TOKENIZER, FIT, DONE = (
 )
 BEGINNING = "contract.json"
 PARAMETERS = "parameters.txt"
-FIT_KIND = "weights"
 # What may change while a run goes on: where it runs, how often it speaks, and
 # what is fitted once it is trained.
 FREE = (
@@ -221,50 +219,10 @@ def load(where: epath.PathLike) -> Run:
       f"{where}: must hold a checkpoint; got none yet. let its training reach "
       "the first save"
     )
-  task = tasks.make(cfg, tokenizer.vocab_size)
-  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  shapes = build.shapes(cfg, tokenizer.vocab_size)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   where_to = jax.tree.map(lambda _: here, shapes)
   item = "ema" if cfg.optim.ema else "params"
   params = saved.params(step, checkpoint.abstract(shapes, where_to), item)
   saved.close()
   return Run(where, cfg, tokenizer, params, step)
-
-
-def save_fit(
-  where: epath.PathLike, fit: calibrate.Fit, made_from: provenance.Contract
-) -> None:
-  """What was fitted on validation, with the contracts it holds for."""
-  path = epath.Path(where) / FIT
-  files.write_record(path, FIT_KIND, made_from, {"fit": fit.to_dict()})
-
-
-def load_fit(
-  where: epath.PathLike, expected: provenance.Contract | None = None
-) -> calibrate.Fit:
-  """Reads what `save_fit` wrote.
-
-  Raises:
-    ValueError: none there, or one of other parameters than `expected`.
-  """
-  path = epath.Path(where) / FIT
-  mend = (
-    f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
-  )
-  try:
-    values = files.read_record(path, FIT_KIND, mend=mend)
-    fit = calibrate.Fit.from_dict(values["fit"])
-  except FileNotFoundError as error:
-    raise ValueError(str(error)) from None
-  except (KeyError, TypeError) as error:
-    raise ValueError(
-      f"{path}: must be what was fitted; got {error!r}. {mend}"
-    ) from None
-  provenance.check_all(
-    expected,
-    values["contract"],
-    ours_name="these models",
-    theirs_name=str(path),
-    mend=mend,
-  )
-  return fit

@@ -29,6 +29,7 @@ from fs_jax import (
   report,
   runs,
   train,
+  weigh,
 )
 from fs_jax import gallery as galleries
 from fs_jax.data import sources
@@ -129,7 +130,7 @@ def evaluate_split(
 ) -> dict[str, Any]:
   """All rankers of a workdir on a split; returns the report it wrote."""
   kept = parts.Parts(workdir / "gallery" / split / f"queries-{queries}")
-  fasts = tuple(train.weigh_all(workdir))
+  fasts = tuple(weigh.weigh_all(workdir))
   gallery = galleries.open_gallery(parts.Parts(workdir), split, fasts)
   cfg = gallery.slow.cfg
   asked = answers.questions(gallery.source, gallery.slow.tokenizer, queries)
@@ -284,10 +285,10 @@ def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
 def _weigh(parts: parts.Parts, step: str, fast: str) -> None:
   """The weights of Slow and a Fast; `train` knows whether they hold."""
   run, slow = (runs.load(runs.folder(parts.folder, n)) for n in (fast, "slow"))
-  needed, made_from = train.weights_needed(run, slow)
+  needed, made_from = weigh.weights_needed(run, slow)
   parts.do(
     step,
     made_from,
-    lambda: train.weigh(parts.folder, fast, "slow"),
+    lambda: weigh.weigh(parts.folder, fast, "slow"),
     lambda: needed,
   )

@@ -4,43 +4,17 @@ Parameters are {"fast": ...} or {"slow": ...}; a teacher's are a separate,
 frozen argument, never a closure: they are sharded and placed like any others.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from fs_jax import config, losses, ring, types
-from fs_jax.models import fast as fast_models
+from fs_jax.models import build
 from fs_jax.models import slow as slow_models
-from fs_jax.models import vision
-
-
-def fast_model(cfg: config.Config, vocabulary: int) -> fast_models.Fast:
-  return fast_models.Fast(
-    cfg.fast, vocabulary, cfg.tokens.length, jnp.dtype(cfg.compute)
-  )
-
-
-def slow_model(cfg: config.Config, vocabulary: int) -> slow_models.Slow:
-  assert cfg.slow is not None  # a config whose stage needs one has one
-  return slow_models.Slow(
-    cfg.slow, vocabulary, cfg.tokens.length, jnp.dtype(cfg.compute)
-  )
-
-
-def apply(
-  model: nn.Module, params: types.Params, *args: Any, **kwargs: Any
-) -> Any:
-  """What `model` makes of `args`, nothing sown or changed."""
-  return model.apply({"params": params}, *args, **kwargs)
-
-
-def pixels(cfg: config.Config, visual: types.Array) -> types.Array:
-  """Bytes to what the models see."""
-  return vision.normalise(visual, cfg.data.mean, cfg.data.std)
 
 
 def make(
@@ -57,10 +31,7 @@ def fast(
   cfg: config.Config, vocabulary: int, on: Mesh | None = None
 ) -> types.Task:
   """Contrastive: pairs of a batch told apart."""
-  model = fast_model(cfg, vocabulary)
-
-  def init(key):
-    return {"fast": model.init(key, *_sample(cfg))["params"]}
+  model = build.fast_model(cfg, vocabulary)
 
   def rows(trained, frozen, batch, key):
     del frozen
@@ -69,7 +40,9 @@ def fast(
   def loss(trained, rows, batch):
     return _contrastive(cfg, model, trained["fast"], rows, batch, on)
 
-  return types.Task(init, rows, loss, _by_row)
+  return types.Task(
+    functools.partial(build.init_fast, cfg, vocabulary), rows, loss, _by_row
+  )
 
 
 def slow(cfg: config.Config, vocabulary: int) -> types.Task:
@@ -80,27 +53,26 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
   once, in proportion to the softmax of its own scores.
   """
   assert cfg.slow is not None
-  model = slow_model(cfg, vocabulary)
+  model = build.slow_model(cfg, vocabulary)
   null_rate = cfg.slow.null_rate
-
-  def init(key):
-    return {"slow": model.init(key, *_sample(cfg))["params"]}
 
   def captioned(trained, frozen, batch, key):
     del frozen
     params = trained["slow"]
     drop, blank = jax.random.split(key)
     rngs = {"dropout": drop}
-    visual = pixels(cfg, batch.visual)
-    memory = apply(
+    visual = build.pixels(cfg, batch.visual)
+    memory = build.apply(
       model, params, visual, True, method="encode_visual", rngs=rngs
     )
     rows = batch.visual.shape[0]
     unseen = jax.random.uniform(blank, (rows,)) < null_rate
-    memory = apply(model, params, memory, unseen, method="blank")
+    memory = build.apply(model, params, memory, unseen, method="blank")
     text = batch.text.reshape(rows, -1, batch.text.shape[-1])
-    flat = apply(model, params, batch.text, True, method="read", rngs=rngs)
-    words = apply(
+    flat = build.apply(
+      model, params, batch.text, True, method="read", rngs=rngs
+    )
+    words = build.apply(
       model,
       params,
       memory,
@@ -129,8 +101,10 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
       cfg, vocabulary, frozen["fast"], batch, key
     )
     rngs = {"dropout": key}
-    seen = pixels(cfg, batch.visual)
-    memory = apply(model, params, seen, True, method="encode_visual", rngs=rngs)
+    seen = build.pixels(cfg, batch.visual)
+    memory = build.apply(
+      model, params, seen, True, method="encode_visual", rngs=rngs
+    )
     # A drawn visual is one of the batch: it is not encoded again.
     memory = jax.tree.map(
       lambda x: jnp.stack([x, x, x[visuals]], axis=1).reshape(-1, *x.shape[1:]),
@@ -138,13 +112,13 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
     )
     first = batch.text[:: batch.captions_per_visual]
     flat = jnp.stack([first, first[texts]], axis=1).reshape(-1, first.shape[-1])
-    states = apply(model, params, flat, True, method="read", rngs=rngs)
+    states = build.apply(model, params, flat, True, method="read", rngs=rngs)
     of_pair = jnp.array([0, 1, 0])  # the text of each of a row's three pairs
     text, states = (
       x.reshape(-1, 2, *x.shape[1:])[:, of_pair].reshape(-1, 1, *x.shape[1:])
       for x in (flat, states)
     )
-    logits = apply(
+    logits = build.apply(
       model,
       params,
       memory,
@@ -164,6 +138,7 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
     total, accuracy = losses.matching(logits, same, valid)
     return total, {"accuracy": accuracy}
 
+  init = functools.partial(build.init_slow, cfg, vocabulary)
   if cfg.slow.loss == "matching":
     return types.Task(init, matched, matching, _by_row)
   return types.Task(init, captioned, captioning, _by_row, linear=True)
@@ -178,12 +153,9 @@ def distill(
   judges every caption of a cluster against every visual of it in this same
   step; offline, the batch brings what it said, and "slow" is not needed.
   """
-  student = fast_model(cfg, vocabulary)
+  student = build.fast_model(cfg, vocabulary)
   size = cfg.distill.cluster_size
   teacher = judge(cfg, vocabulary)
-
-  def init(key):
-    return {"fast": student.init(key, *_sample(cfg))["params"]}
 
   def taught(frozen, batch):
     """u / tau as [clusters * captions, visuals]."""
@@ -208,7 +180,7 @@ def distill(
     of_lists = rows["clusters"]
     visual = of_lists["visual"].reshape(-1, size, cfg.fast.embed)
     text = of_lists["text"].reshape(-1, size, cfg.fast.embed)
-    scale = apply(student, trained["fast"], method="scale")
+    scale = build.apply(student, trained["fast"], method="scale")
     learned = scale * jnp.einsum("ctd,cvd->ctv", text, visual)
     mask = batch.clusters.mask.reshape(-1, 1, size)
     mask &= jnp.ones((1, size, 1), bool)
@@ -228,6 +200,7 @@ def distill(
     both = types.DistillBatch(pairs, lists, lists)  # type: ignore[arg-type]
     return both, {"pairs": pairs, "clusters": lists}
 
+  init = functools.partial(build.init_fast, cfg, vocabulary)
   return types.Task(init, rows, loss, groups)
 
 
@@ -235,14 +208,15 @@ def frozen_shapes(cfg: config.Config, vocabulary: int) -> types.Params:
   """Shapes of what the loss of cfg.stage reads and nobody trains."""
   number = jax.ShapeDtypeStruct((), jnp.float32)
 
-  def teacher(stage: Callable[..., types.Task]) -> types.Params:
-    return jax.eval_shape(stage(cfg, vocabulary).init, jax.random.key(0))
+  def teacher(init: Callable[..., types.Params]) -> types.Params:
+    of_key = functools.partial(init, cfg, vocabulary)
+    return jax.eval_shape(of_key, jax.random.key(0))
 
   if cfg.stage == "distill":
-    judges = teacher(slow) if cfg.distill.teacher == "online" else {}
+    judges = teacher(build.init_slow) if cfg.distill.teacher == "online" else {}
     return judges | {"gamma": number, "tau": number}
   if cfg.stage == "slow" and cfg.slow is not None:
-    return teacher(fast) if cfg.slow.loss == "matching" else {}
+    return teacher(build.init_fast) if cfg.slow.loss == "matching" else {}
   return {}
 
 
@@ -278,18 +252,18 @@ def judge(
   Row r is caption r of the batch against the G = `distill.cluster_size` visuals
   of its cluster, nats.
   """
-  model, size = slow_model(cfg, vocabulary), cfg.distill.cluster_size
+  model, size = build.slow_model(cfg, vocabulary), cfg.distill.cluster_size
 
   def score(params: types.Params, batch: types.Batch) -> jax.Array:
-    seen = pixels(cfg, batch.visual)
-    memory = apply(model, params, seen, method="encode_visual")
+    seen = build.pixels(cfg, batch.visual)
+    memory = build.apply(model, params, seen, method="encode_visual")
     text = batch.text.reshape(-1, size, batch.text.shape[-1])
-    states = apply(model, params, batch.text, method="read")
+    states = build.apply(model, params, batch.text, method="read")
     states = states.reshape(-1, size, *states.shape[1:])
     # Each of a cluster's visuals sees all of its captions.
     states = jnp.repeat(states, size, axis=0)
     each = jnp.repeat(text, size, axis=0)
-    h = apply(model, params, memory, states, each, method="score")
+    h = build.apply(model, params, memory, states, each, method="score")
     return h.reshape(-1, size, size).transpose(0, 2, 1).reshape(-1, size)
 
   return score
@@ -297,10 +271,10 @@ def judge(
 
 def _embedded(cfg, model, params, batch: types.Batch, key):
   """Unit vectors of a batch: {"visual" [B,E], "text" [R,E]}."""
-  out = apply(
+  out = build.apply(
     model,
     params,
-    pixels(cfg, batch.visual),
+    build.pixels(cfg, batch.visual),
     batch.text,
     True,
     rngs={"dropout": key},
@@ -310,7 +284,7 @@ def _embedded(cfg, model, params, batch: types.Batch, key):
 
 def _contrastive(cfg, model, params, rows, batch: types.Batch, on):
   ids = [jnp.asarray(x) for x in (batch.visual_id, batch.text_id, batch.mask)]
-  scale = apply(model, params, method="scale")
+  scale = build.apply(model, params, method="scale")
   pair = [rows["visual"], rows["text"], scale]
   if cfg.fast.loss == "sigmoid":
     pair.append(params["bias"])
@@ -334,9 +308,11 @@ def _hard_negatives(cfg, vocabulary, params, batch: types.Batch, key):
   `found` is 1 where a pair of the three (own, hard text, hard visual) is one: a
   row without any other that it may be told apart from draws nothing.
   """
-  model = fast_model(cfg, vocabulary)
+  model = build.fast_model(cfg, vocabulary)
   captions = batch.captions_per_visual
-  out = apply(model, params, pixels(cfg, batch.visual), batch.text[::captions])
+  out = build.apply(
+    model, params, build.pixels(cfg, batch.visual), batch.text[::captions]
+  )
   logits = out["scale"] * out["visual"] @ out["text"].T
   text_id = jnp.asarray(batch.text_id[::captions])
   other = losses.comparable(jnp.asarray(batch.visual_id), text_id)
@@ -352,10 +328,3 @@ def _hard_negatives(cfg, vocabulary, params, batch: types.Batch, key):
   any_other = other.any(axis=1)
   found = jnp.stack([jnp.ones_like(any_other), any_other, any_other], axis=1)
   return texts, visuals, found.astype(jnp.float32)
-
-
-def _sample(cfg: config.Config) -> tuple[types.Array, types.Array]:
-  """One example's shapes, to initialise from."""
-  size = cfg.data.image_size
-  visual = jnp.zeros((1, cfg.data.frames, size, size, 3))
-  return visual, jnp.ones((1, cfg.tokens.length), jnp.int32)

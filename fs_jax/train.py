@@ -5,7 +5,7 @@ What a stage starts from lies in other stages of the same workdir, so that
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,35 +15,47 @@ from etils import epath
 from fs_jax import (
   calibrate,
   config,
-  contract,
-  encode,
-  exact,
   lineage,
   loop,
-  metrics,
   mine,
   paths,
   processes,
-  provenance,
   rerank,
   runs,
   sharding,
-  store,
   tasks,
   types,
-  validation,
+  weigh,
 )
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 
+MakeValidate = Callable[[config.Config, tokenizers.Tokenizer], loop.Validate]
 
-def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
+
+def train(
+  cfg: config.Config,
+  workdir: epath.PathLike,
+  make_validate: MakeValidate | None = None,
+) -> epath.Path:
   """Trains the stage of `cfg`, or what is left of it; returns its folder.
+
+  Args:
+    cfg: of the stage.
+    workdir: of it, and of the stages that it starts from.
+    make_validate: makes what is called every `train.eval_every` steps; needed
+      where that is not 0, since training does not know how it is judged.
 
   Raises:
     ValueError: data, config or earlier stages that do not fit.
-    report.NonFinite: the loss diverged.
+    errors.NonFinite: the loss diverged.
   """
+  validates = cfg.train.eval_every > 0
+  if validates and make_validate is None:
+    raise ValueError(
+      f"train.eval_every: must be 0 where nothing validates; got "
+      f"{cfg.train.eval_every}. pass make_validate=validation.quick_recall"
+    )
   where = runs.folder(workdir, cfg.folder)
   source = sources.open_split(cfg.data, cfg.data.train, train=True)
   donor = _earlier(workdir, cfg.init.stage)
@@ -87,140 +99,11 @@ def train(cfg: config.Config, workdir: epath.PathLike) -> epath.Path:
     batches,
     frozen=frozen,
     start_from=first,
-    validate=quick_recall(cfg, tokenizer) if cfg.train.eval_every else None,
+    validate=(
+      make_validate(cfg, tokenizer) if make_validate and validates else None
+    ),
   )
   return where
-
-
-def quick_recall(
-  cfg: config.Config, tokenizer: tokenizers.Tokenizer
-) -> Callable[[types.Params], Mapping[str, float]]:
-  """R@1 and R@5 on the first `train.eval_sample` validation visuals.
-
-  One caption each, ranked among the sample only: a curve to watch, not a
-  result. Slow scores all pairs of a quarter of them. The sample is decoded once
-  and scored in blocks that fit where training does (`validation.py`).
-  """
-  source = sources.open_lazily(cfg.data, cfg.data.validation)
-  on = sharding.mesh(cfg.mesh)
-  size = min(validation.sample_size(cfg), len(source))
-  if cfg.stage == "slow":  # a quarter, also of fewer visuals than are asked for
-    size = min(size, max(len(source) // 4, 1))
-  made = validation.program(cfg, tokenizer.vocab_size, on, size)
-  texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
-  visual = source.visuals(np.arange(size))
-
-  def recall(params: types.Params) -> dict[str, float]:
-    scores = validation.scores(made, params, visual, texts)
-    ranked = metrics.ranks_full(scores, np.arange(size)[:, None])
-    return {
-      f"R@{k}": float(metrics.recall_at(ranked, k).mean()) for k in (1, 5)
-    }
-
-  return recall
-
-
-def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
-  """Fits how Slow and a Fast weigh together, unless it is done.
-
-  The fit lies in the stage trained last, <slow>/fit.json for the Fast that Slow
-  began with and <distilled>/fit.json for the distilled one. A fit of other
-  models, or by other settings, is made anew.
-
-  Of several processes the first one does it, and the others wait: those that
-  left would take the whole run with them minutes later.
-
-  Args:
-    workdir: of both stages.
-    fast_name: stage whose candidates Slow will look at.
-    slow_name: the judge.
-  """
-  with processes.first("weigh"):
-    if processes.is_first():
-      fast = runs.load(runs.folder(workdir, fast_name))
-      slow = runs.load(runs.folder(workdir, slow_name))
-      _weigh(fast, slow)
-
-
-def weigh_all(workdir: epath.PathLike) -> list[str]:
-  """`weigh` of Slow and every Fast of a workdir; names of the Fasts.
-
-  Raises:
-    ValueError: no Slow, or no Fast, is trained.
-  """
-  names = [
-    name
-    for name in ("fast", "distill")
-    if runs.finished(runs.folder(workdir, name))
-  ]
-  if not names or not runs.finished(runs.folder(workdir, "slow")):
-    raise ValueError(
-      f"{workdir}: must hold a trained slow, and fast or distill; got "
-      f"{', '.join(names) or 'no Fast'}. train what is missing: python -m "
-      "launch.train"
-    )
-  for name in names:
-    weigh(workdir, name, "slow")
-  return names
-
-
-def weights_needed(
-  fast: runs.Run, slow: runs.Run
-) -> tuple[bool, provenance.Contract]:
-  """Whether `weigh` has to fit, and what its weights follow from."""
-  source = sources.open_lazily(fast.cfg.data, fast.cfg.data.validation)
-  last = _last(fast, slow)
-  made_from = {
-    **slow.contract,
-    **encode.contracts_of(fast, source),
-    "captions": contract.captions(source.all_captions),
-    "weights": {"candidates": last.cfg.weights.candidates},
-  }
-  known = provenance.record(last.folder / runs.FIT, runs.FIT_KIND, made_from)
-  return known is None, made_from
-
-
-def _last(fast: runs.Run, slow: runs.Run) -> runs.Run:
-  """The stage that was trained last, which holds the weights of both."""
-  return slow if fast.cfg.stage == "fast" else fast
-
-
-def _weigh(fast: runs.Run, slow: runs.Run) -> None:
-  needed, made_from = weights_needed(fast, slow)
-  if not needed:
-    return
-  last = _last(fast, slow)
-  source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
-  memories = encode.write_store(
-    slow, source, slow.folder / "validation", stale="remake"
-  )
-  fit = _fit(fast, slow, memories, source, last.cfg.weights.candidates)
-  runs.save_fit(last.folder, fit, made_from)
-
-
-def _fit(
-  fast: runs.Run,
-  slow: runs.Run,
-  memories: store.Store,
-  source: sources.Source,
-  candidates: int,
-) -> calibrate.Fit:
-  """gamma, beta and tau from all validation captions."""
-  vectors = encode.visual_vectors(fast, source)
-  text, owner = pipeline.caption_table(source, fast.tokenizer)
-  queries = encode.text_vectors(fast, text)
-  rows, dots = exact.nearest(vectors, queries, min(candidates, len(vectors)))
-  rows = np.asarray(rows)
-  scorer = rerank.Scorer(slow, memories)
-  scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
-  return calibrate.fit(
-    scorer(text, rows),
-    rerank.targets(text),
-    np.asarray(dots),
-    min(scale, 100.0),
-    rows == owner[:, None],
-    np.ones(rows.shape, bool),
-  )
 
 
 def _teacher_fit(
@@ -236,8 +119,8 @@ def _teacher_fit(
     return None
   began = teacher.cfg.init.stage or cfg.init.stage
   if runs.finished(runs.folder(workdir, began)):
-    weigh(workdir, began, teacher.cfg.folder)
-  return runs.load_fit(teacher.folder, teacher.contract)
+    weigh.weigh(workdir, began, teacher.cfg.folder)
+  return calibrate.load(teacher.folder, teacher.contract)
 
 
 def _listen(

@@ -1,158 +1,43 @@
-"""Scores of a sample while a stage trains, in memory that training has.
+"""How well a stage ranks a sample of validation while it trains."""
 
-All pairs of a sample at once may need many times a step's memory. They are
-scored in blocks instead, no larger than the part of a batch that a step holds
-and split over the mesh as it is: where a stage trains, it also validates.
-"""
+from collections.abc import Callable, Mapping
 
-import functools
-import math
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fs_jax import checkpoint, config, sharding, tasks, types
+from fs_jax import (
+  config,
+  metrics,
+  pair_scores,
+  sharding,
+  types,
+)
+from fs_jax.data import sources
+from fs_jax.data import tokenizer as tokenizers
 
 
-class Program(NamedTuple):
-  """What scores a sample, and what it is called with, before anything has run.
+def quick_recall(
+  cfg: config.Config, tokenizer: tokenizers.Tokenizer
+) -> Callable[[types.Params], Mapping[str, float]]:
+  """R@1 and R@5 on the first `train.eval_sample` validation visuals.
 
-  `params`, `visual` and `text` hold shapes and shardings, as in `loop.Program`;
-  blocks come first: [blocks, rows, ...] and [blocks, texts, L].
+  One caption each, ranked among the sample only: a curve to watch, not a
+  result. Slow scores all pairs of a quarter of them. The sample is decoded once
+  and scored in blocks that fit where training does (`pair_scores`).
   """
+  source = sources.open_lazily(cfg.data, cfg.data.validation)
+  on = sharding.mesh(cfg.mesh)
+  size = min(pair_scores.sample_size(cfg), len(source))
+  if cfg.stage == "slow":  # a quarter, also of fewer visuals than are asked for
+    size = min(size, max(len(source) // 4, 1))
+  made = pair_scores.program(cfg, tokenizer.vocab_size, on, size)
+  texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
+  visual = source.visuals(np.arange(size))
 
-  size: int  # visuals of the sample, and texts: one caption each
-  score: (
-    Any  # jitted: (params, visual, text) -> [texts, visuals] on each device
-  )
-  params: types.Params
-  visual: jax.ShapeDtypeStruct
-  text: jax.ShapeDtypeStruct
+  def recall(params: types.Params) -> dict[str, float]:
+    scores = pair_scores.scores(made, params, visual, texts)
+    ranked = metrics.ranks_full(scores, np.arange(size)[:, None])
+    return {
+      f"R@{k}": float(metrics.recall_at(ranked, k).mean()) for k in (1, 5)
+    }
 
-
-def sample_size(cfg: config.Config) -> int:
-  """Visuals of the sample; Slow, which scores all pairs, gets a quarter."""
-  size = cfg.train.eval_sample
-  return max(size // 4, 1) if cfg.stage == "slow" else size
-
-
-def program(
-  cfg: config.Config, vocabulary: int, on: Mesh, size: int | None = None
-) -> Program:
-  """What a validation of `cfg` runs, one program for all of its blocks.
-
-  Args:
-    cfg: of the stage.
-    vocabulary: tokens of the tokenizer.
-    on: the mesh, of devices that may be described only.
-    size: of the sample, where there are fewer visuals than the config says.
-
-  Raises:
-    ValueError: a batch that the mesh cannot split.
-  """
-  sharding.check_batch(cfg.train.batch_size, on, parts=cfg.train.accumulate)
-  size = sample_size(cfg) if size is None else size
-  shapes = jax.eval_shape(
-    tasks.make(cfg, vocabulary, on).init, jax.random.key(0)
-  )
-  of_params = sharding.of_params(cfg.mesh.rules, shapes, on)
-  rows, texts = _block(cfg, on, size)
-  by_row = NamedSharding(on, PartitionSpec(None, config.ROWS))
-  # Slow compares each of a device's visuals with every text of a block.
-  of_text = sharding.replicated(on) if cfg.stage == "slow" else by_row
-  side = cfg.data.image_size
-  score = _slow if cfg.stage == "slow" else _fast
-  return Program(
-    size,
-    jax.jit(
-      sharding.known(on, functools.partial(score, cfg, vocabulary, size)),
-      out_shardings=sharding.replicated(on),
-    ),
-    checkpoint.abstract(shapes, of_params),
-    jax.ShapeDtypeStruct(
-      (-(-size // rows), rows, cfg.data.frames, side, side, 3),
-      jnp.uint8,
-      sharding=by_row,
-    ),
-    jax.ShapeDtypeStruct(
-      (-(-size // texts), texts, cfg.tokens.length), jnp.int32, sharding=of_text
-    ),
-  )
-
-
-def scores(
-  made: Program,
-  params: types.Params,
-  visual: np.ndarray,
-  text: np.ndarray,
-) -> np.ndarray:
-  """Scores [texts, visuals] of a sample that every process holds.
-
-  Args:
-    made: for a sample of this size.
-    params: as they lie in training.
-    visual: uint8 [size,T,H,W,3].
-    text: int32 [size,L].
-  """
-  placed = (
-    sharding.spread(_in_blocks(x, like.shape), like.sharding)
-    for x, like in ((visual, made.visual), (text, made.text))
-  )
-  return np.asarray(made.score(params, *placed))
-
-
-def _block(cfg: config.Config, on: Mesh, size: int) -> tuple[int, int]:
-  """Visuals and texts of a block.
-
-  Of Slow's as many pairs as a step has at once, or a few less.
-  """
-  shards = on.shape["data"] * on.shape["fsdp"]
-  most = cfg.train.batch_size // cfg.train.accumulate
-  pairs = most * cfg.data.captions_per_visual
-  needed = -(-size // shards) * shards
-  rows = min(most, needed)
-  if cfg.stage == "slow":
-    return rows, min(max(pairs // rows, 1), size)
-  return rows, min(pairs, needed)
-
-
-def _in_blocks(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Rows as [blocks, rows, ...], the last one repeated where some lack."""
-  lacking = math.prod(shape[:2]) - len(x)
-  filled = np.concatenate([x, x[-1:].repeat(lacking, axis=0)])
-  return filled.reshape(shape)
-
-
-def _fast(cfg, vocabulary, size, params, visual, text):
-  model = tasks.fast_model(cfg, vocabulary)
-  call = functools.partial(tasks.apply, model, params["fast"])
-
-  def of_visuals(block):
-    return call(tasks.pixels(cfg, block), method="visual")
-
-  f = jax.lax.map(of_visuals, visual).reshape(-1, cfg.fast.embed)
-  g = jax.lax.map(lambda block: call(block, method="text"), text)
-  return g.reshape(-1, cfg.fast.embed)[:size] @ f[:size].T
-
-
-def _slow(cfg, vocabulary, size, params, visual, text):
-  model = tasks.slow_model(cfg, vocabulary)
-  call = functools.partial(tasks.apply, model, params["slow"])
-
-  def of_visuals(block):
-    memory = call(tasks.pixels(cfg, block), method="encode_visual")
-
-    def of_texts(texts):
-      # Read anew for each block of visuals: kept, they would grow with both.
-      states = call(texts, method="read")[None]
-      each = jnp.broadcast_to(states, (block.shape[0], *states.shape[1:]))
-      return call(memory, each, texts[None], method="score")
-
-    found = jax.lax.map(of_texts, text)  # [blocks, rows, texts]
-    return found.swapaxes(0, 1).reshape(block.shape[0], -1)
-
-  found = jax.lax.map(of_visuals, visual)
-  return found.reshape(-1, found.shape[-1])[:size, :size].T
+  return recall

@@ -8,15 +8,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from fs_jax import (
-  calibrate,
-  encode,
-  index,
-  rerank,
-  retrieve,
-  runs,
-  store,
-)
+from fs_jax import calibrate, encode, index, rerank, retrieve, runs, store
 from fs_jax.data import sources
 
 
@@ -131,5 +123,5 @@ def open_to_search(
     hashes=False,
     mend=mend,
   )
-  fit = runs.load_fit(found.fit, {**fast.contract, **judge.contract})
+  fit = calibrate.load(found.fit, {**fast.contract, **judge.contract})
   return Opened(found, source, fast, searched, judge, memories, fit)

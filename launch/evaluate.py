@@ -14,7 +14,7 @@ of other models, and ends.
 from absl import flags
 from etils import epath
 
-from fs_jax import compiled, evaluate, study, train
+from fs_jax import compiled, evaluate, study, weigh
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "trained fast, slow, distill")
@@ -28,7 +28,7 @@ def main(_) -> None:
   workdir = epath.Path(_WORKDIR.value)
   compiled.keep(workdir)
   if _FIT.value:
-    names = train.weigh_all(workdir)
+    names = weigh.weigh_all(workdir)
     print(f"{workdir}: weights of slow with {' and '.join(names)} are fitted")
     return
   made = study.evaluate_split(workdir, _SPLIT.value, _QUERIES.value)

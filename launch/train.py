@@ -16,7 +16,7 @@ goes on only with the one it began with.
 from absl import flags
 from ml_collections import config_flags
 
-from fs_jax import compiled, configdict, processes, train
+from fs_jax import compiled, configdict, processes, train, validation, weigh
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,11 +31,11 @@ def main(_) -> None:
   processes.start()
   compiled.keep(_WORKDIR.value)
   cfg = configdict.parse(_CONFIG.value)
-  where = train.train(cfg, _WORKDIR.value)
+  where = train.train(cfg, _WORKDIR.value, validation.quick_recall)
   if cfg.stage == "slow" and cfg.init.stage:
-    train.weigh(_WORKDIR.value, cfg.init.stage, cfg.folder)
+    weigh.weigh(_WORKDIR.value, cfg.init.stage, cfg.folder)
   if cfg.stage == "distill":
-    train.weigh(_WORKDIR.value, cfg.folder, cfg.init.teacher)
+    weigh.weigh(_WORKDIR.value, cfg.folder, cfg.init.teacher)
   if not processes.is_first():
     return
   print(f"{cfg.folder}: trained {cfg.train.steps} steps, in {where}")

@@ -12,6 +12,7 @@ from etils import epath
 
 from fs_jax import attention, config, runs, tasks
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 
 TEXTS = ("a red circle left of a blue square", "a blue circle above a star")
@@ -80,13 +81,13 @@ def test_each_token_has_a_distribution_per_level(separate, frames):
 
 def test_log_p_is_that_of_both_readings(run):
   words = attention.word_attention(run, picture(0), TEXTS[0])
-  model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
+  model = build.slow_model(run.cfg, run.tokenizer.vocab_size)
   text = jnp.asarray(run.tokenizer.encode([TEXTS[0]]))
 
   @jax.jit
   def reference(params, visual):
     variables = {"params": params}
-    pixels = tasks.pixels(run.cfg, visual)
+    pixels = build.pixels(run.cfg, visual)
     memory = model.apply(variables, pixels, method="encode_visual")
     states = model.apply(variables, text, method="read")[:, None]
     return model.apply(

@@ -19,15 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import (
-  config,
-  configdict,
-  loop,
-  paths,
-  sharding,
-  tasks,
-  train,
-)
+from fs_jax import config, configdict, loop, paths, sharding, tasks, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

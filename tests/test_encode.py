@@ -12,6 +12,7 @@ from etils import epath
 from fs_jax import encode, runs, tasks, types
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.models import build
 from tests import small
 
 N = 11
@@ -67,8 +68,8 @@ def test_every_visual_has_one_vector_whatever_the_batch(fast, batch_size):
   assert got.shape == (N, 8)
   assert got.dtype == np.float32
   np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, rtol=1e-5)
-  model = tasks.fast_model(fast.cfg, fast.tokenizer.vocab_size)
-  seen = tasks.pixels(fast.cfg, source.visuals(np.arange(N)))
+  model = build.fast_model(fast.cfg, fast.tokenizer.vocab_size)
+  seen = build.pixels(fast.cfg, source.visuals(np.arange(N)))
   want = model.apply({"params": fast.params["fast"]}, seen, method="visual")
   np.testing.assert_allclose(got, want, atol=1e-5)
   assert np.abs(np.diff(np.asarray(want), axis=0)).max(axis=1).min() > 1e-3
@@ -79,8 +80,8 @@ def test_memories_of_any_batch_are_those_of_all(slow):
   parts = list(encode.memories(slow, source, batch_size=4))
   assert [len(p.levels[0].mask) for p in parts] == [4, 4, 3]
   got = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-  model = tasks.slow_model(slow.cfg, slow.tokenizer.vocab_size)
-  seen = tasks.pixels(slow.cfg, source.visuals(np.arange(N)))
+  model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)
+  seen = build.pixels(slow.cfg, source.visuals(np.arange(N)))
   want = model.apply(
     {"params": slow.params["slow"]}, seen, method="encode_visual"
   )
@@ -104,12 +105,12 @@ def test_any_number_of_texts_is_encoded_as_each_alone(fast, count):
 
 def test_texts_are_encoded_in_few_shapes(fast):
   shapes = set()
-  model = mock.Mock()
+  model = mock.Mock(spec=build.fast_models.Fast)
   model.apply = lambda _, text, method: (
     shapes.add(text.shape[0]) or jnp.ones((text.shape[0], 8))
   )
   jax.clear_caches()  # of the true model
-  with mock.patch.object(tasks, "fast_model", return_value=model):
+  with mock.patch.object(build, "fast_model", return_value=model):
     encoder = encode.text_encoder(fast)
     for count in range(1, 300, 7):
       assert len(encoder(np.ones((count, 7), np.int32))) == count

@@ -16,6 +16,7 @@ import pytest
 from etils import epath
 
 from fs_jax import (
+  calibrate,
   configdict,
   corpus,
   encode,
@@ -28,6 +29,8 @@ from fs_jax import (
   tasks,
   train,
   types,
+  validation,
+  weigh,
 )
 from fs_jax.data import sources
 from tests import programs, small, tiny
@@ -83,10 +86,10 @@ def second(tmp_path_factory):
   one = jax.devices()[:1]
   with mock.patch.object(jax, "devices", return_value=one):
     for stage in STAGES:
-      train.train(cfg_of(stage, data), workdir)
+      train.train(cfg_of(stage, data), workdir, validation.quick_recall)
       if stage == "slow":
-        train.weigh(workdir, "fast", "slow")
-    train.weigh(workdir, "distill", "slow")
+        weigh.weigh(workdir, "fast", "slow")
+    weigh.weigh(workdir, "distill", "slow")
     source = sources.open_split(cfg_of("fast", data).data, "test")
     fast = runs.load(workdir / "distill")
     gallery = workdir / "gallery"
@@ -186,7 +189,7 @@ def queries(second):
 def retriever(second):
   fast, slow = second.runs["distill"], second.runs["slow"]
   parts = {"fast": fast.fast_contract, "slow": slow.slow_contract}
-  fit = runs.load_fit(second.workdir / "distill", parts)
+  fit = calibrate.load(second.workdir / "distill", parts)
   scorer = rerank.Scorer(slow, second.store)
   return retrieve.Retriever(fast, second.index, scorer, fit), scorer, fit
 

@@ -36,11 +36,12 @@ FLOORS = (
   (
     *("tasks", "encode", "corpus", "exact", "tuner", "index", "rerank"),
     *("store", "calibrate", "runs", "lineage", "loop", "mine", "rankers"),
-    "validation",
+    *("pair_scores", "weigh"),
     *("attention", "cases", "figures", "plots"),
   ),
   (
     "train",
+    "validation",
     "retrieve",
     "evaluate",
     "page",

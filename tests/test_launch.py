@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from fs_jax import errors, evaluate, report, runs, study
+from fs_jax import calibrate, errors, evaluate, report, runs, study
 from launch import cli
 from tests import programs, small
 
@@ -43,7 +43,7 @@ def test_training_leaves_every_stage_ready(workdir):
   judge = runs.load(workdir / "slow").slow_contract
   for stage, fast in (("slow", "fast"), ("distill", "distill")):
     other = runs.load(workdir / fast).fast_contract
-    fit = runs.load_fit(workdir / stage, {"fast": other, "slow": judge})
+    fit = calibrate.load(workdir / stage, {"fast": other, "slow": judge})
     assert fit.tau > 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fs_jax import config, gradients, tasks, types
-from fs_jax.models import fast, layers, slow, vision
+from fs_jax.models import build, fast, layers, slow, vision
 from tests import lowered, small
 
 LONG = 10  # rows of the position tables; texts have small.LENGTH
@@ -74,10 +74,10 @@ def compiled(model, method, train=False):
   @quick
   def run(params, *args):
     if not train:
-      return tasks.apply(model, params, *args, method=method)
+      return build.apply(model, params, *args, method=method)
     *args, key = args
     rngs = {"dropout": key}
-    return tasks.apply(model, params, *args, True, method=method, rngs=rngs)
+    return build.apply(model, params, *args, True, method=method, rngs=rngs)
 
   return run
 

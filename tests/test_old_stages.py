@@ -12,7 +12,7 @@ import tarfile
 
 import pytest
 
-from fs_jax import contract, runs
+from fs_jax import calibrate, contract, runs
 
 ARCHIVE = pathlib.Path(__file__).parent / "fixtures" / "stages-e71db15.tar.xz"
 
@@ -42,7 +42,7 @@ def test_weights_without_a_schema_are_refused_with_their_command(
   workdir, stage
 ):
   with pytest.raises(ValueError) as error:
-    runs.load_fit(workdir / stage)
+    calibrate.load(workdir / stage)
   said = str(error.value)
   assert "must be of schema 1 and kind 'weights'; got None and None" in said
   assert said.endswith(f"python -m launch.evaluate --fit --workdir={workdir}")

@@ -10,6 +10,7 @@ from etils import epath
 
 from fs_jax import calibrate, compiled, rerank, runs, store, tasks, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from tests import small
 
@@ -58,11 +59,11 @@ def table():
   """Texts, and h of each with every row of the gallery, one pair a call."""
   run, memory = judge()
   text = small.text(np.random.default_rng(3), 5)
-  model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
+  model = build.slow_model(run.cfg, run.tokenizer.vocab_size)
 
   @jax.jit
   def one(memory, words):
-    apply = functools.partial(tasks.apply, model, run.params["slow"])
+    apply = functools.partial(build.apply, model, run.params["slow"])
     return apply(memory, words[None, None], method="log_likelihood")[0][0, 0]
 
   row = lambda i: jax.tree.map(lambda x: x[i : i + 1], memory)

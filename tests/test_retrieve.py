@@ -25,6 +25,7 @@ from fs_jax import (
   types,
 )
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.models import build
 from fs_jax.models.text import PAD
 from tests import small
 
@@ -128,19 +129,19 @@ def test_answers_are_those_of_unpadded_shapes(warm, queries, k):
   texts = asked(rng, queries)
   answer = warm.search(texts, k=k, rerank_k=k)
   text = warm.fast.tokenizer.encode(texts)
-  fast = tasks.fast_model(warm.fast.cfg, small.VOCABULARY)
+  fast = build.fast_model(warm.fast.cfg, small.VOCABULARY)
   embed = functools.partial(
-    tasks.apply, fast, warm.fast.params["fast"], method="text"
+    build.apply, fast, warm.fast.params["fast"], method="text"
   )
   vectors = np.asarray(jax.jit(embed)(text))
   np.testing.assert_allclose(
     encode.text_vectors(warm.fast, text), vectors, atol=1e-5
   )
-  model = tasks.slow_model(warm.slow.cfg, small.VOCABULARY)
+  model = build.slow_model(warm.slow.cfg, small.VOCABULARY)
 
   @jax.jit
   def score(params, memory, words):
-    h = tasks.apply(model, params, memory, words, method="log_likelihood")[0]
+    h = build.apply(model, params, memory, words, method="log_likelihood")[0]
     return h[:, 0]
 
   words = np.repeat(text, k, axis=0)[:, None]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import answers, loop, report, runs, study, train
+from fs_jax import answers, loop, report, runs, study, train, weigh
 from tests import tiny
 
 STAGES = ("fast", "slow", "distill")
@@ -138,7 +138,7 @@ def test_a_lost_report_is_written_again_from_the_parts(whole):
     (folder / name).unlink()
   with (
     mock.patch.object(loop, "fit", nobody),
-    mock.patch.object(train, "weigh", nobody),
+    mock.patch.object(weigh, "weigh", nobody),
   ):
     again = quickstart(folder)
   # With the times of the first time: answers are kept with theirs.

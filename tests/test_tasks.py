@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fs_jax import config, gradients, losses, sharding, tasks
+from fs_jax.models import build
 from tests import small
 
 B = 8
@@ -46,12 +47,12 @@ def test_each_pair_is_scored_with_a_hard_text_and_a_hard_visual():
     rows = quick(lambda *args: task.rows(*args))(
       params, frozen, batch, jax.random.key(0)
     )
-  model = tasks.slow_model(cfg, small.VOCABULARY)
+  model = build.slow_model(cfg, small.VOCABULARY)
 
   @quick
   def score(visual, text):  # all pairs: [texts, visuals]
-    call = functools.partial(tasks.apply, model, params["slow"])
-    memory = call(tasks.pixels(cfg, visual), method="encode_visual")
+    call = functools.partial(build.apply, model, params["slow"])
+    memory = call(build.pixels(cfg, visual), method="encode_visual")
     states = call(text, method="read")[None].repeat(B, axis=0)
     return call(memory, states, text[None], method="match_logit").T
 
@@ -82,9 +83,9 @@ def test_visuals_are_drawn_as_texts_are_by_fast_s_scores():
   )
   texts, visuals, found = quick(lambda k: jax.lax.map(draw, k))(keys)
   assert np.asarray(found).all()
-  model = tasks.fast_model(cfg, small.VOCABULARY)
-  out = quick(functools.partial(tasks.apply, model))(
-    frozen["fast"], tasks.pixels(cfg, batch.visual), batch.text
+  model = build.fast_model(cfg, small.VOCABULARY)
+  out = quick(functools.partial(build.apply, model))(
+    frozen["fast"], build.pixels(cfg, batch.visual), batch.text
   )
   logits = out["scale"] * np.asarray(out["visual"]) @ np.asarray(out["text"]).T
   other = np.array(losses.comparable(jnp.asarray(ids), jnp.asarray(said)))

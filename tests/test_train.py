@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import calibrate, config, paths, runs, tasks, train
+from fs_jax import (
+  calibrate,
+  config,
+  paths,
+  runs,
+  tasks,
+  train,
+  validation,
+  weigh,
+)
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.models import slow
+from fs_jax.models import build, slow
 from tests import small
 
 N = 24
@@ -49,19 +58,19 @@ def test_quick_recall_ranks_a_sample_by_its_own_scores(stage, sample, size):
   run = run_of(stage, train={"eval_sample": sample})
   source = source_of()
   with mock.patch.object(sources, "open_split", return_value=source):
-    recall = train.quick_recall(run.cfg, run.tokenizer)
+    recall = validation.quick_recall(run.cfg, run.tokenizer)
   got = recall(run.params)
   texts = jnp.asarray(
     run.tokenizer.encode([source.captions(i)[0] for i in range(size)])
   )
-  seen = tasks.pixels(run.cfg, source.visuals(np.arange(size)))
+  seen = build.pixels(run.cfg, source.visuals(np.arange(size)))
   variables = {"params": run.params[stage]}
   if stage == "fast":
-    model = tasks.fast_model(run.cfg, run.tokenizer.vocab_size)
+    model = build.fast_model(run.cfg, run.tokenizer.vocab_size)
     out = jax.jit(model.apply)(variables, seen, texts)
     scores = np.asarray(out["text"]) @ np.asarray(out["visual"]).T
   else:
-    model = tasks.slow_model(run.cfg, run.tokenizer.vocab_size)
+    model = build.slow_model(run.cfg, run.tokenizer.vocab_size)
 
     @jax.jit
     def of_visual(one):
@@ -92,7 +101,7 @@ def test_slow_validates_as_many_pairs_at_once_as_it_trains(monkeypatch):
 
   monkeypatch.setattr(slow.Slow, "score", spied)
   with mock.patch.object(sources, "open_split", return_value=source_of()):
-    recall = train.quick_recall(run.cfg, run.tokenizer)
+    recall = validation.quick_recall(run.cfg, run.tokenizer)
   assert set(recall(run.params)) == {"R@1", "R@5"}
   assert at_once
   assert max(at_once) <= run.cfg.train.batch_size < (N // 4) ** 2
@@ -136,12 +145,12 @@ def test_weights_of_other_captions_are_fitted_again(tmp_path):
 
   def needed(source):
     with mock.patch.object(sources, "open_lazily", return_value=source):
-      return train.weights_needed(fast, slow)
+      return weigh.weights_needed(fast, slow)
 
   found, made_from = needed(source)
   assert found
   fit = calibrate.Fit(1.0, 0.0, 1.0, 0.0, (), 2, 1, 0)
-  runs.save_fit(slow.folder, fit, made_from)
+  calibrate.save(slow.folder, fit, made_from)
   assert not needed(source)[0]
   captions = (("another one",), *source.all_captions[1:])
   assert needed(dataclasses.replace(source, all_captions=captions))[0]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, sharding, tasks, validation
+from fs_jax import config, pair_scores, sharding, tasks
+from fs_jax.models import build
 from tests import small
 
 SLOW = small.slow(levels=1)
@@ -48,13 +49,13 @@ def setting(kind, **train):
 
 def at_once(cfg, params, visual, text):
   """All pairs: [texts, visuals]."""
-  text, seen = jnp.asarray(text), tasks.pixels(cfg, visual)
+  text, seen = jnp.asarray(text), build.pixels(cfg, visual)
   if cfg.stage != "slow":
-    model = tasks.fast_model(cfg, small.VOCABULARY)
-    out = tasks.apply(model, params["fast"], seen, text)
+    model = build.fast_model(cfg, small.VOCABULARY)
+    out = build.apply(model, params["fast"], seen, text)
     return out["text"] @ out["visual"].T
-  model = tasks.slow_model(cfg, small.VOCABULARY)
-  call = functools.partial(tasks.apply, model, params["slow"])
+  model = build.slow_model(cfg, small.VOCABULARY)
+  call = functools.partial(build.apply, model, params["slow"])
   memory = call(seen, method="encode_visual")
   states = call(text, method="read")[None].repeat(len(visual), axis=0)
   return call(memory, states, text[None], method="score").T
@@ -72,10 +73,10 @@ def at_once(cfg, params, visual, text):
 )
 def test_blocks_score_as_all_pairs_at_once(kind, sizes, size, accumulate):
   cfg, params = setting(kind, accumulate=accumulate)
-  made = validation.program(cfg, small.VOCABULARY, mesh(*sizes), size)
+  made = pair_scores.program(cfg, small.VOCABULARY, mesh(*sizes), size)
   batch = small.batch(2, rows=size)
   for _ in range(2):
-    got = validation.scores(made, params, batch.visual, batch.text)
+    got = pair_scores.scores(made, params, batch.visual, batch.text)
   assert made.score._cache_size() == 1  # of all blocks, and of all calls
   want = jax.jit(functools.partial(at_once, cfg))(
     params, batch.visual, batch.text
@@ -104,7 +105,7 @@ def test_a_block_is_no_more_than_a_step_holds(
   data = {"captions_per_visual": captions}
   cfg = small.cfg(stage, train=train, data=data, **fields)
   on = mesh(*sizes)
-  made = validation.program(cfg, small.VOCABULARY, on, size)
+  made = pair_scores.program(cfg, small.VOCABULARY, on, size)
   assert (made.visual.shape[:2], made.text.shape[:2]) == blocks
   rows, texts = blocks[0][1], blocks[1][1]
   most = cfg.train.batch_size // cfg.train.accumulate
@@ -119,7 +120,7 @@ def test_memory_does_not_grow_with_the_pairs():
   cfg, _ = setting("slow")
   temporary = []
   for size in (16, 64):
-    of = validation.program(cfg, small.VOCABULARY, mesh(1, 1, 1), size)
+    of = pair_scores.program(cfg, small.VOCABULARY, mesh(1, 1, 1), size)
     run = of.score.lower(of.params, of.visual, of.text).compile()
     temporary.append(run.memory_analysis().temp_size_in_bytes)
   pairs = (64**2 - 16**2) * 4
@@ -128,13 +129,13 @@ def test_memory_does_not_grow_with_the_pairs():
 
 def test_the_sample_is_the_config_s():
   cfg = small.cfg("slow", train={"eval_sample": 100})
-  assert validation.sample_size(cfg) == 25
-  assert validation.sample_size(small.cfg("fast")) == 256
-  made = validation.program(cfg, small.VOCABULARY, mesh(1, 1, 1))
+  assert pair_scores.sample_size(cfg) == 25
+  assert pair_scores.sample_size(small.cfg("fast")) == 256
+  made = pair_scores.program(cfg, small.VOCABULARY, mesh(1, 1, 1))
   assert made.size == 25
 
 
 def test_a_batch_that_does_not_split_is_refused():
   cfg = small.cfg("slow", train={"batch_size": 12})
   with pytest.raises(ValueError, match=r"train.batch_size: must be divisible"):
-    validation.program(cfg, small.VOCABULARY, mesh(8, 1, 1))
+    pair_scores.program(cfg, small.VOCABULARY, mesh(8, 1, 1))

@@ -1,0 +1,124 @@
+"""How Slow and a Fast weigh together, fitted on validation and kept.
+
+The weights of both follow from the two stages, the validation split and the
+number of candidates; those of anything else are fitted anew.
+"""
+
+import numpy as np
+from etils import epath
+
+from fs_jax import (
+  calibrate,
+  contract,
+  encode,
+  exact,
+  processes,
+  provenance,
+  rerank,
+  runs,
+  store,
+)
+from fs_jax.data import pipeline, sources
+
+
+def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
+  """Fits how Slow and a Fast weigh together, unless it is done.
+
+  The fit lies in the stage trained last, <slow>/fit.json for the Fast that Slow
+  began with and <distilled>/fit.json for the distilled one. A fit of other
+  models, or by other settings, is made anew.
+
+  Of several processes the first one does it, and the others wait: those that
+  left would take the whole run with them minutes later.
+
+  Args:
+    workdir: of both stages.
+    fast_name: stage whose candidates Slow will look at.
+    slow_name: the judge.
+  """
+  with processes.first("weigh"):
+    if processes.is_first():
+      fast = runs.load(runs.folder(workdir, fast_name))
+      slow = runs.load(runs.folder(workdir, slow_name))
+      _weigh(fast, slow)
+
+
+def weigh_all(workdir: epath.PathLike) -> list[str]:
+  """`weigh` of Slow and every Fast of a workdir; names of the Fasts.
+
+  Raises:
+    ValueError: no Slow, or no Fast, is trained.
+  """
+  names = [
+    name
+    for name in ("fast", "distill")
+    if runs.finished(runs.folder(workdir, name))
+  ]
+  if not names or not runs.finished(runs.folder(workdir, "slow")):
+    raise ValueError(
+      f"{workdir}: must hold a trained slow, and fast or distill; got "
+      f"{', '.join(names) or 'no Fast'}. train what is missing: python -m "
+      "launch.train"
+    )
+  for name in names:
+    weigh(workdir, name, "slow")
+  return names
+
+
+def weights_needed(
+  fast: runs.Run, slow: runs.Run
+) -> tuple[bool, provenance.Contract]:
+  """Whether `weigh` has to fit, and what its weights follow from."""
+  source = sources.open_lazily(fast.cfg.data, fast.cfg.data.validation)
+  last = _last(fast, slow)
+  made_from = {
+    **slow.contract,
+    **encode.contracts_of(fast, source),
+    "captions": contract.captions(source.all_captions),
+    "weights": {"candidates": last.cfg.weights.candidates},
+  }
+  known = provenance.record(last.folder / runs.FIT, calibrate.KIND, made_from)
+  return known is None, made_from
+
+
+def _last(fast: runs.Run, slow: runs.Run) -> runs.Run:
+  """The stage that was trained last, which holds the weights of both."""
+  return slow if fast.cfg.stage == "fast" else fast
+
+
+def _weigh(fast: runs.Run, slow: runs.Run) -> None:
+  needed, made_from = weights_needed(fast, slow)
+  if not needed:
+    return
+  last = _last(fast, slow)
+  source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
+  memories = encode.write_store(
+    slow, source, slow.folder / "validation", stale="remake"
+  )
+  fit = _fit(fast, slow, memories, source, last.cfg.weights.candidates)
+  calibrate.save(last.folder, fit, made_from)
+
+
+def _fit(
+  fast: runs.Run,
+  slow: runs.Run,
+  memories: store.Store,
+  source: sources.Source,
+  candidates: int,
+) -> calibrate.Fit:
+  """gamma, beta and tau from all validation captions."""
+  vectors = encode.visual_vectors(fast, source)
+  text, owner = pipeline.caption_table(source, fast.tokenizer)
+  queries = encode.text_vectors(fast, text)
+  rows, dots = exact.nearest(vectors, queries, min(candidates, len(vectors)))
+  rows = np.asarray(rows)
+  scorer = rerank.Scorer(slow, memories)
+  scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
+  return calibrate.fit(
+    scorer(text, rows),
+    rerank.targets(text),
+    np.asarray(dots),
+    min(scale, 100.0),
+    rows == owner[:, None],
+    np.ones(rows.shape, bool),
+  )
