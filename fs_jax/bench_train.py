@@ -35,12 +35,12 @@ import numpy as np
 import optax
 
 from fs_jax import (
-  chips,
   compiled,
   config,
   gradients,
   loop,
   losses,
+  machines,
   peer,
   sharding,
   types,
@@ -454,7 +454,7 @@ def summary(
   whatever `cfg.compute` is.
   """
   step = next(row for row in rows if row.name == "step")
-  peak = chips.peak_flops(ours.facts["device"])
+  peak = machines.peak_flops(ours.facts["device"])
   found: dict[str, float] = {}
   for prefix, seconds in (("", step.ours), ("peer_", step.peer)):
     if not seconds:

@@ -20,11 +20,11 @@ from jax.sharding import Mesh
 
 from fs_jax import (
   checkpoint,
-  chips,
   config,
   errors,
   flops,
   gradients,
+  machines,
   optim,
   paths,
   processes,
@@ -203,7 +203,7 @@ def _train(
   start = saved.latest() or 0
   rows = sharding.local_rows(cfg.train.batch_size, made.on)
   of_batch = sharding.batch(made.on)
-  peak = chips.peak_flops(made.on.devices.flat[0].device_kind)
+  peak = machines.peak_flops(made.on.devices.flat[0].device_kind)
   log = report.Report(
     where,
     cfg.folder,

@@ -140,3 +140,18 @@ def gpus(topology: str) -> Gpus:
     )
   kind = "" if found[1] == "gpu" else found[1]
   return Gpus(kind, int(found[2]), int(found[3]))
+
+
+# Beginnings of `jax.Device.device_kind`.
+_PEAKS = {
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA A100": 312e12,
+} | {kind: tpu.flops for tpu in TPUS.values() for kind in tpu.kinds}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Peak bfloat16 FLOP/s of a device; None where nobody says, as of a CPU."""
+  known = [kind for kind in _PEAKS if device_kind.startswith(kind)]
+  return _PEAKS[max(known, key=len)] if known else None

@@ -24,7 +24,6 @@ FLOORS = (
     "metrics",
     "optim",
     "gradients",
-    "chips",
     "flops",
     "hlo",
   ),
