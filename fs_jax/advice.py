@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from fs_jax import config, console, machines, plan
+from fs_jax import config, plan
+from fs_jax.machine import console, hardware
 
 _TRIES = 12  # compilations that look for something that fits
 # Where a table of all pairs is worth a ring: a quarter of a GB in float32.
@@ -116,4 +117,4 @@ def _recomputed(cfg: config.Config) -> Change | None:
 
 
 def _gib(n: float) -> str:
-  return f"{n / machines.GIB:.2f}"
+  return f"{n / hardware.GIB:.2f}"

@@ -15,17 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fs_jax import (
-  compiled,
-  config,
-  index,
-  losses,
-  rerank,
-  ring,
-  sharding,
-  tuner,
-  types,
-)
+from fs_jax import config, index, losses, rerank, ring, tuner, types
+from fs_jax.machine import compile_cache, sharding
 from fs_jax.models import slow as slow_models
 
 RUNS = 20
@@ -43,7 +34,7 @@ def median_seconds(
   jax.block_until_ready(run())
   times = []
   for _ in range(runs):
-    with compiled.timed(name) as region:
+    with compile_cache.timed(name) as region:
       jax.block_until_ready(run())
     times.append(region.elapsed)
   return float(np.median(times))

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import bench, compiled, rerank, retrieve, runs, store, workdir
+from fs_jax import bench, rerank, retrieve, runs, store, workdir
+from fs_jax.machine import compile_cache
 from fs_jax.models import build
 
 RERANKED = 20  # candidates a query, as launch.search
@@ -63,7 +64,7 @@ def warm_up(made: Served) -> dict[str, float]:
   """What the `warm` of a first searcher takes."""
   jax.clear_caches()
   search = made.opened.retriever()
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     seconds = search.warm()
   return {"warm_seconds": seconds, "warm_programs": count.programs}
 
@@ -89,7 +90,7 @@ def _wait(search: retrieve.Retriever, asked: Sequence[str], later: int) -> Wait:
   def ask() -> retrieve.Answer:
     return search(asked, rerank_k=RERANKED)
 
-  with compiled.counting() as first:
+  with compile_cache.counting() as first:
     ask()
   again = bench.median_seconds(ask, later, name=f"{len(asked)} queries")
   return Wait(1e3 * first.elapsed, first.programs, 1e3 * again)
@@ -118,7 +119,7 @@ def padding(
   seconds: list[list[float]] = [[], []]
   for _ in range(calls):
     for way, spent in zip(ways, seconds, strict=True):
-      with compiled.timed(f"{queries} queries of {k}") as region:
+      with compile_cache.timed(f"{queries} queries of {k}") as region:
         way()
       spent.append(region.elapsed)
   middle, of_exact = map(statistics.median, seconds)

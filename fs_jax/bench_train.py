@@ -34,17 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fs_jax import (
-  compiled,
-  config,
-  gradients,
-  loop,
-  losses,
-  machines,
-  peer,
-  sharding,
-  types,
-)
+from fs_jax import config, gradients, loop, losses, peer, types
+from fs_jax.machine import compile_cache, hardware, sharding
 from fs_jax.models import build, layers, vision
 
 PEER = str(pathlib.Path(__file__).with_name("peer_open_clip.py"))
@@ -176,7 +167,7 @@ class Ours:
       self._ran.add(what)
     seconds = []
     for _ in range(runs):
-      with compiled.timed(what) as region:
+      with compile_cache.timed(what) as region:
         jax.block_until_ready(self.pieces[what]())
       seconds.append(region.elapsed)
     return seconds
@@ -454,7 +445,7 @@ def summary(
   whatever `cfg.compute` is.
   """
   step = next(row for row in rows if row.name == "step")
-  peak = machines.peak_flops(ours.facts["device"])
+  peak = hardware.peak_flops(ours.facts["device"])
   found: dict[str, float] = {}
   for prefix, seconds in (("", step.ours), ("peer_", step.peer)):
     if not seconds:

@@ -18,7 +18,8 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
-from fs_jax import files, provenance, runs
+from fs_jax import runs
+from fs_jax.machine import files, provenance
 
 KIND = "weights"  # of the record
 GAMMAS = (0.0, 0.5, 1.0)  # exponents tried: none, half and full length norm

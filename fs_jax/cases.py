@@ -14,7 +14,8 @@ from etils import epath
 from jaxtyping import Int
 from PIL import Image, ImageDraw, ImageFont
 
-from fs_jax import files, types
+from fs_jax import types
+from fs_jax.machine import files
 
 SHOWN = 5  # answers of each list, side by side
 EXTREMES = 3  # queries that re-ranking hurt most, and as many it helped most

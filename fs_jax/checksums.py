@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fs_jax import paths, types
+from fs_jax import trees, types
 
 _STEP = 0x9E3779B1  # odd: no two of the first 2 ** 32 places get the same
 
@@ -27,7 +27,7 @@ def of(tree: Any) -> dict[str, int]:
   """
   # Each is read before the next begins: a CPU keeps all mixed elements of one.
   sums = [int(_sum(leaf)) for leaf in jax.tree.leaves(tree)]
-  return dict(zip(paths.names(tree), sums, strict=True))
+  return dict(zip(trees.names(tree), sums, strict=True))
 
 
 @jax.jit

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fs_jax import config, configdict, paths, provenance, types
+from fs_jax import config, configdict, trees, types
+from fs_jax.machine import provenance
 
 PRECISION = "float32"  # of stored memories
 
@@ -96,7 +97,7 @@ def digest(params: types.Params) -> str:
   """
   leaves = jax.tree_util.tree_leaves_with_path(params)
   total = hashlib.sha256()
-  for name, leaf in sorted((paths.name(p), x) for p, x in leaves):
+  for name, leaf in sorted((trees.name(p), x) for p, x in leaves):
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
       raise ValueError(
         f"digest: needs whole arrays; got {name!r}, spread over processes. "

@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from fs_jax import contract as contracts
-from fs_jax import files, provenance, types
+from fs_jax import types
+from fs_jax.machine import files, provenance
 
 IDS = "ids.txt"
 SHARD_BYTES = 1 << 28

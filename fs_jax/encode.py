@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import console, contract, corpus, provenance, runs, store, types
+from fs_jax import contract, corpus, runs, store, types
 from fs_jax.data import pipeline, sources
+from fs_jax.machine import console, provenance
 from fs_jax.models import build
 
 BATCH = 256  # rows on the device at once; the last batch is padded to it

@@ -14,8 +14,9 @@ from etils import epath
 from jaxtyping import Float, Int
 from rich import table as rich_table
 
-from fs_jax import files, metrics, provenance
-from fs_jax.console import wide
+from fs_jax import metrics
+from fs_jax.machine import files, provenance
+from fs_jax.machine.console import wide
 from fs_jax.types import Candidates
 
 KS = (1, 5, 10)  # of R@k

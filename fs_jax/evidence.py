@@ -11,8 +11,9 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import answers, config, console, files, parts, report, runs, study
+from fs_jax import answers, config, parts, report, runs, study
 from fs_jax import gallery as galleries
+from fs_jax.machine import console, files
 
 SPARE = 1.05  # of the control's time: it never gets less than it stands against
 EVERY = 1 << 20  # more visuals, and captions of each, than any split has

@@ -10,18 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  calibrate,
-  corpus,
-  encode,
-  index,
-  parts,
-  provenance,
-  rerank,
-  runs,
-  store,
-)
+from fs_jax import calibrate, corpus, encode, index, parts, rerank, runs, store
 from fs_jax.data import pipeline, sources
+from fs_jax.machine import provenance
 
 
 class Gallery(NamedTuple):

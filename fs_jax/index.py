@@ -23,8 +23,9 @@ from etils import epath
 
 from fs_jax import contract as contracts
 from fs_jax import corpus as corpora
-from fs_jax import errors, files, provenance, tuner, types
 from fs_jax import exact as exact_search
+from fs_jax import tuner, types
+from fs_jax.machine import errors, files, provenance
 
 Backend = Literal["exact", "scann"]
 MEND = f"build the index again: {files.MAKES['index']}"

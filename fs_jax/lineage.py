@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fs_jax import calibrate, config, console, contract, provenance, runs
+from fs_jax import calibrate, config, contract, runs
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import console, provenance
 
 # Where parameters are named and where the config describes them.
 _MODELS = {

@@ -21,21 +21,17 @@ from jax.sharding import Mesh
 from fs_jax import (
   checkpoint,
   config,
-  errors,
   flops,
   gradients,
-  machines,
   optim,
-  paths,
-  processes,
-  profile,
   report,
   runs,
-  sharding,
   tasks,
+  trees,
   types,
 )
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import errors, hardware, processes, sharding, trace
 
 Step = Callable[..., tuple[types.TrainState, types.Metrics]]
 Validate = Callable[[types.Params], Mapping[str, float]]
@@ -203,7 +199,7 @@ def _train(
   start = saved.latest() or 0
   rows = sharding.local_rows(cfg.train.batch_size, made.on)
   of_batch = sharding.batch(made.on)
-  peak = machines.peak_flops(made.on.devices.flat[0].device_kind)
+  peak = hardware.peak_flops(made.on.devices.flat[0].device_kind)
   log = report.Report(
     where,
     cfg.folder,
@@ -215,7 +211,7 @@ def _train(
   try:
     with (
       processes.Notice() as notice,
-      profile.Tracer(where / "profile", cfg.train.profile) as tracer,
+      trace.Tracer(where / "profile", cfg.train.profile) as tracer,
     ):
       runs.describe(where, made.state.params, log.say)
       state = _first_state(cfg, made, saved, start_from)
@@ -237,7 +233,7 @@ def _loop(
   saved: checkpoint.Checkpoints,
   validate: Validate | None,
   notice: processes.Notice,
-  tracer: profile.Tracer,
+  tracer: trace.Tracer,
 ) -> types.TrainState:
   start = int(state.step)
   window: list[types.Metrics] = saved.window(start) if start else []
@@ -373,8 +369,8 @@ def inherit(params: types.Params, donor: types.Params) -> types.Params:
   Raises:
     ValueError: the donor has a name that is not there, or another shape.
   """
-  own = dict(zip(paths.names(params), jax.tree.leaves(params), strict=True))
-  given = dict(zip(paths.names(donor), jax.tree.leaves(donor), strict=True))
+  own = dict(zip(trees.names(params), jax.tree.leaves(params), strict=True))
+  given = dict(zip(trees.names(donor), jax.tree.leaves(donor), strict=True))
   for name, value in given.items():
     if name not in own or own[name].shape != value.shape:
       shape = own[name].shape if name in own else "no such parameter"
@@ -382,7 +378,7 @@ def inherit(params: types.Params, donor: types.Params) -> types.Params:
         f"init.prefixes: {name!r} must be a parameter of shape {value.shape}; "
         f"got {shape}. give both models the same sizes"
       )
-  return paths.map_named(
+  return trees.map_named(
     lambda name, old: (
       sharding.spread(given[name], old.sharding) if name in given else old
     ),

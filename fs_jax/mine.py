@@ -8,18 +8,9 @@ says which of them each caption explains: that is what Fast has to learn.
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  config,
-  console,
-  contract,
-  encode,
-  exact,
-  files,
-  provenance,
-  rerank,
-  runs,
-)
+from fs_jax import config, contract, encode, exact, rerank, runs
 from fs_jax.data import pipeline, sources
+from fs_jax.machine import console, files, provenance
 
 JUDGED = 128  # lists between two words of progress
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fs_jax import config, paths, types
+from fs_jax import config, trees, types
 
 
 def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
@@ -111,7 +111,7 @@ def _muon(cfg, rate, params, decayed):
     rate,
     adam_b1=cfg.b1,
     adam_b2=cfg.b2,
-    muon_weight_dimension_numbers=paths.map_named(_as_matrix, params),
+    muon_weight_dimension_numbers=trees.map_named(_as_matrix, params),
     consistent_rms=0.2,  # steps as large as Adam's: one learning rate for all
   )
   # Its own decay has no mask for what is no matrix: biases would decay too.
@@ -186,7 +186,7 @@ def _norm(tree: types.Params) -> types.Array:
 def _mask(
   params: types.Params, patterns: Sequence[str], field: str
 ) -> types.Params:
-  names = paths.names(params)
+  names = trees.names(params)
   for pattern in patterns:
     try:
       re.compile(pattern)
@@ -200,6 +200,6 @@ def _mask(
         f"{field}: every pattern must name a parameter; got {pattern!r}. "
         f"names look like {names[0]!r}"
       )
-  return paths.map_named(
+  return trees.map_named(
     lambda name, _: any(re.fullmatch(p, name) for p in patterns), params
   )

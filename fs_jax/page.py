@@ -16,8 +16,9 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from fs_jax import attention, cases, figures, files
+from fs_jax import attention, cases, figures
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import files
 
 
 class Look(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import console, files, provenance
+from fs_jax.machine import console, files, provenance
 
 KIND = "step"
 

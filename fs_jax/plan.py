@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import config, flops, hlo, loop, machines, pair_scores, sharding
+from fs_jax import config, flops, hlo, loop, pair_scores
+from fs_jax.machine import hardware, sharding
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",
@@ -107,7 +108,7 @@ class Plan:
     """Model FLOPs as a share of the chips' peak, if nothing waits."""
     if self.times is None:
       return None
-    peak = machines.tpu(self.topology).flops * self.devices
+    peak = hardware.tpu(self.topology).flops * self.devices
     return self.model_flops / self.times.step / peak
 
   @property
@@ -145,7 +146,7 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
   Raises:
     ValueError: libtpu is missing, or knows no such topology.
   """
-  generation = machines.tpu(topology)
+  generation = hardware.tpu(topology)
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
       "libtpu: compiling for a TPU needs its compiler; got a machine without. "
@@ -187,7 +188,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
       "mesh.topology: a plan is for a topology; got none. give one with "
       "--topology=v5e:2x4"
     )
-  chip = machines.tpu(topology)
+  chip = hardware.tpu(topology)
   on = sharding.mesh(cfg.mesh, devices(topology, slices))
   count = flops.train_step(cfg, cfg.tokens.vocabulary)
   made = loop.program(cfg, cfg.tokens.vocabulary, on)
@@ -303,7 +304,7 @@ def counted(cfg: config.Config) -> tuple[float, float]:
 
 
 def times(
-  chip: machines.Tpu,
+  chip: hardware.Tpu,
   sides: tuple[int, ...],
   hardware_flops: float,
   hbm_bytes: float,

@@ -21,11 +21,12 @@ import jax
 import rich.table
 from etils import epath
 
-from fs_jax import advice, config, console, files, machines, plan, provenance
+from fs_jax import advice, config, plan
+from fs_jax.machine import console, files, hardware, provenance
 
 ROW = "plan"  # kind of a record
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
-_EACH = 8 * machines.GIB  # memory that compiling an L/14 wants, and some more
+_EACH = 8 * hardware.GIB  # memory that compiling an L/14 wants, and some more
 
 
 def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
@@ -229,7 +230,7 @@ _SOURCE = {
 def summary(made: plan.Plan) -> str:
   """A plan in lines."""
   m, t = made.memory, made.times
-  chip = machines.tpu(made.topology)
+  chip = hardware.tpu(made.topology)
   mesh = " x ".join(f"{axis} {n}" for axis, n in made.mesh.items() if n > 1)
   parts = f" in {made.accumulate} parts" if made.accumulate > 1 else ""
   twice = ""
@@ -368,7 +369,7 @@ def rewrite(text: str, made: str) -> str:
 
 
 def _gib(n: float) -> str:
-  return f"{n / machines.GIB:.2f}"
+  return f"{n / hardware.GIB:.2f}"
 
 
 def _bytes(n: float) -> str:

@@ -9,16 +9,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
-from fs_jax import (
-  calibrate,
-  compiled,
-  console,
-  encode,
-  index,
-  rerank,
-  runs,
-  types,
-)
+from fs_jax import calibrate, encode, index, rerank, runs, types
+from fs_jax.machine import compile_cache, console
 
 Text = Int[np.ndarray, "Q L"]
 PATIENCE = 5.0  # seconds that Slow ranks before it says how far it is
@@ -44,7 +36,7 @@ def timed(
     RuntimeError: the ranker's `warm` left something to compile.
   """
   ranker.warm(text)
-  with compiled.timed(f"{len(text)} queries to {type(ranker).__name__}"):
+  with compile_cache.timed(f"{len(text)} queries to {type(ranker).__name__}"):
     found = ranker(text)
   return found, dict(ranker.stages_ms)
 

@@ -17,7 +17,8 @@ import numpy as np
 import tensorboardX
 from etils import epath
 
-from fs_jax import console, errors, files, machines, processes, uploads
+from fs_jax import uploads
+from fs_jax.machine import console, errors, files, hardware, processes
 
 METRICS = "metrics.jsonl"
 
@@ -182,13 +183,13 @@ class Report:
       "eta_seconds": seconds / steps * (self._steps - step),
       "useful_seconds": self._useful,
       "goodput": self._useful / max(time.time() - self._began, self._useful),
-      "host_memory_gib": console.host_memory() / machines.GIB,
+      "host_memory_gib": console.host_memory() / hardware.GIB,
     }
     used = (jax.local_devices()[0].memory_stats() or {}).get(
       "peak_bytes_in_use"
     )
     if used:
-      pace["device_memory_gib"] = used / machines.GIB
+      pace["device_memory_gib"] = used / hardware.GIB
     if self._flops:
       pace["tflops_per_second"] = self._flops * steps / seconds / 1e12
     if self._flops and self._peak:

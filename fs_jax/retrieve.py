@@ -5,16 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fs_jax import (
-  calibrate,
-  compiled,
-  encode,
-  index,
-  rankers,
-  rerank,
-  runs,
-  types,
-)
+from fs_jax import calibrate, encode, index, rankers, rerank, runs, types
+from fs_jax.machine import compile_cache
 
 MOST = 256  # candidates that `Retriever.warm` prepares for
 
@@ -56,7 +48,7 @@ class Retriever:
     come at once, and for up to `k` answers or candidates each.
     """
     length = self._fast.cfg.tokens.length
-    with compiled.counting() as count:
+    with compile_cache.counting() as count:
       for rows in encode.TEXTS:
         self._encode(np.zeros((rows, length), np.int32))
       self._gallery.warm(min(k, self._gallery.size))

@@ -16,17 +16,9 @@ import jax
 from clu import parameter_overview
 from etils import epath
 
-from fs_jax import (
-  checkpoint,
-  config,
-  configdict,
-  contract,
-  files,
-  processes,
-  provenance,
-  types,
-)
+from fs_jax import checkpoint, config, configdict, contract, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import files, processes, provenance
 from fs_jax.models import build
 
 CONFIG, TOKENIZER, FIT, DONE = (

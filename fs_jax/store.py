@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 
 from fs_jax import contract as contracts
-from fs_jax import corpus, files, provenance, types
+from fs_jax import corpus, types
+from fs_jax.machine import files, provenance
 
 _DTYPES = {contracts.PRECISION: np.dtype("<f4")}
 SHARD_BYTES = 1 << 30

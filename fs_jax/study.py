@@ -19,13 +19,10 @@ from fs_jax import (
   cases,
   config,
   configdict,
-  console,
   contract,
   evaluate,
-  files,
   page,
   parts,
-  provenance,
   report,
   runs,
   train,
@@ -33,6 +30,7 @@ from fs_jax import (
 )
 from fs_jax import gallery as galleries
 from fs_jax.data import sources
+from fs_jax.machine import console, files, provenance
 
 SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn

@@ -18,17 +18,16 @@ from fs_jax import (
   lineage,
   loop,
   mine,
-  paths,
-  processes,
   rerank,
   runs,
-  sharding,
   tasks,
+  trees,
   types,
   weigh,
 )
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import processes, sharding
 
 MakeValidate = Callable[[config.Config, tokenizers.Tokenizer], loop.Validate]
 
@@ -189,7 +188,7 @@ def _first_params(
   for theirs, ours in pairs:
     found = False
     for name, leaf in zip(
-      paths.names(donor.params), jax.tree.leaves(donor.params), strict=True
+      trees.names(donor.params), jax.tree.leaves(donor.params), strict=True
     ):
       if name.startswith(theirs):
         given[ours + name[len(theirs) :]] = leaf
@@ -197,10 +196,10 @@ def _first_params(
     if not found:
       raise ValueError(
         f"init.prefixes: must begin names of stage {cfg.init.stage!r}; got "
-        f"{theirs!r}. its names look like {paths.names(donor.params)[0]!r}"
+        f"{theirs!r}. its names look like {trees.names(donor.params)[0]!r}"
       )
   return functools.reduce(
-    paths.merge, (_nested(name, leaf) for name, leaf in given.items()), {}
+    trees.merge, (_nested(name, leaf) for name, leaf in given.items()), {}
   )
 
 

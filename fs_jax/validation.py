@@ -4,15 +4,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fs_jax import (
-  config,
-  metrics,
-  pair_scores,
-  sharding,
-  types,
-)
+from fs_jax import config, metrics, pair_scores, types
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import sharding
 
 
 def quick_recall(

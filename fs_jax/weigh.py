@@ -7,18 +7,9 @@ number of candidates; those of anything else are fitted anew.
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  calibrate,
-  contract,
-  encode,
-  exact,
-  processes,
-  provenance,
-  rerank,
-  runs,
-  store,
-)
+from fs_jax import calibrate, contract, encode, exact, rerank, runs, store
 from fs_jax.data import pipeline, sources
+from fs_jax.machine import processes, provenance
 
 
 def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:

@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
-from fs_jax import errors, processes
+from fs_jax.machine import errors, processes
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _OWN = tuple(str(_ROOT / name) + os.sep for name in ("fs_jax", "launch"))

@@ -14,7 +14,8 @@ of other models, and ends.
 from absl import flags
 from etils import epath
 
-from fs_jax import compiled, evaluate, study, weigh
+from fs_jax import evaluate, study, weigh
+from fs_jax.machine import compile_cache
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "trained fast, slow, distill")
@@ -26,7 +27,7 @@ _FIT = flags.DEFINE_bool("fit", False, "fit the weights, and no more")
 def main(_) -> None:
   cli.need("workdir")
   workdir = epath.Path(_WORKDIR.value)
-  compiled.keep(workdir)
+  compile_cache.keep(workdir)
   if _FIT.value:
     names = weigh.weigh_all(workdir)
     print(f"{workdir}: weights of slow with {' and '.join(names)} are fitted")

@@ -11,7 +11,8 @@ goes on.
 from absl import flags
 
 from configs import scenes
-from fs_jax import compiled, evidence
+from fs_jax import evidence
+from fs_jax.machine import compile_cache
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/evidence", "where all goes")
@@ -24,7 +25,7 @@ def main(_) -> None:
     if not seed.isdigit():
       raise ValueError(f"--seeds: must be numbers; got {seed!r}. try 3,4,5")
     seeds.append(int(seed))
-  compiled.keep(_WORKDIR.value)
+  compile_cache.keep(_WORKDIR.value)
   evidence.evidence(scenes.get_config, _WORKDIR.value, seeds)
 
 

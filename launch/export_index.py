@@ -16,8 +16,9 @@ from typing import Any, cast
 from absl import flags
 from etils import epath
 
-from fs_jax import corpus, encode, index, provenance, runs
+from fs_jax import corpus, encode, index, runs
 from fs_jax.data import pipeline, sources
+from fs_jax.machine import provenance
 from launch import cli
 
 _CORPUS = flags.DEFINE_string("corpus", None, "folder that encode wrote")

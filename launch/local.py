@@ -12,7 +12,8 @@ import sys
 
 from absl import flags
 
-from fs_jax import console, local
+from fs_jax.machine import console
+from fs_jax.machine.pods import local
 from launch import cli
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "how many")

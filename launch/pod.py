@@ -26,21 +26,22 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from fs_jax import config, configdict, pods
+from fs_jax import config, configdict
+from fs_jax.machine.pods import job
 from launch import cli
 
 
 class Engine(NamedTuple):
-  render: Callable[[pods.Job], str]
+  render: Callable[[job.Job], str]
   tool: str  # must be on PATH
-  argv: Callable[[pods.Job, str], list[str]]
+  argv: Callable[[job.Job, str], list[str]]
   reads: bool  # the text, from its standard input
   after: tuple[str, ...]  # what a user would run next; {0} is the job's name
 
 
 ENGINES = {
   "tpu-vm": Engine(
-    pods.tpu_vm,
+    job.tpu_vm,
     "gcloud",
     lambda job, text: ["bash", "-c", text],
     reads=False,
@@ -51,7 +52,7 @@ ENGINES = {
     ),
   ),
   "gke": Engine(
-    pods.gke,
+    job.gke,
     "kubectl",
     lambda job, text: ["kubectl", "apply", "--filename=-", *job.flags],
     reads=True,
@@ -61,7 +62,7 @@ ENGINES = {
     ),
   ),
   "slurm": Engine(
-    pods.slurm,
+    job.slurm,
     "sbatch",
     lambda job, text: ["sbatch"],
     reads=True,
@@ -122,7 +123,7 @@ def main(_) -> None:
   cli.then(*(line.format(job.name, job.zone) for line in engine.after))
 
 
-def _job(cfg: config.Config) -> pods.Job:
+def _job(cfg: config.Config) -> job.Job:
   path, _, stage = cli.config_words()[0].partition(":")
   name = f"{pathlib.Path(path).stem}-{stage or cfg.folder}".lower()
   topology = _TOPOLOGY.value or cfg.mesh.topology
@@ -135,7 +136,7 @@ def _job(cfg: config.Config) -> pods.Job:
       f"--config.mesh.topology={theirs}",
       f"--config.mesh.slices={slices}",
     ]
-  return pods.Job(
+  return job.Job(
     name=_NAME.value or re.sub("[^a-z0-9]+", "-", name),
     command=(
       *("python", "-m", "launch.train"),

@@ -13,7 +13,8 @@ in the workdir. Killed, it goes on where it was; done, it says so in seconds.
 from absl import flags
 
 from configs import scenes
-from fs_jax import compiled, study
+from fs_jax import study
+from fs_jax.machine import compile_cache
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "where all goes")
@@ -24,7 +25,7 @@ _BUDGET = flags.DEFINE_enum(
 
 
 def main(_) -> None:
-  compiled.keep(_WORKDIR.value)
+  compile_cache.keep(_WORKDIR.value)
   made = study.quickstart(
     lambda stage: scenes.get_config(stage),
     _WORKDIR.value,

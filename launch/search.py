@@ -16,8 +16,9 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from fs_jax import cases, compiled, runs
+from fs_jax import cases, runs
 from fs_jax import workdir as workdirs
+from fs_jax.machine import compile_cache
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "trained stages")
@@ -31,7 +32,7 @@ _SHEET = flags.DEFINE_string("sheet", "search.png", 'picture; "" = none')
 
 def main(argv) -> None:
   query = cli.only(argv, 'say what to look for: search "a fox left of a car"')
-  compiled.keep(_WORKDIR.value)
+  compile_cache.keep(_WORKDIR.value)
   found = workdirs.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
   fast = runs.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled

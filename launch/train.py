@@ -16,7 +16,8 @@ goes on only with the one it began with.
 from absl import flags
 from ml_collections import config_flags
 
-from fs_jax import compiled, configdict, processes, train, validation, weigh
+from fs_jax import configdict, train, validation, weigh
+from fs_jax.machine import compile_cache, processes
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,7 +30,7 @@ def main(_) -> None:
   cli.need("config", "workdir")
   processes.share_freed_memory()
   processes.start()
-  compiled.keep(_WORKDIR.value)
+  compile_cache.keep(_WORKDIR.value)
   cfg = configdict.parse(_CONFIG.value)
   where = train.train(cfg, _WORKDIR.value, validation.quick_recall)
   if cfg.stage == "slow" and cfg.init.stage:

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fs_jax import files, runs
+from fs_jax import runs
+from fs_jax.machine import files
 from tests import programs
 from tests import runs as saved
 

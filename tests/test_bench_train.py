@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import bench_train, configdict, flops, loop, peer, sharding
+from fs_jax import bench_train, configdict, flops, loop, peer
+from fs_jax.machine import sharding
 from tests import programs, small
 
 # A peer that says what it is asked; `do: leave` ends it, as a crash would.

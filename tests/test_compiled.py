@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import compiled
+from fs_jax.machine import compile_cache
 
 PROGRAM = """
 import sys
@@ -64,11 +64,11 @@ def fresh():
 
 def test_programs_are_counted_once_for_each_shape():
   double = fresh()
-  with compiled.counting() as both:
-    with compiled.counting() as first:
+  with compile_cache.counting() as both:
+    with compile_cache.counting() as first:
       double(np.ones(3, np.float32))
     double(np.ones(3, np.float32))
-    with compiled.counting() as second:
+    with compile_cache.counting() as second:
       double(np.ones(4, np.float32))
   double(np.ones(5, np.float32))  # when nobody counts
   assert (first.programs, second.programs, both.programs) == (1, 1, 2)
@@ -77,16 +77,16 @@ def test_programs_are_counted_once_for_each_shape():
 
 
 def test_what_runs_op_by_op_and_ahead_of_time_is_counted():
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     jnp.tan(np.full((3, 1, 7), 0.5, np.float32)).block_until_ready()
   assert count.programs > 0
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     fresh().lower(np.ones(3, np.float32)).compile()
   assert count.programs == 1
 
 
 def test_programs_of_all_threads_are_counted():
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     threads = [
       threading.Thread(target=lambda: fresh()(np.ones(3, np.float32)))
       for _ in range(5)
@@ -96,20 +96,23 @@ def test_programs_of_all_threads_are_counted():
     for thread in threads:
       thread.join()
   assert count.programs == 5
-  assert not compiled._counts
+  assert not compile_cache._counts
 
 
 def test_nothing_compiles_in_what_is_timed():
   double = fresh()
   with (
     pytest.raises(RuntimeError, match=r"^doubling: .* got 1 that took .* run"),
-    compiled.timed("doubling"),
+    compile_cache.timed("doubling"),
   ):
     double(np.ones(3, np.float32))
-  with compiled.timed("doubling") as region:
+  with compile_cache.timed("doubling") as region:
     double(np.ones(3, np.float32))
   assert region.elapsed > 0 and region.programs == 0
-  with pytest.raises(KeyError), compiled.timed("doubling"):  # what came first
+  with (
+    pytest.raises(KeyError),
+    compile_cache.timed("doubling"),
+  ):  # what came first
     double(np.ones(4, np.float32))
     raise KeyError
-  assert not compiled._counts
+  assert not compile_cache._counts

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, loop, paths, sharding, tasks, train
+from fs_jax import config, configdict, loop, tasks, train, trees
+from fs_jax.machine import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -83,7 +84,7 @@ def described(file, stage):
   count = sum(math.prod(leaf.shape) for leaf in leaves)
   lines += ["", f"{count} parameters at most, in {len(leaves)} arrays:"]
   for name, leaf, where in zip(
-    paths.names(shapes), leaves, jax.tree.leaves(placed), strict=True
+    trees.names(shapes), leaves, jax.tree.leaves(placed), strict=True
   ):
     axes = ", ".join(axis or "-" for axis in where.spec)
     shape = ", ".join(map(str, leaf.shape))
@@ -136,7 +137,7 @@ def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
 
 
 def named(tree):
-  return dict(zip(paths.names(tree), jax.tree.leaves(tree), strict=True))
+  return dict(zip(trees.names(tree), jax.tree.leaves(tree), strict=True))
 
 
 @each
@@ -146,10 +147,10 @@ def test_a_recipe_starts_from_stages_that_fit(file, stage):
     donor = shapes_of(file, earlier(file, cfg.init.stage))
     run = builtin.SimpleNamespace(params=donor)
     given = train._first_params(cfg, run)
-    own = dict(zip(paths.names(shapes), jax.tree.leaves(shapes), strict=True))
+    own = dict(zip(trees.names(shapes), jax.tree.leaves(shapes), strict=True))
     leaves = jax.tree.leaves(given)
     assert leaves
-    for name, leaf in zip(paths.names(given), leaves, strict=True):
+    for name, leaf in zip(trees.names(given), leaves, strict=True):
       assert own[name].shape == leaf.shape, name
   if cfg.stage == "distill":
     teacher = recipe(file, earlier(file, cfg.init.teacher))

@@ -8,8 +8,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from fs_jax import config, files
+from fs_jax import config
 from fs_jax.data import contents, sources
+from fs_jax.machine import files
 
 NAMES = ("a.png", "b.png")
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, contract, provenance, runs
+from fs_jax import config, configdict, contract, runs
+from fs_jax.machine import provenance
 
 PARAMS = {
   "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},

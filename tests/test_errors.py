@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fs_jax import errors
+from fs_jax.machine import errors
 
 
 def wrapped(cause: BaseException) -> BaseException:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from fs_jax import evidence, files, parts
+from fs_jax import evidence, parts
+from fs_jax.machine import files
 from tests import small
 
 LATER = "fast_distilled - fast_longer, all 5120 captions"

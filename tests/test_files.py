@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import errors, files
+from fs_jax.machine import errors, files
 
 FIELDS = {"kind": "corpus", "contract": {"fast": {"digest": "ab"}}}
 

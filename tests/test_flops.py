@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import pytest
 
-from fs_jax import config, flops, hlo, loop, plan, sharding
+from fs_jax import config, flops, hlo, loop, plan
+from fs_jax.machine import sharding
 from tests import small
 
 

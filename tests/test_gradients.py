@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, gradients, sharding, tasks, types
+from fs_jax import config, gradients, tasks, types
+from fs_jax.machine import sharding
 from tests import small
 
 ON = sharding.mesh(config.Mesh(1), jax.devices()[:1])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fs_jax import corpus as corpora
-from fs_jax import errors, exact, files, index, types
+from fs_jax import exact, index, types
+from fs_jax.machine import errors, files
 from tests import compilations, programs
 
 FAST = {"digest": "abc", "embed": 32}

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from fs_jax import calibrate, errors, evaluate, report, runs, study
+from fs_jax import calibrate, evaluate, report, runs, study
+from fs_jax.machine import errors
 from launch import cli
 from tests import programs, small
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fs_jax import local
+from fs_jax.machine.pods import local
 
 # Ends with the codes that its process's file lists, one a start.
 PROGRAM = """

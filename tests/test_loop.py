@@ -19,8 +19,9 @@ import optax
 import pytest
 from etils import epath
 
-from fs_jax import checkpoint, config, errors, loop, report, runs, tasks, types
+from fs_jax import checkpoint, config, loop, report, runs, tasks, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import errors
 from tests import small
 
 STEPS, BATCH = 8, 4

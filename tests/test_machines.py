@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fs_jax import machines
+from fs_jax.machine import hardware
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ from fs_jax import machines
   ],
 )
 def test_a_slice_by_its_other_names(topology, accelerator, hosts, machine):
-  at = machines.tpu_slice(topology)
+  at = hardware.tpu_slice(topology)
   assert at.accelerator_type == accelerator
   assert (at.hosts, at.machine_type) == (hosts, machine)
 
 
-@pytest.mark.parametrize("version", machines.TPUS)
+@pytest.mark.parametrize("version", hardware.TPUS)
 def test_an_accelerator_type_stands_for_one_shape(version):
-  shapes = machines.TPUS[version].shapes
+  shapes = hardware.TPUS[version].shapes
   names = {
-    machines.tpu_slice(f"{version}:{shape}").accelerator_type
+    hardware.tpu_slice(f"{version}:{shape}").accelerator_type
     for shape in shapes
   }
   assert len(names) == len(shapes)
   for shape in shapes:
-    at = machines.tpu_slice(f"{version}:{shape}")
+    at = hardware.tpu_slice(f"{version}:{shape}")
     assert at.hosts * at.chips_per_host == at.chips
     assert at.chips == math.prod(int(side) for side in shape.split("x"))
 
@@ -57,13 +57,13 @@ def test_an_accelerator_type_stands_for_one_shape(version):
 )
 def test_a_slice_that_nobody_sells(topology, said):
   with pytest.raises(ValueError, match=said):
-    machines.tpu_slice(topology)
+    hardware.tpu_slice(topology)
 
 
 def test_gpus():
-  assert machines.gpus("h100:4x8") == ("h100", 4, 8)
-  assert machines.gpus("gpu:1x2") == ("", 1, 2)
-  assert machines.gpus("nvidia_a100-sxm4-80gb:2x4").nodes == 2
+  assert hardware.gpus("h100:4x8") == ("h100", 4, 8)
+  assert hardware.gpus("gpu:1x2") == ("", 1, 2)
+  assert hardware.gpus("nvidia_a100-sxm4-80gb:2x4").nodes == 2
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_gpus():
 )
 def test_gpus_that_are_none(topology):
   with pytest.raises(ValueError, match="give --topology=h100:4x8"):
-    machines.gpus(topology)
+    hardware.gpus(topology)
 
 
 @pytest.mark.parametrize(
@@ -93,20 +93,20 @@ def test_gpus_that_are_none(topology):
   ],
 )
 def test_the_longest_name_that_fits_says_the_peak(kind, peak):
-  assert machines.peak_flops(kind) == peak
+  assert hardware.peak_flops(kind) == peak
 
 
 def test_kinds_stand_for_one_generation():
-  kinds = [kind for tpu in machines.TPUS.values() for kind in tpu.kinds]
+  kinds = [kind for tpu in hardware.TPUS.values() for kind in tpu.kinds]
   assert len(set(kinds)) == len(kinds)
 
 
-@pytest.mark.parametrize("generation", machines.TPUS)
+@pytest.mark.parametrize("generation", hardware.TPUS)
 def test_peaks_are_of_one_chip(generation):
   """Units: a factor of 1000, or 8, would show."""
-  tpu = machines.tpu(f"{generation}:2x2")
+  tpu = hardware.tpu(f"{generation}:2x2")
   assert 1e14 < tpu.flops < 1e16
-  assert 8 * machines.GIB < tpu.hbm < 256 * machines.GIB
+  assert 8 * hardware.GIB < tpu.hbm < 256 * hardware.GIB
   assert 5e11 < tpu.hbm_bandwidth < 2e13
   assert tpu.network < tpu.link < tpu.hbm_bandwidth
   assert all(len(shape.split("x")) == tpu.axes for shape in tpu.shapes)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fs_jax import config, optim, paths, tasks
+from fs_jax import config, optim, tasks, trees
 from tests import small
 
 # As the models name them; a stack of two layers, of width 4 in two heads.
@@ -65,7 +65,7 @@ def changed(before, after):
   return {
     name
     for name, a, b in zip(
-      paths.names(before),
+      trees.names(before),
       jax.tree.leaves(before),
       jax.tree.leaves(after),
       strict=True,
@@ -152,14 +152,14 @@ def test_only_named_parameters_decay(name, params):
   cfg = config.Optim(name=name, warmup=0, weight_decay=0.5)
   after = updated(cfg, params, zeros)
   moved = changed(params, after)
-  named = {n for n in paths.names(params) if n.endswith(("/kernel", "bedding"))}
+  named = {n for n in trees.names(params) if n.endswith(("/kernel", "bedding"))}
   assert moved == named
-  assert 0 < len(named) < len(paths.names(params))
+  assert 0 < len(named) < len(trees.names(params))
   # Decay pulls towards zero: (1 - rate * decay) a step.
   rates = [optim.schedule(cfg, 10)(i) for i in range(3)]
   shrunk = np.prod([1 - float(r) * 0.5 for r in rates])
   for name_, a, b in zip(
-    paths.names(params),
+    trees.names(params),
     jax.tree.leaves(params),
     jax.tree.leaves(after),
     strict=True,
@@ -173,17 +173,17 @@ def test_frozen_parameters_keep_every_bit(name, params):
   ones = jax.tree.map(jnp.ones_like, params)
   cfg = config.Optim(name=name, warmup=0, freeze=(".*/vision/.*", "slow/null"))
   moved = changed(params, updated(cfg, params, ones))
-  kept = {n for n in paths.names(params) if "/vision/" in n or n == "slow/null"}
+  kept = {n for n in trees.names(params) if "/vision/" in n or n == "slow/null"}
   assert len(kept) == 7
-  assert moved == set(paths.names(params)) - kept
+  assert moved == set(trees.names(params)) - kept
 
 
 def test_frozen_gradients_do_not_eat_the_clip(params):
   """The norm that is clipped is that of what is trained."""
-  big = paths.map_named(
+  big = trees.map_named(
     lambda n, x: jnp.full_like(x, 1e6 if "/vision/" in n else 1e-4), params
   )
-  small_ = paths.map_named(lambda n, x: jnp.full_like(x, 1e-4), params)
+  small_ = trees.map_named(lambda n, x: jnp.full_like(x, 1e-4), params)
   cfg = config.Optim(warmup=0, freeze=(".*/vision/.*",), clip=1.0)
   one, other = (updated(cfg, params, g, steps=1) for g in (big, small_))
   jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -197,7 +197,7 @@ def test_clip_bounds_the_norm_and_zero_never_does():
     cfg = config.Optim(clip=clip, b1=0.0)
     optimizer = optim.optimizer(cfg, 10, params)
     state = optimizer.update(grads, optimizer.init(params), params)[1]
-    by_name = dict(zip(paths.names(state), jax.tree.leaves(state), strict=True))
+    by_name = dict(zip(trees.names(state), jax.tree.leaves(state), strict=True))
     (mu,) = (x for n, x in by_name.items() if n.endswith("mu/a/kernel"))
     return np.linalg.norm(mu)
 
@@ -222,7 +222,7 @@ def test_muon_orthogonalises_each_matrix_of_a_stack(params):
   }
   two = {"x": two}
   cfg = config.Optim(name="muon", warmup=0, weight_decay=0.0, clip=0.0)
-  after = updated(cfg, two, paths.map_named(at_first, two), steps=1)
+  after = updated(cfg, two, trees.map_named(at_first, two), steps=1)
   moved = np.asarray(after["x"]["blocks"]["mlp"]["up"]["kernel"]) - 1
   assert (moved[1] == 0).all()
   values = np.linalg.svd(moved[0], compute_uv=False)
@@ -248,7 +248,7 @@ def test_muon_knows_inputs_and_outputs_of_every_kernel(stage):
     lambda x: jnp.full(x.shape, 0.1),
     jax.eval_shape(tasks.make(cfg, small.VOCABULARY).init, jax.random.key(0)),
   )
-  found = paths.map_named(lambda n, x: (n, x, optim._as_matrix(n, x)), params)
+  found = trees.map_named(lambda n, x: (n, x, optim._as_matrix(n, x)), params)
   leaf = lambda x: isinstance(x, tuple) and isinstance(x[0], str)
   kernels = set()
   for name, x, dims in jax.tree.leaves(found, is_leaf=leaf):

@@ -5,35 +5,35 @@ import numpy as np
 import optax
 import pytest
 
-from fs_jax import paths
+from fs_jax import trees
 
 TREE = {"b": {"y": np.ones(2), "x": np.ones(1)}, "a": np.ones(3)}
 
 
 def test_names_are_paths_in_the_order_of_leaves():
-  assert paths.names(TREE) == ["a", "b/x", "b/y"]
+  assert trees.names(TREE) == ["a", "b/x", "b/y"]
   sizes = [x.size for x in jax.tree.leaves(TREE)]
   assert sizes == [3, 1, 2]
 
 
 def test_names_of_an_optimiser_end_in_those_of_parameters():
   state = optax.adam(0.1).init(TREE)
-  names = paths.names(state)
-  for name in paths.names(TREE):
+  names = trees.names(state)
+  for name in trees.names(TREE):
     assert sum(n.endswith("/" + name) for n in names) == 2  # mu and nu
 
 
 def test_map_named_gives_name_and_leaf_and_keeps_structure():
-  got = paths.map_named(lambda name, x: (name, x.size), TREE)
+  got = trees.map_named(lambda name, x: (name, x.size), TREE)
   assert got == {"a": ("a", 3), "b": {"x": ("b/x", 1), "y": ("b/y", 2)}}
 
 
 def test_the_first_rule_that_matches_the_whole_name_wins():
   rules = (("b", 0), ("b/.*", 1), ("b/x", 2), (".*", 3))
-  found = [paths.first_match(rules, n, what="rules") for n in paths.names(TREE)]
+  found = [trees.first_match(rules, n, what="rules") for n in trees.names(TREE)]
   assert found == [3, 1, 1]
   with pytest.raises(ValueError, match=r"rules: .*got none for 'a'"):
-    paths.first_match(rules[:3], "a", what="rules")
+    trees.first_match(rules[:3], "a", what="rules")
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,20 @@ def test_the_first_rule_that_matches_the_whole_name_wins():
 )
 def test_a_dead_rule_is_refused(rules, says):
   with pytest.raises(ValueError, match="table: .*" + says):
-    paths.check_rules(rules, paths.names(TREE), what="table")
+    trees.check_rules(rules, trees.names(TREE), what="table")
 
 
 def test_a_table_of_living_rules_passes():
-  paths.check_rules((("b/x", 1), (".*", 2)), paths.names(TREE), what="table")
+  trees.check_rules((("b/x", 1), (".*", 2)), trees.names(TREE), what="table")
 
 
 def test_merge_is_deep_and_changes_neither():
   into, part = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 4}, "c": {"z": 5}}
-  assert paths.merge(into, part) == {
+  assert trees.merge(into, part) == {
     "a": {"x": 1, "y": 4},
     "b": 3,
     "c": {"z": 5},
   }
   assert into == {"a": {"x": 1, "y": 2}, "b": 3}
   assert part == {"a": {"y": 4}, "c": {"z": 5}}
-  assert paths.merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+  assert trees.merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}

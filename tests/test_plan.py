@@ -7,10 +7,11 @@ import json
 import jax
 import pytest
 
-from fs_jax import config, hlo, loop, machines, plan, sharding
+from fs_jax import config, hlo, loop, plan
+from fs_jax.machine import hardware, sharding
 from tests import lowered, small
 
-V5E = machines.tpu("v5e:2x4")
+V5E = hardware.tpu("v5e:2x4")
 
 
 def collective(kind, size, group=4, backward=False):
@@ -45,7 +46,7 @@ def test_a_side_whose_ends_do_not_meet_is_gone_along_one_way():
   assert times(found, sides=(2, 4)).interconnect == 1
   gathered = collective("all-gather", 50e9, group=4)
   assert times(gathered, sides=(2, 4)).interconnect == 1
-  v5p = machines.tpu("v5p:4x4x4")
+  v5p = hardware.tpu("v5p:4x4x4")
   cube = plan.times(v5p, (4, 4, 4), 0, 0, 0, [gathered])
   small = plan.times(v5p, (2, 2, 1), 0, 0, 0, [gathered])
   assert small.interconnect == 50e9 / (3 * v5p.link)

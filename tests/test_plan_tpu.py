@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fs_jax import checksums, config, hlo, loop, machines, plan, plans, sharding
+from fs_jax import checksums, config, hlo, loop, plan, plans
+from fs_jax.machine import hardware, sharding
 from tests import lowered, small
 
 if importlib.util.find_spec("libtpu") is None:
@@ -61,7 +62,7 @@ def test_a_sharded_ring_on_eight_chips(stage):
   gathers = [c for c in found if c.kind == "all-gather"]
   assert any(c.group == 2 for c in gathers)
   assert sum(c.bytes for c in gathers) >= split_bytes(made) / 2
-  assert 0 < memory.peak_memory_in_bytes < machines.tpu("v5e").hbm
+  assert 0 < memory.peak_memory_in_bytes < hardware.tpu("v5e").hbm
   assert hlo.cycles(hlo.parse(text)) > 0
 
 
@@ -119,7 +120,7 @@ def test_what_does_not_fit_is_told_what_would(tmp_path, capsys):
   made = plans.one("configs/big.py:fast", cfg, str(tmp_path))
   assert not made.fits
   assert made.times is None
-  hbm = machines.tpu("v5e").hbm
+  hbm = hardware.tpu("v5e").hbm
   assert made.memory.available == pytest.approx(hbm, rel=0.01)
   assert hbm < made.memory.needed < 10 * hbm
   said = capsys.readouterr().out

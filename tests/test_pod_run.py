@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from fs_jax import local, report
+from fs_jax import report
+from fs_jax.machine.pods import local
 from tests import runs
 
 pytestmark = pytest.mark.own

@@ -19,14 +19,15 @@ import jax._src.clusters as clusters
 import pytest
 import yaml
 
-from fs_jax import errors, pods, processes
+from fs_jax.machine import errors, processes
+from fs_jax.machine.pods import job as jobs
 from tests import kubernetes
 
 COMMAND = (
   *("python", "-m", "launch.train", "--config=configs/scenes.py:fast"),
   *("--config.data.dir=gs://b/it's $HOME", "--workdir=gs://b/x"),
 )
-TPU = pods.Job("demo", COMMAND, "gs://b/x", "v5e:4x4", image="i", zone="z")
+TPU = jobs.Job("demo", COMMAND, "gs://b/x", "v5e:4x4", image="i", zone="z")
 GPU = dataclasses.replace(TPU, workdir="/shared/x", topology="h100:2x4")
 
 
@@ -89,10 +90,10 @@ def worker(script):
 
 def test_shellcheck_has_nothing_to_say():
   for slices in (1, 2):
-    script = pods.tpu_vm(dataclasses.replace(TPU, slices=slices, spot=True))
+    script = jobs.tpu_vm(dataclasses.replace(TPU, slices=slices, spot=True))
     assert shellcheck(script) == ""
     assert shellcheck(worker(script)) == ""
-  script = pods.slurm(dataclasses.replace(GPU, flags=("--time=1-0",)))
+  script = jobs.slurm(dataclasses.replace(GPU, flags=("--time=1-0",)))
   assert shellcheck(script) == ""
   assert "SC2086" in shellcheck(script.replace('"$crashes"', "$crashes"))
   assert "SC1073" in shellcheck(script.replace("esac", ""))
@@ -102,7 +103,7 @@ def test_shellcheck_has_nothing_to_say():
 
 
 def manifest(**changes):
-  return yaml.safe_load(pods.gke(dataclasses.replace(TPU, **changes)))
+  return yaml.safe_load(jobs.gke(dataclasses.replace(TPU, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -222,13 +223,13 @@ def test_jax_numbers_the_processes_of_two_slices(monkeypatch):
 
 
 def test_slurm_asks_for_a_task_a_gpu():
-  options = re.findall(r"#SBATCH --(\S+?)=(\S+)", pods.slurm(GPU))
+  options = re.findall(r"#SBATCH --(\S+?)=(\S+)", jobs.slurm(GPU))
   asked = dict(options)
   assert asked["nodes"] == "2"
   assert asked["ntasks-per-node"] == "4"
   assert asked["gpus-per-node"] == "h100:4"
   assert asked["signal"] == "B:TERM@120"
-  assert "--gpus-per-node=4\n" in pods.slurm(
+  assert "--gpus-per-node=4\n" in jobs.slurm(
     dataclasses.replace(GPU, topology="gpu:2x4")
   )
 
@@ -267,7 +268,7 @@ def test_slurm_queues_again_by_exit_code(
   (tmp_path / "demo-7.codes").mkdir()
   (tmp_path / "demo-7.codes" / "9").write_text("2\n")  # of an earlier start
   process, log = run(
-    pods.slurm(GPU),
+    jobs.slurm(GPU),
     {
       "srun": SRUN,
       "python": f'codes=({codes}); exit "${{codes[$SLURM_PROCID]}}"',
@@ -307,13 +308,13 @@ def told_to_stop(run, script, python):
 def test_slurm_waits_for_a_checkpoint_when_told_to_stop(run):
   """The training goes on for a while after its signal, then ends with 75."""
   python = "until [ -e --signal=TERM ]; do sleep 0.05; done; sleep 0.3; exit 75"
-  asked = told_to_stop(run, pods.slurm(GPU), python)
+  asked = told_to_stop(run, jobs.slurm(GPU), python)
   assert asked == ["scancel --signal=TERM 7", "scontrol requeue 7"]
 
 
 def test_slurm_goes_on_where_nobody_hears(run):
   """Told to stop while it prepares data: ended in time, and queued again."""
-  script = pods.slurm(GPU)
+  script = jobs.slurm(GPU)
   hasty = script.replace("patience=100", "patience=0.3")
   assert hasty != script
   python = "until [ -e --signal=KILL ]; do sleep 0.05; done; kill -9 $$"
@@ -334,7 +335,7 @@ esac
 def on_tpu_vm(run, tmp_path, states, job=TPU, git=""):
   (tmp_path / "states").write_text("".join(f"{s}\n" for s in states))
   fakes = {"gcloud": GCLOUD, "git": git, "sleep": ""}
-  process, log = run(pods.tpu_vm(job), fakes)
+  process, log = run(jobs.tpu_vm(job), fakes)
   called = re.findall(r"queued-resources (\w+)", log.read_text())
   verbs = [verb for verb in called if verb != "describe"]
   return process.returncode, verbs, log.read_text()
@@ -385,7 +386,7 @@ def service(run, tmp_path, topology):
   """Runs the worker's part as a host would; (its systemd unit, the log)."""
   with tarfile.open(tmp_path / "demo.tar.gz", "w:gz") as tar:
     tar.addfile(tarfile.TarInfo("constraints.txt"), io.BytesIO())
-  script = worker(pods.tpu_vm(dataclasses.replace(TPU, topology=topology)))
+  script = worker(jobs.tpu_vm(dataclasses.replace(TPU, topology=topology)))
   process, log = run(
     script, {"sudo": '[ "$1" != tee ] || cat >unit', "python3": ""}
   )
@@ -448,25 +449,25 @@ def test_systemd_reads_the_service(run, tmp_path):
 @pytest.mark.parametrize(
   ("render", "changes", "said"),
   [
-    (pods.tpu_vm, {"zone": ""}, "zone: "),
-    (pods.tpu_vm, {"workdir": "/runs/x"}, "give --workdir=gs://"),
-    (pods.tpu_vm, {"topology": "h100:4x8"}, "topology: "),
-    (pods.gke, {"workdir": "runs/x"}, "give --workdir=gs://"),
-    (pods.gke, {"image": ""}, "image: "),
-    (pods.gke, {"topology": ""}, "config.mesh.topology"),
-    (pods.gke, {"topology": "v5e:2x4", "slices": 2}, "several hosts"),
-    (pods.gke, {"name": "a" * 48}, "name: must be at most 47"),
-    (pods.gke, {"command": ("python",)}, "must hold --config"),
+    (jobs.tpu_vm, {"zone": ""}, "zone: "),
+    (jobs.tpu_vm, {"workdir": "/runs/x"}, "give --workdir=gs://"),
+    (jobs.tpu_vm, {"topology": "h100:4x8"}, "topology: "),
+    (jobs.gke, {"workdir": "runs/x"}, "give --workdir=gs://"),
+    (jobs.gke, {"image": ""}, "image: "),
+    (jobs.gke, {"topology": ""}, "config.mesh.topology"),
+    (jobs.gke, {"topology": "v5e:2x4", "slices": 2}, "several hosts"),
+    (jobs.gke, {"name": "a" * 48}, "name: must be at most 47"),
+    (jobs.gke, {"command": ("python",)}, "must hold --config"),
     (
-      pods.gke,
+      jobs.gke,
       {"command": ("--config=/x.py:fast",)},
       "file of this repository",
     ),
-    (pods.slurm, {}, "give --topology=h100:4x8"),
-    (pods.slurm, {"topology": "gpu:1x1", "workdir": "runs/x"}, "workdir: "),
-    (pods.slurm, {"topology": "gpu:1x1", "workdir": "/x", "slices": 2}, "slic"),
+    (jobs.slurm, {}, "give --topology=h100:4x8"),
+    (jobs.slurm, {"topology": "gpu:1x1", "workdir": "runs/x"}, "workdir: "),
+    (jobs.slurm, {"topology": "gpu:1x1", "workdir": "/x", "slices": 2}, "slic"),
     (
-      pods.slurm,
+      jobs.slurm,
       {"topology": "gpu:1x1", "workdir": "/x", "spot": True},
       "spot",
     ),

@@ -12,7 +12,8 @@ from typing import ClassVar
 import psutil
 import pytest
 
-from fs_jax import local, processes
+from fs_jax.machine import processes
+from fs_jax.machine.pods import local
 
 MEET = """
 import fcntl, sys, time

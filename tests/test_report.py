@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import console, errors, processes, report, uploads
+from fs_jax import report, uploads
+from fs_jax.machine import console, errors, processes
 
 WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
 

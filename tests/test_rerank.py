@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import calibrate, compiled, rerank, runs, store, tasks, types
+from fs_jax import calibrate, rerank, runs, store, tasks, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from tests import small
@@ -116,7 +117,7 @@ def test_what_is_warmed_is_what_is_asked(memories):
   text, _ = table()
   scorer = rerank.Scorer(judge()[0], memories, pairs=8)
   scorer.warm(scorer.shapes(text, 3) | scorer.shapes(text))
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     scorer(text, np.zeros((len(text), 3), int))
     scorer.everything(text)
   assert count.programs == 0
@@ -173,7 +174,7 @@ def test_padding_is_at_most_half_of_what_is_left_and_a_few(count):
 
 def test_targets_are_words_and_an_end_twice():
   text = np.array([[2, 5, 6, 3, 0], [2, 5, 3, 0, 0]], np.int32)
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     np.testing.assert_array_equal(rerank.targets(text), [6, 4])
   assert count.programs == 0
   np.testing.assert_array_equal(

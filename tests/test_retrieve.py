@@ -14,7 +14,6 @@ from etils import epath
 
 from fs_jax import (
   calibrate,
-  compiled,
   encode,
   index,
   rerank,
@@ -25,6 +24,7 @@ from fs_jax import (
   types,
 )
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models.text import PAD
 from tests import small
@@ -80,7 +80,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def warm(made):
   jax.clear_caches()  # other tests may have asked a model of these sizes
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     seconds = made.search.warm()
   assert count.programs > 0
   assert 0 < seconds <= count.elapsed
@@ -97,7 +97,7 @@ def asked(rng, queries):
 
 def test_no_question_compiles_after_it_was_warmed(warm):
   rng = np.random.default_rng(2)
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     for call in range(500):
       # Mostly a few; every hundredth time more than a block of the encoder.
       queries = 1 + int(24 * rng.random() ** 4) if call % 100 else 300
@@ -111,7 +111,7 @@ def test_no_question_compiles_after_it_was_warmed(warm):
 
 def test_texts_of_any_width_and_lists_of_any_length_compile_nothing(warm):
   rng = np.random.default_rng(3)
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     for _ in range(40):
       text = small.text(rng, int(rng.integers(1, 9)))
       width = int((text != PAD).sum(axis=1).max())
@@ -155,7 +155,7 @@ def test_fast_alone_is_warmed_too(made):
   vectors = np.eye(8, dtype=np.float32)
   search = retrieve.Retriever(made.fast, index.exact(vectors))
   search.warm()
-  with compiled.counting() as count:
+  with compile_cache.counting() as count:
     for queries in (1, 5, 65):
       search(asked(np.random.default_rng(4), queries), k=queries)
   assert count.programs == 0

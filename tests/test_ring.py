@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, losses, ring, sharding
+from fs_jax import config, losses, ring
+from fs_jax.machine import sharding
 from tests import lowered, programs
 
 B, E = 24, 4

@@ -17,18 +17,9 @@ import pytest
 from etils import epath
 from jax.sharding import PartitionSpec
 
-from fs_jax import (
-  config,
-  loop,
-  optim,
-  paths,
-  report,
-  runs,
-  sharding,
-  tasks,
-  types,
-)
+from fs_jax import config, loop, optim, report, runs, tasks, trees, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.machine import sharding
 from tests import lowered, small
 
 MESHES = {
@@ -65,7 +56,7 @@ def batches(stage, start, rows):
 
 
 def named(tree):
-  return dict(zip(paths.names(tree), jax.tree.leaves(tree), strict=True))
+  return dict(zip(trees.names(tree), jax.tree.leaves(tree), strict=True))
 
 
 @functools.cache

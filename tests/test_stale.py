@@ -15,7 +15,8 @@ import jax
 import pytest
 from etils import epath
 
-from fs_jax import answers, files, rankers, runs, study
+from fs_jax import answers, rankers, runs, study
+from fs_jax.machine import files
 from tests import programs
 
 QUERIES = 12

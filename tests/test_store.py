@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import errors, files, store, types
+from fs_jax import store, types
+from fs_jax.machine import errors, files
 
 SLOW = {"levels": 2, "precision": "float32", "digest": "abc"}
 SHAPES = ((4, 8), (6, 8))  # tokens and width of each level

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, gradients, losses, sharding, tasks
+from fs_jax import config, gradients, losses, tasks
+from fs_jax.machine import sharding
 from fs_jax.models import build
 from tests import small
 

@@ -12,10 +12,10 @@ from etils import epath
 from fs_jax import (
   calibrate,
   config,
-  paths,
   runs,
   tasks,
   train,
+  trees,
   validation,
   weigh,
 )
@@ -121,7 +121,7 @@ def test_a_stage_starts_from_what_its_prefixes_name():
     np.testing.assert_array_equal, given["slow"]["encoder"]["vision"], theirs
   )
   every = train._first_params(small.cfg(init=config.Init("fast")), fast)
-  assert paths.names(every) == paths.names(fast.params)
+  assert trees.names(every) == trees.names(fast.params)
   bad = dataclasses.replace(later, init=config.Init("fast", (("slow/", "x/"),)))
   with pytest.raises(ValueError, match=r"'fast'; got 'slow/'\. its names"):
     train._first_params(bad, fast)

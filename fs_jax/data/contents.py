@@ -12,7 +12,7 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax import console, errors, files, provenance
+from fs_jax.machine import console, errors, files, provenance
 
 KIND = "contents"
 PATIENCE = 5.0  # seconds of reading before it says how far it is

@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import console
+from fs_jax.machine import console
 
 # name -> (module of its builder, modules it needs with their names on PyPI)
 _DRAWINGS = {

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from fs_jax import console, processes
+from fs_jax.machine import console, processes
 
 STEPS = 5  # that a signal asks for
 

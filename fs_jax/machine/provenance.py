@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from etils import epath
 
-from fs_jax import console, files
+from fs_jax.machine import console, files
 
 Part = dict[str, Any]  # flat: str, int, float, bool
 Contract = Mapping[str, Mapping[str, Any]]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
-from fs_jax import errors, processes
+from fs_jax.machine import errors, processes
 
 FINAL = (*errors.FINAL, errors.INTERRUPTED)
 _MEANT = (errors.DONE, errors.PREEMPTED, *FINAL)  # any other is a crash

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from fs_jax import errors
+from fs_jax.machine import errors
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from fs_jax import errors
+from fs_jax.machine import errors
 
 ADDRESS, COUNT, INDEX = (
   "JAX_COORDINATOR_ADDRESS",

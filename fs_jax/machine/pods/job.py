@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from fs_jax import errors, machines
+from fs_jax.machine import errors, hardware
 
 GRACE = 120  # seconds from SIGTERM to SIGKILL: a checkpoint has to fit in
 
@@ -71,7 +71,7 @@ def tpu_vm(job: Job) -> str:
   Raises:
     ValueError: a topology, workdir, config or zone that will not do.
   """
-  at = machines.tpu_slice(job.topology)
+  at = hardware.tpu_slice(job.topology)
   _check_shared(job)
   _check(job.zone, "zone: must be one with such TPUs; got ''. give --zone")
   nodes = [f"--node-id={job.name}"]
@@ -120,7 +120,7 @@ def gke(job: Job) -> str:
   Raises:
     ValueError: a topology, workdir, config, image or name that will not do.
   """
-  at = machines.tpu_slice(job.topology)
+  at = hardware.tpu_slice(job.topology)
   _check_shared(job)
   _check(
     job.image,
@@ -200,7 +200,7 @@ def _failure_policy(restarts: int) -> dict[str, Any]:
   }
 
 
-def _job_spec(job: Job, at: machines.Slice) -> dict[str, Any]:
+def _job_spec(job: Job, at: hardware.Slice) -> dict[str, Any]:
   """One slice. Its pods fail together: none is of use without the others."""
   codes = {
     "containerName": "train",
@@ -225,7 +225,7 @@ def _job_spec(job: Job, at: machines.Slice) -> dict[str, Any]:
   }
 
 
-def _pod_spec(job: Job, at: machines.Slice) -> dict[str, Any]:
+def _pod_spec(job: Job, at: hardware.Slice) -> dict[str, Any]:
   # Without its TPU a process would else train on the CPU, in silence.
   env: list[dict[str, Any]] = [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}]
   spec: dict[str, Any] = {
@@ -270,7 +270,7 @@ def slurm(job: Job) -> str:
   Raises:
     ValueError: a topology or workdir that will not do, or what SLURM has not.
   """
-  at = machines.gpus(job.topology)
+  at = hardware.gpus(job.topology)
   _check(
     job.workdir.startswith("/") or "://" in job.workdir,
     "workdir: must be an absolute path that all nodes see; got "
@@ -335,5 +335,5 @@ def _array(name: str, words: Sequence[str]) -> str:
 
 def _shell(name: str) -> str:
   """What follows the variables; in a file of its own, so it lints as shell."""
-  text = resources.files("fs_jax").joinpath(f"pods_{name}.sh").read_text()
+  text = resources.files(__package__).joinpath(f"{name}.sh").read_text()
   return text.rstrip("\n")

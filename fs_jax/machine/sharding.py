@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fs_jax import config, paths
+from fs_jax import config, trees
 
 AXES = ("data", "fsdp", "model")
 BATCH = PartitionSpec(config.ROWS)  # leading axis of everything in a Batch
@@ -115,8 +115,8 @@ def of_params(rules: config.Rules, tree: Any, on: Mesh) -> Any:
     ValueError: a dead rule, an unmatched path, an axis that the mesh lacks or
       a rule uses twice, a dimension that its axis does not divide.
   """
-  paths.check_rules(rules, paths.names(tree), what="mesh.rules")
-  return paths.map_named(lambda name, x: _place(rules, name, x.shape, on), tree)
+  trees.check_rules(rules, trees.names(tree), what="mesh.rules")
+  return trees.map_named(lambda name, x: _place(rules, name, x.shape, on), tree)
 
 
 def of_frozen(rules: config.Rules, tree: Any, on: Mesh) -> Any:
@@ -124,7 +124,7 @@ def of_frozen(rules: config.Rules, tree: Any, on: Mesh) -> Any:
 
   They may be of a part of a model, so a rule may have nothing to say.
   """
-  return paths.map_named(
+  return trees.map_named(
     lambda name, x: (
       _place(rules, name, x.shape, on) if x.shape else replicated(on)
     ),
@@ -147,7 +147,7 @@ def of_state(state: Any, shapes: Any, params: Any, on: Mesh) -> Any:
   leaves = jax.tree.leaves(shapes), jax.tree.leaves(params)
   known = {
     name: (leaf.shape, where)
-    for name, leaf, where in zip(paths.names(shapes), *leaves, strict=True)
+    for name, leaf, where in zip(trees.names(shapes), *leaves, strict=True)
   }
 
   def find(name: str, leaf: Any) -> NamedSharding:
@@ -158,7 +158,7 @@ def of_state(state: Any, shapes: Any, params: Any, on: Mesh) -> Any:
         return where
     return replicated(on)
 
-  return paths.map_named(find, state)
+  return trees.map_named(find, state)
 
 
 def put(tree: Any, where: NamedSharding) -> Any:
@@ -196,7 +196,7 @@ def local_rows(batch_size: int, on: Mesh) -> tuple[slice, ...]:
 
 
 def _place(rules: config.Rules, name: str, shape: tuple, on: Mesh):
-  axes = paths.first_match(rules, name, what="mesh.rules")
+  axes = trees.first_match(rules, name, what="mesh.rules")
   used = [a for a in axes if a is not None]
   for axis in used:
     if axis not in AXES:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from fs_jax import processes
+from fs_jax.machine import processes
 
 _STATM = pathlib.Path("/proc/self/statm")
 

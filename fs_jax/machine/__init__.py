@@ -1,0 +1,1 @@
+"""Disks, devices, processes and pods; nothing here knows of retrieval."""

@@ -1,0 +1,1 @@
+"""What starts a training on many hosts, one file for each engine."""
