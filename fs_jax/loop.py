@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from fs_jax import (
   checkpoint,
   config,
-  flops,
   gradients,
   optim,
   report,
@@ -32,6 +31,7 @@ from fs_jax import (
 )
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors, hardware, processes, sharding, trace
+from fs_jax.models import flops
 
 Step = Callable[..., tuple[types.TrainState, types.Metrics]]
 Validate = Callable[[types.Params], Mapping[str, float]]

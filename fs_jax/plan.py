@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import config, flops, hlo, loop, pair_scores
+from fs_jax import config, hlo, loop, pair_scores
 from fs_jax.machine import hardware, sharding
+from fs_jax.models import flops
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import pytest
 
-from fs_jax import config, flops, hlo, loop, plan
+from fs_jax import config, hlo, loop, plan
 from fs_jax.machine import sharding
+from fs_jax.models import flops
 from tests import small
 
 
