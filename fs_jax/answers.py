@@ -14,10 +14,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import contract, evaluate, parts, rankers, types
+from fs_jax import evaluate, parts, rankers, types
 from fs_jax import gallery as galleries
 from fs_jax.data import sources
 from fs_jax.machine import files, provenance
+from fs_jax.runs import contract
 
 DEPTH = 100  # Fast's list: what re-ranking and recall look at
 

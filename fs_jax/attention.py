@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from fs_jax import config, runs, types
+from fs_jax import config, types
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
+from fs_jax.runs import stages
 
 DIRECTIONS: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
 
@@ -29,7 +30,7 @@ class Word(NamedTuple):
 
 
 def word_attention(
-  run: runs.Run, visual: UInt8[np.ndarray, "T H W 3"], text: str
+  run: stages.Run, visual: UInt8[np.ndarray, "T H W 3"], text: str
 ) -> list[Word]:
   """The tokens of a text with what Slow looked at to predict each.
 

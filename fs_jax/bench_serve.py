@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import bench, rerank, retrieve, runs, store, workdir
+from fs_jax import bench, rerank, retrieve, store, workdir
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
+from fs_jax.runs import stages
 
 RERANKED = 20  # candidates a query, as launch.search
 LATER = 5  # calls of each batch after its first
@@ -53,7 +54,7 @@ def serve(where: epath.PathLike, split: str) -> Served:
   """
   found = workdir.find_gallery(epath.Path(where), split)
   opened = workdir.open_to_search(
-    found, runs.load(found.fast), split, slow=True
+    found, stages.load(found.fast), split, slow=True
   )
   rows = np.random.default_rng(0).permutation(len(opened.source))
   texts = (opened.source.captions(int(i))[0] for i in rows)
@@ -134,7 +135,7 @@ def padding(
 
 
 def _exact(
-  slow: runs.Run, memories: store.Store, text: np.ndarray, rows: np.ndarray
+  slow: stages.Run, memories: store.Store, text: np.ndarray, rows: np.ndarray
 ) -> Callable[[], np.ndarray]:
   """The same scores in blocks as large as their pairs are many."""
   model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)

@@ -18,8 +18,8 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
-from fs_jax import runs
 from fs_jax.machine import files, provenance
+from fs_jax.runs import stages
 
 KIND = "weights"  # of the record
 GAMMAS = (0.0, 0.5, 1.0)  # exponents tried: none, half and full length norm
@@ -301,7 +301,7 @@ def save(
   where: epath.PathLike, fit: Fit, made_from: provenance.Contract
 ) -> None:
   """What was fitted on validation, with the contracts it holds for."""
-  path = epath.Path(where) / runs.FIT
+  path = epath.Path(where) / stages.FIT
   files.write_record(path, KIND, made_from, {"fit": fit.to_dict()})
 
 
@@ -313,7 +313,7 @@ def load(
   Raises:
     ValueError: none there, or one of other parameters than `expected`.
   """
-  path = epath.Path(where) / runs.FIT
+  path = epath.Path(where) / stages.FIT
   mend = (
     f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
   )

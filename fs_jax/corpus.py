@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from fs_jax import contract as contracts
 from fs_jax import types
 from fs_jax.machine import files, provenance
+from fs_jax.runs import contract as contracts
 
 IDS = "ids.txt"
 SHARD_BYTES = 1 << 28

@@ -7,17 +7,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import contract, corpus, runs, store, types
+from fs_jax import corpus, store, types
 from fs_jax.data import pipeline, sources
 from fs_jax.machine import console, provenance
 from fs_jax.models import build
+from fs_jax.runs import contract, stages
 
 BATCH = 256  # rows on the device at once; the last batch is padded to it
 TEXTS = (1, 8, 64, BATCH)  # texts are padded to one of these
 
 
 def visual_vectors(
-  run: runs.Run, source: sources.Source, *, batch_size: int = BATCH
+  run: stages.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> np.ndarray:
   """f(x) of every visual: float32 [C,E], unit length."""
   embed = functools.partial(_embed_visual, run.cfg, run.tokenizer.vocab_size)
@@ -28,12 +29,12 @@ def visual_vectors(
   return np.concatenate(parts)
 
 
-def text_vectors(run: runs.Run, text: types.Array) -> np.ndarray:
+def text_vectors(run: stages.Run, text: types.Array) -> np.ndarray:
   """g(y) of token rows: int32 [Q,L] -> float32 [Q,E], unit length."""
   return text_encoder(run)(text)
 
 
-def text_encoder(run: runs.Run) -> Callable[[types.Array], np.ndarray]:
+def text_encoder(run: stages.Run) -> Callable[[types.Array], np.ndarray]:
   """`text_vectors` as a function that keeps what it compiled.
 
   Rows are padded to one of TEXTS, more than the last go in blocks of it: few
@@ -55,7 +56,7 @@ def text_encoder(run: runs.Run) -> Callable[[types.Array], np.ndarray]:
 
 
 def memories(
-  run: runs.Run, source: sources.Source, *, batch_size: int = BATCH
+  run: stages.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> Iterator[types.Memory]:
   """What Slow keeps of every visual, batch by batch, without padding rows."""
   embed = functools.partial(_memorise, run.cfg, run.tokenizer.vocab_size)
@@ -65,7 +66,7 @@ def memories(
 
 
 def write_corpus(
-  run: runs.Run,
+  run: stages.Run,
   source: sources.Source,
   folder: epath.PathLike,
   *,
@@ -95,7 +96,7 @@ def write_corpus(
 
 
 def write_store(
-  run: runs.Run,
+  run: stages.Run,
   source: sources.Source,
   folder: epath.PathLike,
   *,
@@ -118,7 +119,7 @@ def write_store(
 
 
 def contracts_of(
-  run: runs.Run, source: sources.Source
+  run: stages.Run, source: sources.Source
 ) -> dict[str, provenance.Part]:
   """What vectors or memories of a source are made from."""
   return {
@@ -150,7 +151,7 @@ def _memorise(cfg, vocabulary, params, visual):
 
 
 def _batches(
-  run: runs.Run, source: sources.Source, batch_size: int, what: str
+  run: stages.Run, source: sources.Source, batch_size: int, what: str
 ) -> Iterator[types.Batch]:
   batch_size = min(batch_size, max(len(source), 1))
   with console.Bar(f"{run.cfg.stage}: {what}", len(source)) as bar:

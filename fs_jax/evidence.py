@@ -11,9 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import answers, config, parts, report, runs, study
+from fs_jax import answers, config, parts, study
 from fs_jax import gallery as galleries
 from fs_jax.machine import console, files
+from fs_jax.runs import journal, stages
 
 SPARE = 1.05  # of the control's time: it never gets less than it stands against
 EVERY = 1 << 20  # more visuals, and captions of each, than any split has
@@ -77,7 +78,7 @@ def _as_long(cfg: config.Config, parts: parts.Parts) -> config.Config:
   """
   rates = [
     line["examples_per_second"]
-    for line in report.read(runs.folder(parts.folder, "fast"))
+    for line in journal.read(stages.folder(parts.folder, "fast"))
     if "examples_per_second" in line
   ]
   rate = max(rates) / cfg.train.batch_size  # steps a second, undisturbed

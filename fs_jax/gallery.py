@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from fs_jax import calibrate, corpus, encode, index, parts, rerank, runs, store
+from fs_jax import calibrate, corpus, encode, index, parts, rerank, store
 from fs_jax.data import pipeline, sources
 from fs_jax.machine import provenance
+from fs_jax.runs import stages
 
 
 class Gallery(NamedTuple):
@@ -20,8 +21,8 @@ class Gallery(NamedTuple):
 
   split: str
   source: sources.Source
-  fasts: dict[str, runs.Run]  # "fast", "distill", ...
-  slow: runs.Run
+  fasts: dict[str, stages.Run]  # "fast", "distill", ...
+  slow: stages.Run
   indices: dict[str, index.Index]  # of each Fast
   vectors: dict[str, np.ndarray]
   scorer: rerank.Scorer
@@ -49,8 +50,8 @@ def open_gallery(
     slow: stage.
     reranked: those of `fasts` that Slow re-ranks; their weights are there.
   """
-  loaded = {n: runs.load(runs.folder(parts.folder, n)) for n in fasts}
-  judge = runs.load(runs.folder(parts.folder, slow))
+  loaded = {n: stages.load(stages.folder(parts.folder, n)) for n in fasts}
+  judge = stages.load(stages.folder(parts.folder, slow))
   source = sources.open_split(judge.cfg.data, split)
   kept = parts.folder / "gallery" / split
   indices, vectors = {}, {}
@@ -108,7 +109,7 @@ def open_gallery(
 
 
 def _write_index(
-  run: runs.Run,
+  run: stages.Run,
   source: sources.Source,
   where: epath.Path,
   *,

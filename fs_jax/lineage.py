@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fs_jax import calibrate, config, contract, runs
+from fs_jax import calibrate, config
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import console, provenance
+from fs_jax.runs import contract, stages
 
 # Where parameters are named and where the config describes them.
 _MODELS = {
@@ -27,7 +28,7 @@ _NEAR = 0.05  # of an end of its range: an entropy that says nothing
 
 
 def check(
-  cfg: config.Config, donor: runs.Run | None, teacher: runs.Run | None
+  cfg: config.Config, donor: stages.Run | None, teacher: stages.Run | None
 ) -> dict[str, provenance.Part]:
   """Compares the earlier stages of a config with it; returns their contracts.
 
@@ -105,7 +106,7 @@ def _whole(cfg: config.Config) -> tuple[str, str]:
 
 
 def _check_model(
-  cfg: config.Config, role: str, run: runs.Run, theirs: str, ours: str
+  cfg: config.Config, role: str, run: stages.Run, theirs: str, ours: str
 ) -> None:
   """Compares the sizes of a part of both models."""
   mine = contract.sizes(cfg, ours)
@@ -124,7 +125,7 @@ def _check_model(
 def _compare(
   cfg: config.Config,
   role: str,
-  run: runs.Run,
+  run: stages.Run,
   mine: Mapping[str, Any],
   other: Mapping[str, Any],
 ) -> None:
@@ -139,7 +140,7 @@ def _compare(
       )
 
 
-def _check_words(cfg: config.Config, role: str, run: runs.Run) -> None:
+def _check_words(cfg: config.Config, role: str, run: stages.Run) -> None:
   """A vocabulary that the config names must be the one it will get."""
   if not cfg.tokens.file:
     return
@@ -154,7 +155,7 @@ def _check_words(cfg: config.Config, role: str, run: runs.Run) -> None:
 
 
 def _check_vocabularies(
-  cfg: config.Config, donor: runs.Run, teacher: runs.Run
+  cfg: config.Config, donor: stages.Run, teacher: stages.Run
 ) -> None:
   if donor.tokenizer.hash != teacher.tokenizer.hash:
     raise ValueError(

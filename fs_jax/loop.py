@@ -18,20 +18,11 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from fs_jax import (
-  checkpoint,
-  config,
-  gradients,
-  optim,
-  report,
-  runs,
-  tasks,
-  trees,
-  types,
-)
+from fs_jax import config, gradients, optim, tasks, trees, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors, hardware, processes, sharding, trace
 from fs_jax.models import flops
+from fs_jax.runs import checkpoint, journal, stages
 
 Step = Callable[..., tuple[types.TrainState, types.Metrics]]
 Validate = Callable[[types.Params], Mapping[str, float]]
@@ -162,14 +153,14 @@ def fit(
     report.NonFinite: the loss diverged.
     processes.Preempted: the machine is wanted elsewhere; all is saved.
   """
-  where = runs.folder(workdir, cfg.folder)
+  where = stages.folder(workdir, cfg.folder)
   made = program(
     cfg,
     tokenizer.vocab_size,
     sharding.mesh(cfg.mesh, devices),
     frozen or {},
   )
-  runs.begin(where, cfg, tokenizer)
+  stages.begin(where, cfg, tokenizer)
   began = time.perf_counter()
   with checkpoint.Checkpoints(where / "checkpoints", cfg.train) as saved:
     if (saved.latest() or 0) < cfg.train.steps:
@@ -179,9 +170,9 @@ def fit(
       saved.wait()
     else:
       state = _first_state(cfg, made, saved, None)
-  if not runs.finished(where):
+  if not stages.finished(where):
     seconds = round(time.perf_counter() - began, 1)
-    runs.finish(where, {"step": int(state.step), "seconds": seconds})
+    stages.finish(where, {"step": int(state.step), "seconds": seconds})
   return state
 
 
@@ -200,7 +191,7 @@ def _train(
   rows = sharding.local_rows(cfg.train.batch_size, made.on)
   of_batch = sharding.batch(made.on)
   peak = hardware.peak_flops(made.on.devices.flat[0].device_kind)
-  log = report.Report(
+  log = journal.Report(
     where,
     cfg.folder,
     start,
@@ -213,7 +204,7 @@ def _train(
       processes.Notice() as notice,
       trace.Tracer(where / "profile", cfg.train.profile) as tracer,
     ):
-      runs.describe(where, made.state.params, log.say)
+      stages.describe(where, made.state.params, log.say)
       state = _first_state(cfg, made, saved, start_from)
       step = _compiled(made, sharding.place(frozen, made.frozen))
       ready = _ahead(batches(start, rows), lambda b: sharding.put(b, of_batch))
@@ -229,7 +220,7 @@ def _loop(
   state: types.TrainState,
   run: Callable[..., tuple[types.TrainState, types.Metrics]],
   batches: Iterator[Any],
-  log: report.Report,
+  log: journal.Report,
   saved: checkpoint.Checkpoints,
   validate: Validate | None,
   notice: processes.Notice,
@@ -249,28 +240,28 @@ def _loop(
   def save() -> None:
     flush()
     log.check(step, window)  # never saves what is no longer finite
-    with log.clock.spent(report.SAVING):
+    with log.clock.spent(journal.SAVING):
       log.keep()  # no line is missing that a checkpoint has passed
       saved.save(state, heard[1] if heard[0] == step else None, window)
 
   log.begin()
   for step in range(start + 1, train.steps + 1):
-    with log.clock.spent(report.DATA):
+    with log.clock.spent(journal.DATA):
       batch = next(batches)
     state, metrics = tracer.step(step, run, state, batch)
     # Reading metrics waits for their step: a window is read only once the next
     # step is on its way, so that the device never idles.
     flush()
     window.append(metrics)
-    if report.every(train.log_every, step, train.steps):
+    if journal.every(train.log_every, step, train.steps):
       full, window = (step, window), []
-    if validate and report.every(train.eval_every, step, train.steps):
+    if validate and journal.every(train.eval_every, step, train.steps):
       flush()
-      with log.clock.spent(report.VALIDATION):
+      with log.clock.spent(journal.VALIDATION):
         heard = step, validate(state.params if state.ema is None else state.ema)
       log.write(step, "validation", heard[1])
     stop = notice.given(step)
-    if stop or report.every(train.save_every, step, train.steps):
+    if stop or journal.every(train.save_every, step, train.steps):
       save()
     if stop and step < train.steps:
       saved.wait()

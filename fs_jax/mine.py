@@ -8,15 +8,16 @@ says which of them each caption explains: that is what Fast has to learn.
 import numpy as np
 from etils import epath
 
-from fs_jax import config, contract, encode, exact, rerank, runs
+from fs_jax import config, encode, exact, rerank
 from fs_jax.data import pipeline, sources
 from fs_jax.machine import console, files, provenance
+from fs_jax.runs import contract, stages
 
 JUDGED = 128  # lists between two words of progress
 
 
 def clusters(
-  run: runs.Run | None,
+  run: stages.Run | None,
   captioned: sources.Source,
   uncaptioned: sources.Source | None,
   cfg: config.Config,
@@ -70,7 +71,7 @@ def clusters(
 
 
 def judged(
-  teacher: runs.Run,
+  teacher: stages.Run,
   captioned: sources.Source,
   found: pipeline.Clusters,
   cfg: config.Config,

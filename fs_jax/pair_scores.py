@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fs_jax import checkpoint, config, types
+from fs_jax import config, types
 from fs_jax.machine import sharding
 from fs_jax.models import build
+from fs_jax.runs import checkpoint
 
 
 class Program(NamedTuple):

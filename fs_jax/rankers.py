@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
-from fs_jax import calibrate, encode, index, rerank, runs, types
+from fs_jax import calibrate, encode, index, rerank, types
 from fs_jax.machine import compile_cache, console
+from fs_jax.runs import stages
 
 Text = Int[np.ndarray, "Q L"]
 PATIENCE = 5.0  # seconds that Slow ranks before it says how far it is
@@ -50,7 +51,7 @@ class Fast:
     depth: candidates a query.
   """
 
-  def __init__(self, run: runs.Run, gallery: index.Index, depth: int = 100):
+  def __init__(self, run: stages.Run, gallery: index.Index, depth: int = 100):
     self._encode = encode.text_encoder(run)
     self._gallery = gallery
     self._depth = min(depth, gallery.size)
@@ -132,7 +133,7 @@ class Slow:
 
 
 def fast_in_group(
-  run: runs.Run, vectors: np.ndarray, text: Text, groups: np.ndarray
+  run: stages.Run, vectors: np.ndarray, text: Text, groups: np.ndarray
 ) -> types.Candidates:
   """Fast's scores of each query's own group: int32 [Q,G], -1 pads."""
   queries = encode.text_vectors(run, text)

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from fs_jax import calibrate, runs, store, types
+from fs_jax import calibrate, store, types
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.models.text import PAD
+from fs_jax.runs import stages
 
 # Scored at once: a working set that fits caches and keeps a TPU fed.
 PAIRS = 256
@@ -58,7 +59,7 @@ class Scorer:
   """
 
   def __init__(
-    self, run: runs.Run, memories: store.Store, *, pairs: int = PAIRS
+    self, run: stages.Run, memories: store.Store, *, pairs: int = PAIRS
   ):
     self._params, self._store = run.params["slow"], memories
     self._length = run.cfg.tokens.length

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fs_jax import calibrate, encode, index, rankers, rerank, runs, types
+from fs_jax import calibrate, encode, index, rankers, rerank, types
 from fs_jax.machine import compile_cache
+from fs_jax.runs import stages
 
 MOST = 256  # candidates that `Retriever.warm` prepares for
 
@@ -32,7 +33,7 @@ class Retriever:
 
   def __init__(
     self,
-    fast: runs.Run,
+    fast: stages.Run,
     gallery: index.Index,
     scorer: rerank.Scorer | None = None,
     fit: calibrate.Fit | None = None,

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from fs_jax import contract as contracts
 from fs_jax import corpus, types
 from fs_jax.machine import files, provenance
+from fs_jax.runs import contract as contracts
 
 _DTYPES = {contracts.PRECISION: np.dtype("<f4")}
 SHARD_BYTES = 1 << 30

@@ -19,18 +19,17 @@ from fs_jax import (
   cases,
   config,
   configdict,
-  contract,
   evaluate,
   page,
   parts,
-  report,
-  runs,
   train,
   weigh,
 )
 from fs_jax import gallery as galleries
 from fs_jax.data import sources
 from fs_jax.machine import console, files, provenance
+from fs_jax.runs import contract, journal
+from fs_jax.runs import stages as stages_
 
 SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn
@@ -223,7 +222,7 @@ def draw(
     words = attention.word_attention(gallery.slow, picture, text)
     looks.append(page.Look(text, picture, words))
   stages = ("fast", "slow", "distill")
-  curves = {s: report.read(runs.folder(parts.folder, s)) for s in stages}
+  curves = {s: journal.read(stages_.folder(parts.folder, s)) for s in stages}
   page.write(
     parts.folder / PAGE,
     made,
@@ -257,22 +256,22 @@ def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
   origin = {"data": contract.recipe_of(next(iter(cfgs.values())), "data.")}
   parts.do("data", origin, lambda: sources.open_lazily(data, data.train))
   for name, cfg in cfgs.items():
-    folder = runs.folder(parts.folder, name)
+    folder = stages_.folder(parts.folder, name)
     made_from = {"config": contract.recipe(cfg)}
     for role in ("stage", "teacher"):
       earlier = getattr(cfg.init, role)
       if earlier:
         made_from |= {
           f"{role}_{part}": fields
-          for part, fields in runs.load(
-            runs.folder(parts.folder, earlier)
+          for part, fields in stages_.load(
+            stages_.folder(parts.folder, earlier)
           ).contract.items()
         }
     parts.do(
       name,
       made_from,
       functools.partial(train.train, cfg, parts.folder),
-      lambda folder=folder: not runs.finished(folder),  # type: ignore[misc]
+      lambda folder=folder: not stages_.finished(folder),  # type: ignore[misc]
     )
     if cfg.stage == "slow":
       _weigh(parts, "weigh-fast", "fast")
@@ -282,7 +281,9 @@ def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
 
 def _weigh(parts: parts.Parts, step: str, fast: str) -> None:
   """The weights of Slow and a Fast; `train` knows whether they hold."""
-  run, slow = (runs.load(runs.folder(parts.folder, n)) for n in (fast, "slow"))
+  run, slow = (
+    stages_.load(stages_.folder(parts.folder, n)) for n in (fast, "slow")
+  )
   needed, made_from = weigh.weights_needed(run, slow)
   parts.do(
     step,

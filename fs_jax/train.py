@@ -19,7 +19,6 @@ from fs_jax import (
   loop,
   mine,
   rerank,
-  runs,
   tasks,
   trees,
   types,
@@ -28,6 +27,7 @@ from fs_jax import (
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import processes, sharding
+from fs_jax.runs import stages
 
 MakeValidate = Callable[[config.Config, tokenizers.Tokenizer], loop.Validate]
 
@@ -55,7 +55,7 @@ def train(
       f"train.eval_every: must be 0 where nothing validates; got "
       f"{cfg.train.eval_every}. pass make_validate=validation.quick_recall"
     )
-  where = runs.folder(workdir, cfg.folder)
+  where = stages.folder(workdir, cfg.folder)
   source = sources.open_split(cfg.data, cfg.data.train, train=True)
   donor = _earlier(workdir, cfg.init.stage)
   teacher = _earlier(workdir, cfg.init.teacher)
@@ -73,7 +73,7 @@ def train(
     # An offline teacher has said all.
     frozen = teacher.params if cfg.distill.teacher == "online" else {}
     frozen |= {name: np.float32(x) for name, x in trust.items()}
-  runs.begin(where, cfg, tokenizer, made_from)
+  stages.begin(where, cfg, tokenizer, made_from)
   clusters = None
   if cfg.stage == "distill":
     with processes.first("clusters"):
@@ -106,7 +106,7 @@ def train(
 
 
 def _teacher_fit(
-  cfg: config.Config, workdir: epath.PathLike, teacher: runs.Run | None
+  cfg: config.Config, workdir: epath.PathLike, teacher: stages.Run | None
 ) -> calibrate.Fit | None:
   """What was fitted for the teacher's own scores, for these parameters.
 
@@ -117,14 +117,14 @@ def _teacher_fit(
   if teacher is None or cfg.stage != "distill":
     return None
   began = teacher.cfg.init.stage or cfg.init.stage
-  if runs.finished(runs.folder(workdir, began)):
+  if stages.finished(stages.folder(workdir, began)):
     weigh.weigh(workdir, began, teacher.cfg.folder)
   return calibrate.load(teacher.folder, teacher.contract)
 
 
 def _listen(
   cfg: config.Config,
-  teacher: runs.Run,
+  teacher: stages.Run,
   source: sources.Source,
   clusters: pipeline.Clusters,
   *,
@@ -149,14 +149,14 @@ def _listen(
   lineage.check_entropy(cfg, h, rerank.targets(text), gamma, tau)
 
 
-def _earlier(workdir: epath.PathLike, stage: str) -> runs.Run | None:
+def _earlier(workdir: epath.PathLike, stage: str) -> stages.Run | None:
   """A stage of this workdir, if one is named."""
-  return runs.load(runs.folder(workdir, stage)) if stage else None
+  return stages.load(stages.folder(workdir, stage)) if stage else None
 
 
 def _clusters(
   cfg: config.Config,
-  fast: runs.Run | None,
+  fast: stages.Run | None,
   captioned: sources.Source,
   where: epath.Path,
 ) -> pipeline.Clusters:
@@ -168,7 +168,7 @@ def _clusters(
 
 
 def _tokenizer(
-  cfg: config.Config, source: sources.Source, earlier: runs.Run | None
+  cfg: config.Config, source: sources.Source, earlier: stages.Run | None
 ) -> tokenizers.Tokenizer:
   """The earlier stage's vocabulary, or a new one of the training captions."""
   if earlier is not None:
@@ -178,7 +178,7 @@ def _tokenizer(
 
 
 def _first_params(
-  cfg: config.Config, donor: runs.Run | None
+  cfg: config.Config, donor: stages.Run | None
 ) -> types.Params | None:
   """The donor's parameters under our names, by `init.prefixes`."""
   if donor is None:

@@ -7,9 +7,10 @@ number of candidates; those of anything else are fitted anew.
 import numpy as np
 from etils import epath
 
-from fs_jax import calibrate, contract, encode, exact, rerank, runs, store
+from fs_jax import calibrate, encode, exact, rerank, store
 from fs_jax.data import pipeline, sources
 from fs_jax.machine import processes, provenance
+from fs_jax.runs import contract, stages
 
 
 def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
@@ -29,8 +30,8 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
   """
   with processes.first("weigh"):
     if processes.is_first():
-      fast = runs.load(runs.folder(workdir, fast_name))
-      slow = runs.load(runs.folder(workdir, slow_name))
+      fast = stages.load(stages.folder(workdir, fast_name))
+      slow = stages.load(stages.folder(workdir, slow_name))
       _weigh(fast, slow)
 
 
@@ -43,9 +44,9 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
   names = [
     name
     for name in ("fast", "distill")
-    if runs.finished(runs.folder(workdir, name))
+    if stages.finished(stages.folder(workdir, name))
   ]
-  if not names or not runs.finished(runs.folder(workdir, "slow")):
+  if not names or not stages.finished(stages.folder(workdir, "slow")):
     raise ValueError(
       f"{workdir}: must hold a trained slow, and fast or distill; got "
       f"{', '.join(names) or 'no Fast'}. train what is missing: python -m "
@@ -57,7 +58,7 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
 
 
 def weights_needed(
-  fast: runs.Run, slow: runs.Run
+  fast: stages.Run, slow: stages.Run
 ) -> tuple[bool, provenance.Contract]:
   """Whether `weigh` has to fit, and what its weights follow from."""
   source = sources.open_lazily(fast.cfg.data, fast.cfg.data.validation)
@@ -68,16 +69,16 @@ def weights_needed(
     "captions": contract.captions(source.all_captions),
     "weights": {"candidates": last.cfg.weights.candidates},
   }
-  known = provenance.record(last.folder / runs.FIT, calibrate.KIND, made_from)
+  known = provenance.record(last.folder / stages.FIT, calibrate.KIND, made_from)
   return known is None, made_from
 
 
-def _last(fast: runs.Run, slow: runs.Run) -> runs.Run:
+def _last(fast: stages.Run, slow: stages.Run) -> stages.Run:
   """The stage that was trained last, which holds the weights of both."""
   return slow if fast.cfg.stage == "fast" else fast
 
 
-def _weigh(fast: runs.Run, slow: runs.Run) -> None:
+def _weigh(fast: stages.Run, slow: stages.Run) -> None:
   needed, made_from = weights_needed(fast, slow)
   if not needed:
     return
@@ -91,8 +92,8 @@ def _weigh(fast: runs.Run, slow: runs.Run) -> None:
 
 
 def _fit(
-  fast: runs.Run,
-  slow: runs.Run,
+  fast: stages.Run,
+  slow: stages.Run,
   memories: store.Store,
   source: sources.Source,
   candidates: int,

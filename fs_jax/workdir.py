@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from etils import epath
 
-from fs_jax import calibrate, encode, index, rerank, retrieve, runs, store
+from fs_jax import calibrate, encode, index, rerank, retrieve, store
 from fs_jax.data import sources
+from fs_jax.runs import stages
 
 
 class Found(NamedTuple):
@@ -32,7 +33,7 @@ def find_gallery(workdir: epath.Path, split: str) -> Found:
   Raises:
     ValueError: no trained Fast, or no index; the message says what to run.
   """
-  names = [n for n in ("distill", "fast") if runs.finished(workdir / n)]
+  names = [n for n in ("distill", "fast") if stages.finished(workdir / n)]
   if not names:
     raise ValueError(
       f"{workdir}: must hold a trained fast or distill; got neither. run make "
@@ -63,7 +64,7 @@ def encode_command(workdir: epath.Path, name: str, split: str) -> str:
   """What encodes and indexes a split for one of a workdir's Fasts."""
   out, run = workdir / "gallery", workdir / name
   slow = (
-    f"--slow={workdir / 'slow'} " if runs.finished(workdir / "slow") else ""
+    f"--slow={workdir / 'slow'} " if stages.finished(workdir / "slow") else ""
   )
   return (
     f"python -m launch.encode --run={run} {slow}--split={split} --out={out} "
@@ -77,9 +78,9 @@ class Opened(NamedTuple):
 
   found: Found
   source: sources.Source  # its visuals, decoded as they are asked for
-  fast: runs.Run
+  fast: stages.Run
   searched: index.Index
-  slow: runs.Run | None  # this and what follows: None where Fast is alone
+  slow: stages.Run | None  # this and what follows: None where Fast is alone
   memories: store.Store | None
   fit: calibrate.Fit | None
 
@@ -95,7 +96,7 @@ class Opened(NamedTuple):
 
 
 def open_to_search(
-  found: Found, fast: runs.Run, split: str, slow: bool
+  found: Found, fast: stages.Run, split: str, slow: bool
 ) -> Opened:
   """Opens what was found, each part compared with the stages.
 
@@ -115,7 +116,7 @@ def open_to_search(
   searched = index.load(found.index, made_from, mend=mend)
   if not slow:
     return Opened(found, source, fast, searched, None, None, None)
-  judge = runs.load(found.slow)
+  judge = stages.load(found.slow)
   memories = store.Store(
     found.store,
     {**judge.contract, "split": made_from["split"]},

@@ -13,8 +13,9 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from fs_jax import encode, runs
+from fs_jax import encode
 from fs_jax.data import sources
+from fs_jax.runs import stages
 from launch import cli
 
 _RUN = flags.DEFINE_string("run", None, "folder of a trained fast or distill")
@@ -28,9 +29,9 @@ _REPLACE = flags.DEFINE_bool(
 
 def main(_) -> None:
   cli.need("run", "out")
-  run = runs.load(_RUN.value)
+  run = stages.load(_RUN.value)
   source = sources.open_split(run.cfg.data, _SPLIT.value)
-  slow = runs.load(_SLOW.value) if _SLOW.value else None
+  slow = stages.load(_SLOW.value) if _SLOW.value else None
   out = epath.Path(_OUT.value)
   again: dict[str, Any] = {
     "stale": "replace" if _REPLACE.value else "refuse",

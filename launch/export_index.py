@@ -16,9 +16,10 @@ from typing import Any, cast
 from absl import flags
 from etils import epath
 
-from fs_jax import corpus, encode, index, runs
+from fs_jax import corpus, encode, index
 from fs_jax.data import pipeline, sources
 from fs_jax.machine import provenance
+from fs_jax.runs import stages
 from launch import cli
 
 _CORPUS = flags.DEFINE_string("corpus", None, "folder that encode wrote")
@@ -55,7 +56,7 @@ def main(_) -> None:
   parts, queries = corpus.read_contract(_CORPUS.value), None
   expected = None
   if _RUN.value:
-    run = runs.load(_RUN.value)
+    run = stages.load(_RUN.value)
     expected = run.contract
     source = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
     text, _ = pipeline.caption_table(source, run.tokenizer)

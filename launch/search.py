@@ -16,9 +16,10 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from fs_jax import cases, runs
+from fs_jax import cases
 from fs_jax import workdir as workdirs
 from fs_jax.machine import compile_cache
+from fs_jax.runs import stages
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "trained stages")
@@ -34,7 +35,7 @@ def main(argv) -> None:
   query = cli.only(argv, 'say what to look for: search "a fox left of a car"')
   compile_cache.keep(_WORKDIR.value)
   found = workdirs.find_gallery(epath.Path(_WORKDIR.value), _SPLIT.value)
-  fast = runs.load(found.fast)
+  fast = stages.load(found.fast)
   fast.tokenizer.check_query(query)  # before more is loaded or compiled
   opened = workdirs.open_to_search(
     found, fast, _SPLIT.value, slow=_RERANK.value > 0

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import attention, config, runs, tasks
+from fs_jax import attention, config, tasks
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
+from fs_jax.runs import stages
 
 TEXTS = ("a red circle left of a blue square", "a blue circle above a star")
 
 
 @functools.cache
-def make_run(separate: bool = False, frames: int = 1) -> runs.Run:
+def make_run(separate: bool = False, frames: int = 1) -> stages.Run:
   """Random parameters, large enough that attention is far from uniform."""
   draw = np.random.default_rng(0)
   vision = config.Vision(config.Stack(16, 1, 2, 32), 16)
@@ -46,7 +47,7 @@ def make_run(separate: bool = False, frames: int = 1) -> runs.Run:
     lambda x: draw.normal(0, 0.4, x.shape).astype(np.float32),
     jax.eval_shape(task.init, jax.random.key(0)),
   )
-  return runs.Run(epath.Path(pathlib.Path()), cfg, tokenizer, params, 0)
+  return stages.Run(epath.Path(pathlib.Path()), cfg, tokenizer, params, 0)
 
 
 def picture(seed: int, frames: int = 1) -> np.ndarray:
@@ -59,7 +60,7 @@ def reading(words: list[attention.Word], direction: str) -> list:
 
 
 @pytest.fixture(scope="module")
-def run() -> runs.Run:
+def run() -> stages.Run:
   return make_run()
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fs_jax import runs
 from fs_jax.machine import files
+from fs_jax.runs import stages
 from tests import programs
 from tests import runs as saved
 
@@ -204,7 +204,7 @@ def test_damaged_checkpoint(mine):
 def begun(mine):
   """A Fast that stands at step 2 of 4, its newest checkpoint."""
   shutil.rmtree(mine / "fast" / "checkpoints" / "4")
-  (mine / "fast" / runs.DONE).unlink()
+  (mine / "fast" / stages.DONE).unlink()
   return mine
 
 
@@ -250,18 +250,18 @@ def test_training_on_a_full_disk(begun, workdir):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   refused(done, "fast/checkpoints", "make room", "step 2 is whole")
-  assert not (begun / "fast" / runs.DONE).exists()
+  assert not (begun / "fast" / stages.DONE).exists()
   assert_trained(begun, workdir)
 
 
 def test_damaged_config(mine):
-  path = mine / "distill" / runs.CONFIG
+  path = mine / "distill" / stages.CONFIG
   path.write_text(path.read_text()[:100])
   refused(search(mine, "a big fox"), "config.json")
 
 
 def test_damaged_fit(mine):
-  (mine / "distill" / runs.FIT).write_text("{")
+  (mine / "distill" / stages.FIT).write_text("{")
   refused(search(mine, "a big fox"), "fit.json", "launch.evaluate --fit")
 
 
@@ -277,7 +277,7 @@ def test_an_index_that_missed_its_target_says_so(mine):
 
 
 def test_another_tokenizer(mine):
-  path = mine / "distill" / runs.TOKENIZER
+  path = mine / "distill" / stages.TOKENIZER
   tree = json.loads(path.read_text())
   vocabulary = tree["model"]["vocab"]
   one, other = list(vocabulary)[4:6]
@@ -289,7 +289,7 @@ def test_another_tokenizer(mine):
 
 
 def test_weights_of_another_slow(mine):
-  path = mine / "distill" / runs.FIT
+  path = mine / "distill" / stages.FIT
   values = json.loads(path.read_text())
   values["contract"]["slow"]["digest"] = "0" * 64
   path.write_text(json.dumps(values))

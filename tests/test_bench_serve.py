@@ -5,7 +5,8 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
-from fs_jax import bench_serve, rerank, runs, store, workdir
+from fs_jax import bench_serve, rerank, store, workdir
+from fs_jax.runs import stages
 from tests import programs, test_rerank
 
 
@@ -28,7 +29,7 @@ class Searcher:
 class Opened(NamedTuple):
   """As much of a `workdir.Opened` as the benchmark asks for."""
 
-  slow: runs.Run | None = None
+  slow: stages.Run | None = None
   memories: store.Store | None = None
 
   def retriever(self):

@@ -12,7 +12,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fs_jax import checkpoint, config, types
+from fs_jax import config, types
+from fs_jax.runs import checkpoint
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

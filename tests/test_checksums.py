@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fs_jax import checksums
+from fs_jax.runs import checksums
 
 
 def bits(x):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, contract, runs
+from fs_jax import config, configdict
 from fs_jax.machine import provenance
+from fs_jax.runs import contract, stages
 
 PARAMS = {
   "a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
@@ -121,7 +122,7 @@ def test_a_recipe_has_every_field_that_decides_a_result(cfg):
 
 def test_what_may_change_while_a_run_goes_on_is_in_no_contract(cfg):
   """Or a gallery would be refused for how often its model was saved."""
-  free = {x for x in configdict.flat(cfg) if x.startswith(runs.FREE)}
+  free = {x for x in configdict.flat(cfg) if x.startswith(stages.FREE)}
   # Which step later programs read is part of what they read.
   assert free - {"train.keep_best"} <= set(configdict.flat(cfg)) - set(
     contract.recipe(cfg)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import encode, runs, tasks, types
+from fs_jax import encode, tasks, types
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import build
+from fs_jax.runs import stages
 from tests import small
 
 N = 11
@@ -29,7 +30,7 @@ def run_of(stage):
     lambda x: jnp.asarray(draw.normal(0, 0.3, x.shape), jnp.float32),
     jax.eval_shape(task.init, jax.random.key(0)),
   )
-  return runs.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
+  return stages.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
 
 
 @pytest.fixture(scope="module")

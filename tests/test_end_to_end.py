@@ -21,10 +21,8 @@ from fs_jax import (
   corpus,
   encode,
   index,
-  report,
   rerank,
   retrieve,
-  runs,
   store,
   tasks,
   train,
@@ -33,6 +31,7 @@ from fs_jax import (
   weigh,
 )
 from fs_jax.data import sources
+from fs_jax.runs import journal, stages
 from tests import programs, small, tiny
 
 STAGES = ("fast", "slow", "distill")
@@ -43,7 +42,7 @@ class Made(NamedTuple):
   """A workdir, and what was made of it."""
 
   workdir: pathlib.Path
-  runs: dict[str, runs.Run]
+  stages: dict[str, stages.Run]
   corpus: types.Corpus
   store: store.Store
   index: index.Index
@@ -58,7 +57,7 @@ def cfg_of(stage, data):
 
 
 def opened(workdir, source):
-  loaded = {stage: runs.load(workdir / stage) for stage in STAGES}
+  loaded = {stage: stages.load(workdir / stage) for stage in STAGES}
   gallery = workdir / "gallery"
   fast = {"fast": loaded["distill"].fast_contract}
   slow = {"slow": loaded["slow"].slow_contract}
@@ -91,10 +90,10 @@ def second(tmp_path_factory):
         weigh.weigh(workdir, "fast", "slow")
     weigh.weigh(workdir, "distill", "slow")
     source = sources.open_split(cfg_of("fast", data).data, "test")
-    fast = runs.load(workdir / "distill")
+    fast = stages.load(workdir / "distill")
     gallery = workdir / "gallery"
     made = encode.write_corpus(fast, source, gallery / "corpus")
-    encode.write_store(runs.load(workdir / "slow"), source, gallery / "store")
+    encode.write_store(stages.load(workdir / "slow"), source, gallery / "store")
     index.build(made, gallery / "index", {"fast": fast.fast_contract})
   return opened(workdir, source)
 
@@ -122,7 +121,7 @@ def test_metrics_are_equal_but_for_the_clock(first, second):
     a, b = (
       [
         {k: v for k, v in line.items() if k not in CLOCK}
-        for line in report.read(made.workdir / stage)
+        for line in journal.read(made.workdir / stage)
       ]
       for made in (first, second)
     )

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from fs_jax import calibrate, evaluate, report, runs, study
+from fs_jax import calibrate, evaluate, study
 from fs_jax.machine import errors
+from fs_jax.runs import journal, stages
 from launch import cli
 from tests import programs, small
 
@@ -38,12 +39,12 @@ def test_training_says_what_to_do_next(workdir):
 
 def test_training_leaves_every_stage_ready(workdir):
   for stage in ("fast", "slow", "distill"):
-    assert runs.finished(workdir / stage)
-    run = runs.load(workdir / stage)
+    assert stages.finished(workdir / stage)
+    run = stages.load(workdir / stage)
     assert run.step == run.cfg.train.steps
-  judge = runs.load(workdir / "slow").slow_contract
+  judge = stages.load(workdir / "slow").slow_contract
   for stage, fast in (("slow", "fast"), ("distill", "distill")):
-    other = runs.load(workdir / fast).fast_contract
+    other = stages.load(workdir / fast).fast_contract
     fit = calibrate.load(workdir / stage, {"fast": other, "slow": judge})
     assert fit.tau > 0
 
@@ -72,7 +73,7 @@ def board(folder):
 )
 def test_what_training_reports(workdir, stage, own):
   """The same numbers in lines and in TensorBoard."""
-  lines = [x for x in report.read(workdir / stage) if x["split"] == "train"]
+  lines = [x for x in journal.read(workdir / stage) if x["split"] == "train"]
   of_all = {"loss", "learning_rate", "grad_norm"} | small.CLOCKED - {"mfu"}
   assert own | of_all <= lines[0].keys()
   shown = board(workdir / stage)
@@ -126,17 +127,17 @@ def test_search_with_fast_alone(workdir, tmp_path):
 
 def test_evaluate(workdir, tmp_path, monkeypatch):
   mine = programs.copy(workdir, tmp_path)
-  (mine / "slow" / runs.FIT).unlink()
+  (mine / "slow" / stages.FIT).unlink()
   monkeypatch.setattr(study, "KS", (20,))
   fitted = programs.launch("evaluate", f"--workdir={mine}", "--fit")
   assert fitted.code == 0, fitted.err
-  assert (mine / "slow" / runs.FIT).exists()
+  assert (mine / "slow" / stages.FIT).exists()
   assert "fast and distill are fitted" in fitted.out
   assert not (mine / "gallery" / "test").exists()  # no more than that
-  (mine / "slow" / runs.FIT).unlink()  # evaluating fits what is missing
+  (mine / "slow" / stages.FIT).unlink()  # evaluating fits what is missing
   done = programs.launch("evaluate", f"--workdir={mine}", "--queries=8")
   assert done.code == 0, done.err
-  assert (mine / "slow" / runs.FIT).exists()
+  assert (mine / "slow" / stages.FIT).exists()
   path = done.out.split("written:")[1].strip()
   made = json.loads(pathlib.Path("".join(path.split())).read_text())
   names = {row["name"] for row in made["rows"]}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, contract, lineage, runs, tasks
+from fs_jax import config, lineage, tasks
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.runs import contract, stages
 from tests import small
 
 WORDS = " ".join(map(str, range(small.VOCABULARY - 4)))
@@ -22,7 +23,7 @@ def run_of(stage, words=WORDS, **fields):
     tasks.make(cfg, tokenizer.vocab_size).init, jax.random.key(0)
   )
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
-  return runs.Run(epath.Path(f"W/{stage}"), cfg, tokenizer, params, 1)
+  return stages.Run(epath.Path(f"W/{stage}"), cfg, tokenizer, params, 1)
 
 
 @pytest.fixture(scope="module")

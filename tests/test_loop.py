@@ -19,9 +19,10 @@ import optax
 import pytest
 from etils import epath
 
-from fs_jax import checkpoint, config, loop, report, runs, tasks, types
+from fs_jax import config, loop, tasks, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors
+from fs_jax.runs import checkpoint, journal, stages
 from tests import small
 
 STEPS, BATCH = 8, 4
@@ -108,8 +109,8 @@ def lines(workdir):
   """metrics.jsonl without what a clock put there."""
   return [
     {k: v for k, v in line.items() if k not in small.CLOCKED}
-    for line in report.read(workdir / "fast")
-    if line["split"] != report.START
+    for line in journal.read(workdir / "fast")
+    if line["split"] != journal.START
   ]
 
 
@@ -144,7 +145,7 @@ def test_a_run_leaves_its_folder(whole):
   assert saved_steps(workdir) == [4, 6, 8]  # the newest three
   assert [line["step"] for line in lines(workdir)] == [2, 4, 6, 8]
   assert json.loads((folder / "DONE").read_text())["step"] == STEPS
-  assert runs.read_config(folder) == cfg_of()
+  assert stages.read_config(folder) == cfg_of()
   losses = [line["loss"] for line in lines(workdir)]
   assert losses[-1] != losses[0]
   assert {"loss", "grad_norm", "extra"} <= lines(workdir)[0].keys()
@@ -163,7 +164,7 @@ def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
 
   with mock.patch.object(checkpoint, "Checkpoints", here):
     with (
-      mock.patch.object(report.Report, "close", lambda self: None),
+      mock.patch.object(journal.Report, "close", lambda self: None),
       pytest.raises(Killed),
     ):
       fit(where, die_at=6, die=killed)
@@ -172,7 +173,7 @@ def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
   workdir, want = whole
   assert_same(state, want)
   assert lines(where) == lines(workdir)
-  for name in ("DONE", "config.json", "tokenizer.json", runs.PARAMETERS):
+  for name in ("DONE", "config.json", "tokenizer.json", stages.PARAMETERS):
     assert (where / "fast" / name).exists()
   assert list((where / "fast" / "tb").iterdir())
 
@@ -230,7 +231,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(whole, tmp_path, at):
   undisturbed, want = whole
   with pytest.raises(Killed):
     fit(tmp_path, die_at=at, die=killed)
-  assert not runs.finished(tmp_path / "fast")
+  assert not stages.finished(tmp_path / "fast")
   got = fit(tmp_path)
   assert_same(want, got)  # with the optimiser, bit for bit
   assert lines(tmp_path) == lines(undisturbed)
@@ -283,7 +284,7 @@ def test_told_to_stop_it_saves_and_goes_on_as_if_nothing_was(whole, tmp_path):
     fit(tmp_path, cfg, die_at=5, die=stop)
   assert signal.getsignal(signal.SIGTERM) == before
   assert saved_steps(tmp_path) == [5]  # heard on the way to it, kept after it
-  assert not runs.finished(tmp_path / "fast")
+  assert not stages.finished(tmp_path / "fast")
   assert_same(want, fit(tmp_path))
   assert lines(tmp_path) == lines(undisturbed)
 
@@ -296,7 +297,7 @@ def test_the_mesh_and_the_pace_may_change(whole, tmp_path):
   mesh = dataclasses.replace(cfg.mesh, data=1, topology="v5e:2x4")
   cfg = dataclasses.replace(cfg, mesh=mesh)
   assert_same(want, fit(tmp_path, cfg))
-  assert runs.read_config(tmp_path / "fast") == cfg
+  assert stages.read_config(tmp_path / "fast") == cfg
 
 
 def test_a_running_mean_follows_and_is_what_programs_read(tmp_path):
@@ -348,7 +349,7 @@ def test_steps_are_traced_when_asked_for(tmp_path):
 
 def test_parameters_are_listed_with_their_places(whole):
   workdir, _ = whole
-  listed = (workdir / "fast" / runs.PARAMETERS).read_text()
+  listed = (workdir / "fast" / stages.PARAMETERS).read_text()
   assert "fast/a/kernel" in listed and "(3, 2)" in listed
 
 
@@ -398,7 +399,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path, how, save_every):
   assert first <= bad + 1 <= last <= first + 3
   good = max(saved_steps(tmp_path))
   assert good == bad // save_every * save_every
-  assert not runs.finished(tmp_path / "fast")
+  assert not stages.finished(tmp_path / "fast")
   assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
   state = fit(tmp_path, cfg)  # from there, on better data
   assert int(state.step) == STEPS

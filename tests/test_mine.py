@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, encode, mine, rerank, runs, tasks
+from fs_jax import config, encode, mine, rerank, tasks
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.runs import stages
 from tests import small
 
 CAPTIONED, MORE, SIZE = 12, 7, 4
@@ -138,7 +139,7 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
   tok = tokenizers.train(["red fox", "blue car"], cfg.tokens)
   task = tasks.make(small.cfg("slow"), tok.vocab_size)
   params = task.init(jax.random.key(0))
-  slow = runs.Run(epath.Path(tmp_path), small.cfg("slow"), tok, params, 0)
+  slow = stages.Run(epath.Path(tmp_path), small.cfg("slow"), tok, params, 0)
   own = dataclasses.replace(
     source(CAPTIONED, "own"),
     all_captions=(("red fox", "blue red car fox"),) * CAPTIONED,

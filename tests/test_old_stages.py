@@ -12,7 +12,8 @@ import tarfile
 
 import pytest
 
-from fs_jax import calibrate, contract, runs
+from fs_jax import calibrate
+from fs_jax.runs import contract, stages
 
 ARCHIVE = pathlib.Path(__file__).parent / "fixtures" / "stages-e71db15.tar.xz"
 
@@ -27,11 +28,11 @@ def workdir(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", ["fast", "slow", "distill"])
 def test_a_stage_opens_with_the_parameters_it_had(workdir, stage):
-  run = runs.load(workdir / stage)
+  run = stages.load(workdir / stage)
   assert run.step == run.cfg.train.steps
   where = "distill" if stage == "distill" else "slow"
   # What that version noted of the parameters it fitted weights for.
-  noted = json.loads((workdir / where / runs.FIT).read_text())["contract"]
+  noted = json.loads((workdir / where / stages.FIT).read_text())["contract"]
   model = "slow" if stage == "slow" else "fast"
   assert contract.digest(run.params[model]) == noted[model]["digest"]
   assert run.tokenizer.hash == noted[model]["tokenizer"]

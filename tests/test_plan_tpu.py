@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fs_jax import checksums, config, hlo, loop, plan, plans
+from fs_jax import config, hlo, loop, plan, plans
 from fs_jax.machine import hardware, sharding
+from fs_jax.runs import checksums
 from tests import lowered, small
 
 if importlib.util.find_spec("libtpu") is None:

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from fs_jax import report
 from fs_jax.machine.pods import local
+from fs_jax.runs import journal
 from tests import runs
 
 pytestmark = pytest.mark.own
@@ -72,7 +72,7 @@ def train(workdir, stage, layout, *arguments):
 
 def validations(folder: pathlib.Path) -> dict[int, tuple[float, float]]:
   """Step to R@1 and R@5."""
-  lines = [x for x in report.read(folder) if x["split"] == "validation"]
+  lines = [x for x in journal.read(folder) if x["split"] == "validation"]
   return {line["step"]: (line["R@1"], line["R@5"]) for line in lines}
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import calibrate, index, rankers, rerank, runs, store, types
+from fs_jax import calibrate, index, rankers, rerank, store, types
+from fs_jax.runs import stages
 from tests import small, test_rerank
 
 C, Q, L = 30, 7, 6
@@ -133,7 +134,7 @@ def encoded(monkeypatch):
 
 def test_fast_is_the_index(encoded):
   vectors = np.random.default_rng(3).normal(size=(C, 4)).astype(np.float32)
-  ranker = rankers.Fast(cast(runs.Run, None), index.exact(vectors), depth=9)
+  ranker = rankers.Fast(cast(stages.Run, None), index.exact(vectors), depth=9)
   found = ranker(text_of(Q))
   order = np.argsort(-encoded @ vectors.T, axis=1)[:, :9]
   np.testing.assert_array_equal(found.rows, order)
@@ -146,7 +147,7 @@ def test_in_group_scores_every_member_and_only_those(encoded):
   groups = np.stack([rng.permutation(C)[:5] for _ in range(Q)]).astype(np.int32)
   groups[2, 3:] = -1  # a smaller group
   text, scorer, fit = text_of(Q), Judge(), fit_of()
-  fast = rankers.fast_in_group(cast(runs.Run, None), vectors, text, groups)
+  fast = rankers.fast_in_group(cast(stages.Run, None), vectors, text, groups)
   slow = cast(rerank.Scorer, scorer)
   both = rankers.reranked_in_group(fast, slow, fit, text)
   alone = rankers.slow_in_group(slow, text, groups)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import report, uploads
 from fs_jax.machine import console, errors, processes
+from fs_jax.runs import journal, uploads
 
 WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
 
 
 @pytest.fixture
 def folder(tmp_path):
-  (tmp_path / report.METRICS).write_text(
+  (tmp_path / journal.METRICS).write_text(
     "".join(json.dumps({"step": s, "loss": s / 8}) + "\n" for s in (2, 4, 6))
   )
   return tmp_path
@@ -27,14 +27,14 @@ def folder(tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
-  made = report.Report(tmp_path, "fast", 0, 10)
+  made = journal.Report(tmp_path, "fast", 0, 10)
   yield made
   made.close()
 
 
 def read(folder):
   """Lines but those that say when a process started."""
-  return [x for x in report.read(folder) if x.get("split") != report.START]
+  return [x for x in journal.read(folder) if x.get("split") != journal.START]
 
 
 def steps(folder):
@@ -44,8 +44,8 @@ def steps(folder):
 def test_a_folder_of_a_store_gets_whole_files(bucket):
   """Nothing can be appended there: lines and events are written together."""
   where = epath.Path("gs://bucket/W/fast")
-  (where / report.METRICS).write_text('{"step": 2, "split": "train"}\n')
-  log = report.Report(where, "fast", 4, 10)
+  (where / journal.METRICS).write_text('{"step": 2, "split": "train"}\n')
+  log = journal.Report(where, "fast", 4, 10)
   log.train(6, WINDOW, 8)
   assert steps(where) == [2]  # at the next upload
   log.keep()
@@ -67,7 +67,7 @@ def test_nobody_waits_for_a_slow_store(bucket, monkeypatch):
     sent.append(text.count('"split": "train"'))
 
   where = epath.Path("gs://bucket/W/fast")
-  log = report.Report(where, "fast", 0, 10)
+  log = journal.Report(where, "fast", 0, 10)
   log.keep()
   monkeypatch.setattr(uploads, "EVERY", -1.0)
   monkeypatch.setattr(uploads.files, "write_text", slowly)
@@ -93,7 +93,7 @@ def test_a_store_that_failed_for_a_while_has_all_lines(
   """Only a save insists: it must not be known before its lines are."""
   monkeypatch.setattr(uploads, "EVERY", -1.0)
   where = epath.Path("gs://bucket/W/fast")
-  log = report.Report(where, "fast", 0, 10)
+  log = journal.Report(where, "fast", 0, 10)
   with monkeypatch.context() as during:
 
     def fails(path, text):
@@ -128,38 +128,38 @@ def test_a_store_that_failed_for_a_while_has_all_lines(
   ],
 )
 def test_every_is_due_at_multiples_and_at_the_end(n, last, due):
-  at = [step for step in range(1, last + 1) if report.every(n, step, last)]
+  at = [step for step in range(1, last + 1) if journal.every(n, step, last)]
   assert at == due
 
 
 def test_nothing_written_is_nothing_read(tmp_path):
-  assert report.read(tmp_path) == []
+  assert journal.read(tmp_path) == []
 
 
 def test_a_last_line_cut_short_is_left_out(folder):
-  with open(folder / report.METRICS, "a") as file:
+  with open(folder / journal.METRICS, "a") as file:
     file.write('{"step": 8, "lo')
   assert steps(folder) == [2, 4, 6]
 
 
 def test_a_broken_line_in_the_middle_is_named(folder):
-  path = folder / report.METRICS
+  path = folder / journal.METRICS
   path.write_text(path.read_text().replace('{"step": 4', '{"step" 4'))
   with pytest.raises(ValueError, match=r'line 2 must be JSON; got .*"step" 4'):
-    report.read(folder)
+    journal.read(folder)
 
 
 @pytest.mark.parametrize(
   ("start", "kept"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6])]
 )
 def test_lines_past_the_checkpoint_are_dropped(folder, start, kept):
-  before = (folder / report.METRICS).read_text().splitlines()
-  with open(folder / report.METRICS, "a") as file:
+  before = (folder / journal.METRICS).read_text().splitlines()
+  with open(folder / journal.METRICS, "a") as file:
     file.write('{"step": 8, "lo')
-  log = report.Report(folder, "fast", start, 10)
-  after = (folder / report.METRICS).read_text().splitlines()
+  log = journal.Report(folder, "fast", start, 10)
+  after = (folder / journal.METRICS).read_text().splitlines()
   assert after[:-1] == before[: len(kept)]
-  assert json.loads(after[-1])["split"] == report.START
+  assert json.loads(after[-1])["split"] == journal.START
   log.write(start + 1, "train", {"loss": 1.0})  # starts a line of its own
   log.close()
   assert steps(folder) == [*kept, start + 1]
@@ -177,17 +177,17 @@ def test_train_writes_means_of_the_window(log, tmp_path):
 
 def test_rates_count_the_examples_of_the_window_only(log, monkeypatch):
   now = log.clock._since
-  monkeypatch.setattr(report.time, "perf_counter", lambda: now + 4)
+  monkeypatch.setattr(journal.time, "perf_counter", lambda: now + 4)
   assert log.train(2, WINDOW, 16)["examples_per_second"] == 2 * 16 / 4
-  monkeypatch.setattr(report.time, "perf_counter", lambda: now + 5)
+  monkeypatch.setattr(journal.time, "perf_counter", lambda: now + 5)
   assert log.train(3, WINDOW[:1], 16)["examples_per_second"] == 16
 
 
 def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
   now = [100.0]
-  monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
-  monkeypatch.setattr(report.time, "time", lambda: 1000 + now[0])
-  log = report.Report(tmp_path, "fast", 0, 10, flops=3e12, peak=1e13)
+  monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(journal.time, "time", lambda: 1000 + now[0])
+  log = journal.Report(tmp_path, "fast", 0, 10, flops=3e12, peak=1e13)
 
   def takes(seconds):
     now[0] += seconds
@@ -195,9 +195,9 @@ def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
   takes(10)  # to compile
   log.begin()
   for on, seconds in (
-    (report.DATA, 1),
-    (report.SAVING, 4),
-    (report.VALIDATION, 2),
+    (journal.DATA, 1),
+    (journal.SAVING, 4),
+    (journal.VALIDATION, 2),
   ):
     with log.clock.spent(on):
       takes(seconds)
@@ -214,17 +214,17 @@ def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
   assert got["host_memory_gib"] > 0.01
   # Started again, what was of use stays so, and the pause does not count.
   takes(20)
-  log = report.Report(tmp_path, "fast", 4, 10)
+  log = journal.Report(tmp_path, "fast", 4, 10)
   log.begin()
   takes(10)
   assert log.train(6, WINDOW, 16)["goodput"] == pytest.approx(16 / 50)
-  assert "mfu" not in report.read(tmp_path)[-1]  # of no known peak
+  assert "mfu" not in journal.read(tmp_path)[-1]  # of no known peak
   log.close()
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(processes, "is_first", lambda: False)
-  log = report.Report(tmp_path, "fast", 0, 10)
+  log = journal.Report(tmp_path, "fast", 0, 10)
   log.begin()
   assert log.train(2, WINDOW, 8)["loss"] == 3.0
   log.write(2, "validation", {"R@1": 0.5})
@@ -279,7 +279,7 @@ def test_results_are_not_mixed_with_progress(capsys):
 def test_a_bar_off_a_terminal_speaks_now_and_then(capsys, monkeypatch):
   assert not sys.stderr.isatty()
   now = [0.0]
-  monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
   with console.Bar("encode", 100, start=20) as bar:
     for at, done in ((5, 30), (12, 40), (15, 50), (16, 100)):
       now[0] = float(at)
@@ -294,7 +294,7 @@ def test_a_bar_off_a_terminal_speaks_now_and_then(capsys, monkeypatch):
 
 def test_a_patient_bar_is_silent_about_what_is_short(capsys, monkeypatch):
   now = [0.0]
-  monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
 
   def takes(seconds):
     with console.Bar("rank", 100, patience=5) as bar:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import calibrate, rerank, runs, store, tasks, types
+from fs_jax import calibrate, rerank, store, tasks, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
+from fs_jax.runs import stages
 from tests import small
 
 C = 11
@@ -37,7 +38,7 @@ def judge():
     lambda x: x + 0.2 * jnp.asarray(rng.normal(size=x.shape), jnp.float32),
     params,
   )
-  run = runs.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
+  run = stages.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
   levels = []
   for tokens in (4, 16):
     latent = rng.normal(size=(C, tokens, 8)).astype(np.float32)

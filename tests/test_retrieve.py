@@ -18,7 +18,6 @@ from fs_jax import (
   index,
   rerank,
   retrieve,
-  runs,
   store,
   tasks,
   types,
@@ -27,6 +26,7 @@ from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models.text import PAD
+from fs_jax.runs import stages
 from tests import small
 
 C = 270  # more than the most candidates
@@ -38,8 +38,8 @@ class Made(NamedTuple):
 
   search: retrieve.Retriever
   scorer: rerank.Scorer
-  fast: runs.Run
-  slow: runs.Run
+  fast: stages.Run
+  slow: stages.Run
   memories: store.Store
 
 
@@ -52,7 +52,7 @@ def run_of(stage, tokenizer):
     lambda x: x + 0.2 * jnp.asarray(rng.normal(size=x.shape), jnp.float32),
     params,
   )
-  return runs.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
+  return stages.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ import pytest
 from etils import epath
 from jax.sharding import PartitionSpec
 
-from fs_jax import config, loop, optim, report, runs, tasks, trees, types
+from fs_jax import config, loop, optim, tasks, trees, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import sharding
+from fs_jax.runs import journal, stages
 from tests import lowered, small
 
 MESHES = {
@@ -89,7 +90,7 @@ def trained(stage, mesh, parts=1):
       frozen=frozen,
       devices=devices,
     )
-    lines = report.read(f"{workdir}/{cfg.folder}")
+    lines = journal.read(f"{workdir}/{cfg.folder}")
     return state, [x for x in lines if x["split"] == "train"]
 
 
@@ -183,8 +184,8 @@ def test_parameters_are_listed_with_their_places(tmp_path):
   on = sharding.mesh(MESHES["data=2 fsdp=2 model=2"])
   made = loop.program(cfg_of("slow", config.Mesh(2, 2, 2)), 12, on)
   said = []
-  runs.describe(epath.Path(tmp_path), made.state.params, said.append)
-  rows = (tmp_path / runs.PARAMETERS).read_text().splitlines()
+  stages.describe(epath.Path(tmp_path), made.state.params, said.append)
+  rows = (tmp_path / stages.PARAMETERS).read_text().splitlines()
   (row,) = (r for r in rows if "/level0/" in r and "/up/kernel" in r)
   assert "(None, 'fsdp', 'model')" in row
   (row,) = (r for r in rows if "/level0/" in r and "/up/bias" in r)

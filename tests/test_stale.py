@@ -15,8 +15,9 @@ import jax
 import pytest
 from etils import epath
 
-from fs_jax import answers, rankers, runs, study
+from fs_jax import answers, rankers, study
 from fs_jax.machine import files
+from fs_jax.runs import stages
 from tests import programs
 
 QUERIES = 12
@@ -117,7 +118,7 @@ def test_what_was_deleted_is_made_again(evaluated, tmp_path, lost):
 
 
 def fit_with(workdir: pathlib.Path, **changes) -> None:
-  path = workdir / "distill" / runs.FIT
+  path = workdir / "distill" / stages.FIT
   values = json.loads(path.read_text())
   values["fit"] |= changes
   path.write_text(json.dumps(values))

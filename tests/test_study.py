@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import answers, loop, report, runs, study, train, weigh
+from fs_jax import answers, loop, study, train, weigh
+from fs_jax.runs import journal, stages
 from tests import tiny
 
 STAGES = ("fast", "slow", "distill")
@@ -22,7 +23,7 @@ class Killed(Exception):
 
 class Made(NamedTuple):
   folder: pathlib.Path
-  report: dict
+  journal: dict
 
 
 def quickstart(folder, seed=0):
@@ -93,7 +94,7 @@ def test_a_study_leaves_its_report_and_its_page(whole):
   for row in made["rows"]:
     assert row["name"] in html
   for stage in STAGES:
-    assert runs.finished(folder / stage)
+    assert stages.finished(folder / stage)
 
 
 @pytest.mark.bitwise
@@ -114,7 +115,7 @@ def test_a_study_killed_on_its_way_ends_with_the_same_numbers(whole, killed):
 def test_each_step_is_said_once(whole, killed):
   for made in (whole, killed):
     for stage in STAGES:
-      lines = report.read(made.folder / stage)
+      lines = journal.read(made.folder / stage)
       steps = [line["step"] for line in lines if line["split"] == "train"]
       cfg = tiny.get_config(stage).train
       assert steps == [*range(cfg.log_every, cfg.steps + 1, cfg.log_every)]

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import (
-  calibrate,
-  config,
-  runs,
-  tasks,
-  train,
-  trees,
-  validation,
-  weigh,
-)
+from fs_jax import calibrate, config, tasks, train, trees, validation, weigh
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import build, slow
+from fs_jax.runs import stages
 from tests import small
 
 N = 24
@@ -37,7 +29,7 @@ def run_of(stage, **fields):
     lambda x: jnp.asarray(draw.normal(0, 0.4, x.shape), jnp.float32),
     jax.eval_shape(task.init, jax.random.key(0)),
   )
-  return runs.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
+  return stages.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
 
 
 def source_of():

@@ -7,8 +7,8 @@ refused for test_mends.py.
 import pytest
 from etils import epath
 
-from fs_jax import runs
 from fs_jax import workdir as workdirs
+from fs_jax.runs import stages
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def workdir(tmp_path):
   workdir = epath.Path(tmp_path)
   for stage in ("fast", "slow", "distill"):
     (workdir / stage).mkdir()
-    (workdir / stage / runs.DONE).touch()
+    (workdir / stage / stages.DONE).touch()
   return workdir
 
 

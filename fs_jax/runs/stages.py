@@ -16,7 +16,9 @@ import jax
 from clu import parameter_overview
 from etils import epath
 
-from fs_jax import checkpoint, config, configdict, contract, types
+from fs_jax import config, configdict, types
+from fs_jax.runs import checkpoint
+from fs_jax.runs import contract
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import files, processes, provenance
 from fs_jax.models import build

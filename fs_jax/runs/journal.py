@@ -17,7 +17,7 @@ import numpy as np
 import tensorboardX
 from etils import epath
 
-from fs_jax import uploads
+from fs_jax.runs import uploads
 from fs_jax.machine import console, errors, files, hardware, processes
 
 METRICS = "metrics.jsonl"

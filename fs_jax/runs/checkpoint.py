@@ -15,7 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fs_jax import checksums, config, types
+from fs_jax import config, types
+from fs_jax.runs import checksums
 from fs_jax.machine import errors
 
 _WINDOW, _SUMS = "window", "sums"
