@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import evaluate, parts, rankers, types
-from fs_jax import gallery as galleries
+from fs_jax import evaluate, parts, study_gallery, types
 from fs_jax.data import sources
 from fs_jax.machine import files, provenance
 from fs_jax.runs import contract
+from fs_jax.search import rankers
 
 DEPTH = 100  # Fast's list: what re-ranking and recall look at
 
@@ -127,7 +127,7 @@ def read_answers(folder: epath.Path) -> Answers:
 
 def ask_fasts(
   parts: parts.Parts,
-  gallery: galleries.Gallery,
+  gallery: study_gallery.Gallery,
   asked: Queries,
   prefix: str = "",
 ) -> dict[str, evaluate.Result]:
@@ -156,7 +156,7 @@ def ask_fasts(
 
 def ask_all(
   parts: parts.Parts,
-  gallery: galleries.Gallery,
+  gallery: study_gallery.Gallery,
   asked: Queries,
   ks: tuple[int, ...],
 ) -> dict[str, evaluate.Result]:
@@ -192,7 +192,7 @@ def ask_all(
 
 
 def used_on(
-  gallery: galleries.Gallery, ks: tuple[int, ...]
+  gallery: study_gallery.Gallery, ks: tuple[int, ...]
 ) -> dict[str, list[int]]:
   """Candidates that `ask_all` re-ranks with each Fast's weights."""
   used: dict[str, list[int]] = {}
@@ -202,7 +202,7 @@ def used_on(
 
 
 def _reranked_over(
-  gallery: galleries.Gallery, ks: tuple[int, ...]
+  gallery: study_gallery.Gallery, ks: tuple[int, ...]
 ) -> list[tuple[str, str, int]]:
   """(row of the table, Fast, candidates) of everything that is re-ranked."""
   over = [("fast_rerank@20", "fast", 20)]
@@ -211,7 +211,7 @@ def _reranked_over(
 
 
 def _asked_of(
-  gallery: galleries.Gallery,
+  gallery: study_gallery.Gallery,
   asked: Queries,
   name: str = "",
   *,
@@ -258,7 +258,7 @@ def _asked_of(
 
 
 def made_from(
-  gallery: galleries.Gallery, asked: Queries
+  gallery: study_gallery.Gallery, asked: Queries
 ) -> provenance.Contract:
   """What a report of all rankers follows from, by ranker."""
   everything: dict[str, Mapping[str, Any]] = {}
@@ -287,19 +287,19 @@ def _score(name: str, said: Answers, truth: evaluate.Truth) -> evaluate.Result:
   )
 
 
-def _fast(gallery: galleries.Gallery, name: str) -> rankers.Fast:
+def _fast(gallery: study_gallery.Gallery, name: str) -> rankers.Fast:
   return rankers.Fast(gallery.fasts[name], gallery.indices[name], DEPTH)
 
 
 def _reranked(
-  gallery: galleries.Gallery, name: str, k: int
+  gallery: study_gallery.Gallery, name: str, k: int
 ) -> rankers.Reranked:
   base = _fast(gallery, name)
   return rankers.Reranked(base, gallery.scorer, gallery.fits[name], k)
 
 
 def _fast_inside(
-  gallery: galleries.Gallery, asked: Queries, name: str
+  gallery: study_gallery.Gallery, asked: Queries, name: str
 ) -> types.Candidates:
   return rankers.fast_in_group(
     gallery.fasts[name],
@@ -310,7 +310,7 @@ def _fast_inside(
 
 
 def _reranked_inside(
-  gallery: galleries.Gallery, asked: Queries, name: str
+  gallery: study_gallery.Gallery, asked: Queries, name: str
 ) -> types.Candidates:
   inside = _fast_inside(gallery, asked, name)
   return rankers.reranked_in_group(

@@ -13,10 +13,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import bench, rerank, retrieve, store, workdir
+from fs_jax import bench
+from fs_jax.gallery import memories
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.runs import stages
+from fs_jax.search import rerank, searcher, workdir
 
 RERANKED = 20  # candidates a query, as launch.search
 LATER = 5  # calls of each batch after its first
@@ -87,8 +89,8 @@ def waits(
     yield Batch(len(some), before, _wait(search, some, later))
 
 
-def _wait(search: retrieve.Retriever, asked: Sequence[str], later: int) -> Wait:
-  def ask() -> retrieve.Answer:
+def _wait(search: searcher.Retriever, asked: Sequence[str], later: int) -> Wait:
+  def ask() -> searcher.Answer:
     return search(asked, rerank_k=RERANKED)
 
   with compile_cache.counting() as first:
@@ -135,7 +137,7 @@ def padding(
 
 
 def _exact(
-  slow: stages.Run, memories: store.Store, text: np.ndarray, rows: np.ndarray
+  slow: stages.Run, memories: memories.Store, text: np.ndarray, rows: np.ndarray
 ) -> Callable[[], np.ndarray]:
   """The same scores in blocks as large as their pairs are many."""
   model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)

@@ -11,8 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import answers, config, parts, study
-from fs_jax import gallery as galleries
+from fs_jax import answers, config, parts, study, study_gallery
 from fs_jax.machine import console, files
 from fs_jax.runs import journal, stages
 
@@ -52,7 +51,7 @@ def _evidence_of(
   longer = cfgs.pop("fast_longer")
   study.train_all(parts, cfgs)
   study.train_all(parts, {"fast_longer": _as_long(longer, parts)})
-  gallery = galleries.open_gallery(
+  gallery = study_gallery.open_gallery(
     parts, "test", ("fast", "fast_longer", "distill")
   )
   tokenizer = gallery.slow.tokenizer
@@ -89,7 +88,7 @@ def _as_long(cfg: config.Config, parts: parts.Parts) -> config.Config:
 
 
 def _all_captions(
-  parts: parts.Parts, gallery: galleries.Gallery
+  parts: parts.Parts, gallery: study_gallery.Gallery
 ) -> list[dict[str, Any]]:
   """Fasts on every caption of the split: they cost nothing, and differ less.
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fs_jax import calibrate, config
+from fs_jax import config
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import console, provenance
 from fs_jax.runs import contract, stages
+from fs_jax.search import fusion
 
 # Where parameters are named and where the config describes them.
 _MODELS = {
@@ -78,7 +79,7 @@ def check_entropy(
     tau: temperature.
   """
   mask = np.ones(h.shape, bool)
-  entropy = calibrate.teacher_entropy(h, n, mask, gamma=gamma, tau=tau)
+  entropy = fusion.teacher_entropy(h, n, mask, gamma=gamma, tau=tau)
   most = float(np.log(h.shape[1]))
   console.say(
     f"{cfg.folder}: the teacher's mean entropy is {entropy:.3f} nats of at "

@@ -8,10 +8,12 @@ says which of them each caption explains: that is what Fast has to learn.
 import numpy as np
 from etils import epath
 
-from fs_jax import config, encode, exact, rerank
+from fs_jax import config
 from fs_jax.data import pipeline, sources
+from fs_jax.gallery import encode, exact
 from fs_jax.machine import console, files, provenance
 from fs_jax.runs import contract, stages
+from fs_jax.search import rerank
 
 JUDGED = 128  # lists between two words of progress
 

@@ -16,9 +16,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from fs_jax import attention, cases, figures
+from fs_jax import cases, figures
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import files
+from fs_jax.search import grounding
 
 
 class Look(NamedTuple):
@@ -26,7 +27,7 @@ class Look(NamedTuple):
 
   text: str
   picture: np.ndarray  # uint8 [T,H,W,3]
-  words: Sequence[attention.Word]
+  words: Sequence[grounding.Word]
 
 
 def write(
@@ -179,13 +180,13 @@ def _looks(looks: Sequence[Look], credit: str) -> str:
 
 
 def _readings(
-  words: Sequence[attention.Word],
-) -> tuple[list[attention.Word], list[attention.Word]]:
+  words: Sequence[grounding.Word],
+) -> tuple[list[grounding.Word], list[grounding.Word]]:
   """Words of both readings without EOS, both in the order of the text."""
   end = tokenizers.SPECIAL[tokenizers.Tokenizer.eos]
   forward, backward = (
     [w for w in words if w.direction == direction and w.token != end]
-    for direction in attention.DIRECTIONS
+    for direction in grounding.DIRECTIONS
   )
   return forward, backward[::-1]
 

@@ -15,21 +15,20 @@ from etils import epath
 
 from fs_jax import (
   answers,
-  attention,
   cases,
   config,
   configdict,
   evaluate,
   page,
   parts,
+  study_gallery,
   train,
-  weigh,
 )
-from fs_jax import gallery as galleries
 from fs_jax.data import sources
 from fs_jax.machine import console, files, provenance
 from fs_jax.runs import contract, journal
 from fs_jax.runs import stages as stages_
+from fs_jax.search import grounding, weigh
 
 SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn
@@ -128,7 +127,7 @@ def evaluate_split(
   """All rankers of a workdir on a split; returns the report it wrote."""
   kept = parts.Parts(workdir / "gallery" / split / f"queries-{queries}")
   fasts = tuple(weigh.weigh_all(workdir))
-  gallery = galleries.open_gallery(parts.Parts(workdir), split, fasts)
+  gallery = study_gallery.open_gallery(parts.Parts(workdir), split, fasts)
   cfg = gallery.slow.cfg
   asked = answers.questions(gallery.source, gallery.slow.tokenizer, queries)
   results = answers.ask_all(kept, gallery, asked, KS)
@@ -160,7 +159,7 @@ def quickstart(
     for stage in ("fast", "slow", "distill")
   }
   train_all(parts, cfgs)
-  gallery = galleries.open_gallery(parts, "test", ("fast", "distill"))
+  gallery = study_gallery.open_gallery(parts, "test", ("fast", "distill"))
   asked = answers.questions(
     gallery.source, gallery.slow.tokenizer, 64 if small else QUERIES
   )
@@ -190,7 +189,7 @@ def quickstart(
   return made
 
 
-def digests(gallery: galleries.Gallery) -> dict[str, str]:
+def digests(gallery: study_gallery.Gallery) -> dict[str, str]:
   """SHA-256 of every stage's parameters: equal ones were trained equally."""
   trained = gallery.fasts | {"slow": gallery.slow}
   return {name: contract.digest(run.params) for name, run in trained.items()}
@@ -198,7 +197,7 @@ def digests(gallery: galleries.Gallery) -> dict[str, str]:
 
 def draw(
   parts: parts.Parts,
-  gallery: galleries.Gallery,
+  gallery: study_gallery.Gallery,
   asked: answers.Queries,
   made: Mapping[str, Any],
 ) -> None:
@@ -219,7 +218,7 @@ def draw(
   for choice in choices[:LOOKS]:
     text = asked.texts[choice.query]
     picture = source.visuals([int(positives[choice.query, 0])])[0]
-    words = attention.word_attention(gallery.slow, picture, text)
+    words = grounding.word_attention(gallery.slow, picture, text)
     looks.append(page.Look(text, picture, words))
   stages = ("fast", "slow", "distill")
   curves = {s: journal.read(stages_.folder(parts.folder, s)) for s in stages}

@@ -12,22 +12,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import (
-  calibrate,
-  config,
-  lineage,
-  loop,
-  mine,
-  rerank,
-  tasks,
-  trees,
-  types,
-  weigh,
-)
+from fs_jax import config, lineage, loop, mine, tasks, trees, types
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import processes, sharding
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rerank, weigh
 
 MakeValidate = Callable[[config.Config, tokenizers.Tokenizer], loop.Validate]
 
@@ -107,7 +97,7 @@ def train(
 
 def _teacher_fit(
   cfg: config.Config, workdir: epath.PathLike, teacher: stages.Run | None
-) -> calibrate.Fit | None:
+) -> fusion.Fit | None:
   """What was fitted for the teacher's own scores, for these parameters.
 
   With the Fast that it began with; weights that are missing, or were made from
@@ -119,7 +109,7 @@ def _teacher_fit(
   began = teacher.cfg.init.stage or cfg.init.stage
   if stages.finished(stages.folder(workdir, began)):
     weigh.weigh(workdir, began, teacher.cfg.folder)
-  return calibrate.load(teacher.folder, teacher.contract)
+  return fusion.load(teacher.folder, teacher.contract)
 
 
 def _listen(

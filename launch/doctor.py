@@ -107,7 +107,7 @@ def _package(
 def _scann():
   if not _version("scann"):
     return "scann", "-", "optional", "exact search serves; pip install scann"
-  from fs_jax import index
+  from fs_jax.gallery import index
 
   if index._scann() is None:
     mend = "reinstall it, or index with --kind=exact"

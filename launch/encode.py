@@ -13,8 +13,8 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from fs_jax import encode
 from fs_jax.data import sources
+from fs_jax.gallery import encode
 from fs_jax.runs import stages
 from launch import cli
 

@@ -14,8 +14,9 @@ of other models, and ends.
 from absl import flags
 from etils import epath
 
-from fs_jax import evaluate, study, weigh
+from fs_jax import evaluate, study
 from fs_jax.machine import compile_cache
+from fs_jax.search import weigh
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "trained fast, slow, distill")

@@ -16,8 +16,8 @@ from typing import Any, cast
 from absl import flags
 from etils import epath
 
-from fs_jax import corpus, encode, index
 from fs_jax.data import pipeline, sources
+from fs_jax.gallery import corpus, encode, index
 from fs_jax.machine import provenance
 from fs_jax.runs import stages
 from launch import cli

@@ -17,9 +17,9 @@ from rich import markup
 from rich import table as rich_table
 
 from fs_jax import cases
-from fs_jax import workdir as workdirs
 from fs_jax.machine import compile_cache
 from fs_jax.runs import stages
+from fs_jax.search import workdir as workdirs
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "trained stages")

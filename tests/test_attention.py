@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import attention, config, tasks
+from fs_jax import config, tasks
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.runs import stages
+from fs_jax.search import grounding
 
 TEXTS = ("a red circle left of a blue square", "a blue circle above a star")
 
@@ -55,7 +56,7 @@ def picture(seed: int, frames: int = 1) -> np.ndarray:
   return draw.integers(0, 256, (frames, 32, 32, 3), np.uint8)
 
 
-def reading(words: list[attention.Word], direction: str) -> list:
+def reading(words: list[grounding.Word], direction: str) -> list:
   return [word for word in words if word.direction == direction]
 
 
@@ -67,7 +68,7 @@ def run() -> stages.Run:
 @pytest.mark.parametrize(("separate", "frames"), [(False, 1), (True, 2)])
 def test_each_token_has_a_distribution_per_level(separate, frames):
   run = make_run(separate, frames)
-  words = attention.word_attention(run, picture(0, frames), TEXTS[0])
+  words = grounding.word_attention(run, picture(0, frames), TEXTS[0])
   forward, backward = reading(words, "forward"), reading(words, "backward")
   assert [word.token for word in forward] == [*TEXTS[0].split(), "</s>"]
   backwards = [*reversed(TEXTS[0].split()), "</s>"]
@@ -81,7 +82,7 @@ def test_each_token_has_a_distribution_per_level(separate, frames):
 
 
 def test_log_p_is_that_of_both_readings(run):
-  words = attention.word_attention(run, picture(0), TEXTS[0])
+  words = grounding.word_attention(run, picture(0), TEXTS[0])
   model = build.slow_model(run.cfg, run.tokenizer.vocab_size)
   text = jnp.asarray(run.tokenizer.encode([TEXTS[0]]))
 
@@ -106,8 +107,8 @@ def test_log_p_is_that_of_both_readings(run):
 def test_a_word_sees_only_the_words_read_before_it(run):
   """Maps lie at the input before their token: another token changes later."""
   one, two = "a red circle above", "a red square above"
-  first = attention.word_attention(run, picture(0), one)
-  second = attention.word_attention(run, picture(0), two)
+  first = grounding.word_attention(run, picture(0), one)
+  second = grounding.word_attention(run, picture(0), two)
   for direction, changed in (("forward", 2), ("backward", 1)):
     ours, theirs = reading(first, direction), reading(second, direction)
     assert ours[changed].token == "circle"
@@ -123,8 +124,8 @@ def test_a_word_sees_only_the_words_read_before_it(run):
 
 
 def test_attention_follows_the_picture(run):
-  first = attention.word_attention(run, picture(0), TEXTS[0])
-  second = attention.word_attention(run, picture(1), TEXTS[0])
+  first = grounding.word_attention(run, picture(0), TEXTS[0])
+  second = grounding.word_attention(run, picture(1), TEXTS[0])
   assert np.abs(first[1].maps[1] - second[1].maps[1]).max() > 1e-3
   assert first[1].log_p != second[1].log_p
 
@@ -135,4 +136,4 @@ def test_a_matching_slow_is_refused(run):
   cfg = dataclasses.replace(run.cfg, slow=slow, init=init)
   other = run._replace(cfg=cfg)
   with pytest.raises(ValueError, match="predicts words"):
-    attention.word_attention(other, picture(0), TEXTS[0])
+    grounding.word_attention(other, picture(0), TEXTS[0])

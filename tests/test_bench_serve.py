@@ -5,8 +5,10 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
-from fs_jax import bench_serve, rerank, store, workdir
+from fs_jax import bench_serve
+from fs_jax.gallery import memories as memory_store
 from fs_jax.runs import stages
+from fs_jax.search import rerank, workdir
 from tests import programs, test_rerank
 
 
@@ -30,7 +32,7 @@ class Opened(NamedTuple):
   """As much of a `workdir.Opened` as the benchmark asks for."""
 
   slow: stages.Run | None = None
-  memories: store.Store | None = None
+  memories: memory_store.Store | None = None
 
   def retriever(self):
     return Searcher()
@@ -56,9 +58,11 @@ def test_first_answers_are_told_from_later_ones():
 
 def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
   run, memory = test_rerank.judge()
-  with store.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
+  with memory_store.Writer(
+    tmp_path / "s", {"slow": run.slow_contract}
+  ) as writer:
     writer.append(memory, [f"v{i}" for i in range(test_rerank.C)])
-  memories = store.Store(tmp_path / "s")
+  memories = memory_store.Store(tmp_path / "s")
   texts = ("1 2 3", "1", "4 5 6 7")
   made = served(texts, slow=run, memories=memories)
   found = bench_serve.padding(made, 3, 5, calls=2)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from fs_jax import calibrate
+from fs_jax.search import fusion
 
 
 def drawn(a, c, gamma, *, queries=4000, k=12, scale=20.0, seed=0):
@@ -45,7 +45,7 @@ def nll_of(data, a, c, gamma):
 )
 def test_recovers_what_made_the_data(a, c, gamma):
   data = drawn(a, c, gamma)
-  fitted = calibrate.fit(**data, errors=0)
+  fitted = fusion.fit(**data, errors=0)
   assert fitted.gamma == gamma
   np.testing.assert_allclose(fitted.tau, 1 / a, rtol=0.1)
   np.testing.assert_allclose(fitted.beta, 20 * c / a, rtol=0.15)
@@ -59,7 +59,7 @@ def test_recovers_what_made_the_data(a, c, gamma):
 
 def test_is_the_least_of_an_obvious_search():
   data = drawn(0.6, 0.5, 0.5, queries=120)
-  fitted = calibrate.fit(**data, gammas=(0.5,), errors=0)
+  fitted = fusion.fit(**data, gammas=(0.5,), errors=0)
   found = optimize.minimize(
     lambda x: nll_of(data, *np.abs(x), 0.5), [1, 1], method="Nelder-Mead"
   )
@@ -72,8 +72,8 @@ def test_is_the_least_of_an_obvious_search():
 def test_the_least_weight_of_fast_that_is_as_likely():
   """Within a standard error of the likeliest, and a smaller one is not."""
   data = drawn(0.6, 0.5, 0.5, queries=150)
-  best = calibrate.fit(**data, gammas=(0.5,), errors=0)
-  fitted = calibrate.fit(**data, gammas=(0.5,))
+  best = fusion.fit(**data, gammas=(0.5,), errors=0)
+  fitted = fusion.fit(**data, gammas=(0.5,))
   assert 0 < fitted.beta < best.beta
 
   def each(tau, beta):  # nats of every query
@@ -97,16 +97,16 @@ def test_fast_that_says_what_slow_says_gets_no_weight():
   u = data["h"] / np.sqrt(data["n"])[:, None]
   noise = np.random.default_rng(2).normal(size=u.shape)
   dots = 0.02 * (u - u.mean(axis=1, keepdims=True)) + 0.05 * noise
-  fitted = calibrate.fit(**data | {"dots": dots})
+  fitted = fusion.fit(**data | {"dots": dots})
   assert fitted.beta == 0.0
   np.testing.assert_allclose(fitted.tau, 1 / 0.7, rtol=0.1)
 
 
 def test_shift_of_a_list_and_units_change_nothing():
   data = drawn(0.6, 0.5, 0.0, queries=300)
-  a = calibrate.fit(**data, gammas=(0.0,))
+  a = fusion.fit(**data, gammas=(0.0,))
   moved = data | {"h": 10 * data["h"] - 1e4 * np.arange(300)[:, None]}
-  b = calibrate.fit(**moved, gammas=(0.0,))
+  b = fusion.fit(**moved, gammas=(0.0,))
   np.testing.assert_allclose(b.tau, 10 * a.tau, rtol=1e-4)
   np.testing.assert_allclose(b.beta, 10 * a.beta, rtol=1e-4)
 
@@ -114,14 +114,14 @@ def test_shift_of_a_list_and_units_change_nothing():
 def test_fast_that_misleads_gets_no_weight():
   data = drawn(0.7, 0.0, 0.5)
   data["dots"] = data["dots"] - 0.1 * data["positives"]
-  fitted = calibrate.fit(**data)
+  fitted = fusion.fit(**data)
   assert fitted.beta == 0.0
   np.testing.assert_allclose(fitted.tau, 1 / 0.7, rtol=0.1)
 
 
 def test_fast_without_spread_gets_no_weight():
   data = drawn(0.7, 0.0, 0.5, queries=500)
-  fitted = calibrate.fit(**data | {"dots": np.full_like(data["dots"], 0.3)})
+  fitted = fusion.fit(**data | {"dots": np.full_like(data["dots"], 0.3)})
   assert fitted.beta == 0.0
 
 
@@ -133,12 +133,12 @@ def test_slow_that_says_nothing_is_refused(how):
   else:
     h = data["h"] - 5 * np.sqrt(data["n"])[:, None] * data["positives"]
   with pytest.raises(ValueError, match="train Slow longer"):
-    calibrate.fit(**data | {"h": h})
+    fusion.fit(**data | {"h": h})
 
 
 def test_masked_candidates_and_queries_without_positive_do_not_count():
   data = drawn(0.7, 0.4, 0.5, queries=400)
-  plain = calibrate.fit(**data)
+  plain = fusion.fit(**data)
   wide = {
     f: np.pad(data[f], ((0, 50), (0, 3)))
     for f in ("h", "dots", "positives", "mask")
@@ -147,7 +147,7 @@ def test_masked_candidates_and_queries_without_positive_do_not_count():
   wide["positives"][:, -3:] = True  # masked, so no positives
   wide["mask"][400:, :5] = True  # lists without positive
   n = np.pad(data["n"], (0, 50), constant_values=7)
-  found = calibrate.fit(**wide, n=n, scale=data["scale"])
+  found = fusion.fit(**wide, n=n, scale=data["scale"])
   assert found == dataclasses.replace(
     plain,
     k=15,
@@ -163,7 +163,7 @@ def test_several_positives_share_their_probability():
   data = drawn(0.6, 0.5, 0.5, queries=150)
   extra = np.random.default_rng(1).random(data["h"].shape) < 0.1
   data["positives"] |= extra
-  fitted = calibrate.fit(**data, gammas=(0.5,), errors=0)
+  fitted = fusion.fit(**data, gammas=(0.5,), errors=0)
   a, c = 1 / fitted.tau, fitted.beta / fitted.tau / data["scale"]
   np.testing.assert_allclose(fitted.nll, nll_of(data, a, c, 0.5), atol=1e-9)
   for da, dc in ((0.05, 0), (-0.05, 0), (0, 0.05), (0, -0.05)):
@@ -173,7 +173,7 @@ def test_several_positives_share_their_probability():
 def test_perfect_scores_stay_finite():
   data = drawn(1.0, 1.0, 0.0, queries=50)
   h = np.where(data["positives"], -10.0, -30.0)
-  fitted = calibrate.fit(**data | {"h": h})
+  fitted = fusion.fit(**data | {"h": h})
   assert fitted.nll < 1e-3
   assert 0.1 < fitted.tau < 10 and np.isfinite(fitted.beta)
 
@@ -181,13 +181,13 @@ def test_perfect_scores_stay_finite():
 def test_equal_lengths_choose_no_normalisation():
   data = drawn(0.5, 0.5, 0.0, queries=300)
   data["n"] = np.full(300, 11)
-  assert calibrate.fit(**data).gamma == 0.0
+  assert fusion.fit(**data).gamma == 0.0
 
 
 def test_the_order_of_the_fit_is_the_order_of_p():
   data = drawn(0.7, 0.4, 0.5, queries=300)
-  fitted = calibrate.fit(**data)
-  u = calibrate.normalised(data["h"], data["n"], fitted.gamma)
+  fitted = fusion.fit(**data)
+  u = fusion.normalised(data["h"], data["n"], fitted.gamma)
   a, c = 1 / fitted.tau, fitted.beta / fitted.tau / data["scale"]
   p = special.softmax(a * u + c * data["scale"] * data["dots"], axis=1)
   np.testing.assert_array_equal(
@@ -210,38 +210,38 @@ def test_the_order_of_the_fit_is_the_order_of_p():
 def test_fit_refuses(change, message):
   data = drawn(1.0, 1.0, 0.5, queries=3, k=4)
   with pytest.raises(ValueError, match=message):
-    calibrate.fit(**data | change)
+    fusion.fit(**data | change)
 
 
 def test_teacher_entropy():
   n = np.array([4, 9])
   flat = np.zeros((2, 3))
   some = np.array([[True, True, False], [True, True, True]])
-  both = calibrate.teacher_entropy(flat, n, some, gamma=0.5, tau=1.0)
+  both = fusion.teacher_entropy(flat, n, some, gamma=0.5, tau=1.0)
   np.testing.assert_allclose(both, (np.log(2) + np.log(3)) / 2)
   h = np.array([[-1.0, -3.0, -2.0], [-5.0, -4.0, -9.0]])
   u = h / np.sqrt(n)[:, None] / 0.7
   p = special.softmax(u, axis=1)
   all_ = np.ones((2, 3), bool)
   np.testing.assert_allclose(
-    calibrate.teacher_entropy(h, n, all_, gamma=0.5, tau=0.7),
+    fusion.teacher_entropy(h, n, all_, gamma=0.5, tau=0.7),
     -(p * np.log(p)).sum(axis=1).mean(),
   )
-  sure = calibrate.teacher_entropy(h, n, all_, gamma=0.0, tau=1e-4)
+  sure = fusion.teacher_entropy(h, n, all_, gamma=0.0, tau=1e-4)
   assert sure == 0.0
   empty = np.array([[False] * 3, [True] * 3])
   np.testing.assert_allclose(
-    calibrate.teacher_entropy(flat, n, empty, gamma=0.0, tau=1.0), np.log(3)
+    fusion.teacher_entropy(flat, n, empty, gamma=0.0, tau=1.0), np.log(3)
   )
   with pytest.raises(ValueError, match="tau"):
-    calibrate.teacher_entropy(h, n, all_, gamma=0.0, tau=0.0)
+    fusion.teacher_entropy(h, n, all_, gamma=0.0, tau=0.0)
   with pytest.raises(ValueError, match="candidate"):
-    calibrate.teacher_entropy(h, n, ~all_, gamma=0.0, tau=1.0)
+    fusion.teacher_entropy(h, n, ~all_, gamma=0.0, tau=1.0)
 
 
 def test_a_fit_survives_json():
-  fitted = calibrate.fit(**drawn(0.7, 0.4, 0.5, queries=100))
+  fitted = fusion.fit(**drawn(0.7, 0.4, 0.5, queries=100))
   values = json.loads(json.dumps(fitted.to_dict()))
-  assert calibrate.Fit.from_dict(values) == fitted
+  assert fusion.Fit.from_dict(values) == fitted
   with pytest.raises(ValueError, match="fields"):
-    calibrate.Fit.from_dict({"beta": 1.0})
+    fusion.Fit.from_dict({"beta": 1.0})

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fs_jax import corpus, types
+from fs_jax import types
+from fs_jax.gallery import corpus
 from fs_jax.machine import files
 
 FAST = {"image_size": 64, "digest": "abc"}

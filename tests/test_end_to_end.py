@@ -15,23 +15,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import (
-  calibrate,
-  configdict,
-  corpus,
-  encode,
-  index,
-  rerank,
-  retrieve,
-  store,
-  tasks,
-  train,
-  types,
-  validation,
-  weigh,
-)
+from fs_jax import configdict, tasks, train, types, validation
 from fs_jax.data import sources
+from fs_jax.gallery import corpus, encode, index, memories
 from fs_jax.runs import journal, stages
+from fs_jax.search import fusion, rerank, searcher, weigh
 from tests import programs, small, tiny
 
 STAGES = ("fast", "slow", "distill")
@@ -44,7 +32,7 @@ class Made(NamedTuple):
   workdir: pathlib.Path
   stages: dict[str, stages.Run]
   corpus: types.Corpus
-  store: store.Store
+  memories: memories.Store
   index: index.Index
   source: sources.Source  # the gallery
 
@@ -65,7 +53,7 @@ def opened(workdir, source):
     workdir,
     loaded,
     corpus.load(gallery / "corpus", fast),
-    store.Store(gallery / "store", slow),
+    memories.Store(gallery / "store", slow),
     index.load(gallery / "index", fast),
     source,
   )
@@ -188,9 +176,9 @@ def queries(second):
 def retriever(second):
   fast, slow = second.runs["distill"], second.runs["slow"]
   parts = {"fast": fast.fast_contract, "slow": slow.slow_contract}
-  fit = calibrate.load(second.workdir / "distill", parts)
+  fit = fusion.load(second.workdir / "distill", parts)
   scorer = rerank.Scorer(slow, second.store)
-  return retrieve.Retriever(fast, second.index, scorer, fit), scorer, fit
+  return searcher.Retriever(fast, second.index, scorer, fit), scorer, fit
 
 
 def test_answers_are_what_the_parts_say(second, queries, retriever):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import corpus as corpora
-from fs_jax import exact, index, types
+from fs_jax import types
+from fs_jax.gallery import corpus as corpora
+from fs_jax.gallery import exact, index
 from fs_jax.machine import errors, files
 from tests import compilations, programs
 

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from fs_jax import calibrate, evaluate, study
+from fs_jax import evaluate, study
 from fs_jax.machine import errors
 from fs_jax.runs import journal, stages
+from fs_jax.search import fusion
 from launch import cli
 from tests import programs, small
 
@@ -45,7 +46,7 @@ def test_training_leaves_every_stage_ready(workdir):
   judge = stages.load(workdir / "slow").slow_contract
   for stage, fast in (("slow", "fast"), ("distill", "distill")):
     other = stages.load(workdir / fast).fast_contract
-    fit = calibrate.load(workdir / stage, {"fast": other, "slow": judge})
+    fit = fusion.load(workdir / stage, {"fast": other, "slow": judge})
     assert fit.tau > 0
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, encode, mine, rerank, tasks
+from fs_jax import config, mine, tasks
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.gallery import encode
 from fs_jax.runs import stages
+from fs_jax.search import rerank
 from tests import small
 
 CAPTIONED, MORE, SIZE = 12, 7, 4

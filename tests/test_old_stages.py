@@ -12,8 +12,8 @@ import tarfile
 
 import pytest
 
-from fs_jax import calibrate
 from fs_jax.runs import contract, stages
+from fs_jax.search import fusion
 
 ARCHIVE = pathlib.Path(__file__).parent / "fixtures" / "stages-e71db15.tar.xz"
 
@@ -43,7 +43,7 @@ def test_weights_without_a_schema_are_refused_with_their_command(
   workdir, stage
 ):
   with pytest.raises(ValueError) as error:
-    calibrate.load(workdir / stage)
+    fusion.load(workdir / stage)
   said = str(error.value)
   assert "must be of schema 1 and kind 'weights'; got None and None" in said
   assert said.endswith(f"python -m launch.evaluate --fit --workdir={workdir}")

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from fs_jax import attention, cases, page, plots
+from fs_jax import cases, page, plots
+from fs_jax.search import grounding
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 CREDIT = "Drawings: <Somebody>, CC BY-SA 4.0"
@@ -88,7 +89,7 @@ def write(path, report=REPORT, text="a <b>star</b> & more"):
   hidden = case._replace(final=(), before=None)
   maps = (np.ones((1, 1)), np.eye(2) / 2)
   words = [
-    attention.Word(token, direction, log_p, maps)
+    grounding.Word(token, direction, log_p, maps)
     for direction, token, log_p in (
       ("forward", "<star>", -1.5),
       ("forward", "there", -0.5),

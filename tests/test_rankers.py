@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import calibrate, index, rankers, rerank, store, types
+from fs_jax import types
+from fs_jax.gallery import index, memories
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rankers, rerank
 from tests import small, test_rerank
 
 C, Q, L = 30, 7, 6
@@ -71,7 +73,7 @@ class Base:
 
 
 def fit_of(gamma=0.5, beta=3.0):
-  return calibrate.Fit(gamma, beta, 1.0, 0.0, (), 5, Q, 0)
+  return fusion.Fit(gamma, beta, 1.0, 0.0, (), 5, Q, 0)
 
 
 def judge():
@@ -201,9 +203,9 @@ def small_gallery(tmp_path):
   """A real judge of 16 visuals."""
   run, memory = test_rerank.judge()
   some = jax.tree.map(lambda x: np.resize(x, (16, *x.shape[1:])), memory)
-  with store.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
+  with memories.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
     writer.append(some, [f"v{i}" for i in range(16)])
-  return rerank.Scorer(run, store.Store(tmp_path / "s"), pairs=16)
+  return rerank.Scorer(run, memories.Store(tmp_path / "s"), pairs=16)
 
 
 def test_slow_over_few_visuals_is_timed_without_compiling(small_gallery):

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import calibrate, rerank, store, tasks, types
+from fs_jax import tasks, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rerank
 from tests import small
 
 C = 11
 
 
 def fit_of(gamma=0.5, beta=3.0):
-  return calibrate.Fit(gamma, beta, 1.0, 0.0, (), 5, 1, 0)
+  return fusion.Fit(gamma, beta, 1.0, 0.0, (), 5, 1, 0)
 
 
 @functools.cache
@@ -51,9 +53,11 @@ def judge():
 @pytest.fixture
 def memories(tmp_path):
   run, memory = judge()
-  with store.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
+  with memory_store.Writer(
+    tmp_path / "s", {"slow": run.slow_contract}
+  ) as writer:
     writer.append(memory, [f"v{i}" for i in range(C)])
-  return store.Store(tmp_path / "s", {"slow": run.slow_contract})
+  return memory_store.Store(tmp_path / "s", {"slow": run.slow_contract})
 
 
 @functools.cache

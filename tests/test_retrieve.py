@@ -12,21 +12,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import (
-  calibrate,
-  encode,
-  index,
-  rerank,
-  retrieve,
-  store,
-  tasks,
-  types,
-)
+from fs_jax import tasks, types
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.gallery import encode, index
+from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models.text import PAD
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rerank, searcher
 from tests import small
 
 C = 270  # more than the most candidates
@@ -36,11 +30,11 @@ WORDS = tuple(map(str, range(small.VOCABULARY - 4)))
 class Made(NamedTuple):
   """A searcher and its parts."""
 
-  search: retrieve.Retriever
+  search: searcher.Retriever
   scorer: rerank.Scorer
   fast: stages.Run
   slow: stages.Run
-  memories: store.Store
+  memories: memory_store.Store
 
 
 def run_of(stage, tokenizer):
@@ -66,14 +60,14 @@ def made(tmp_path_factory):
     latent = rng.normal(size=(C, tokens, 8)).astype(np.float32)
     levels.append(types.Level(latent, np.ones((C, tokens), bool)))
   folder = tmp_path_factory.mktemp("gallery") / "store"
-  with store.Writer(folder, {"slow": slow.slow_contract}) as writer:
+  with memory_store.Writer(folder, {"slow": slow.slow_contract}) as writer:
     writer.append(types.Memory(tuple(levels)), [f"v{i}" for i in range(C)])
-  memories = store.Store(folder)
+  memories = memory_store.Store(folder)
   vectors = rng.normal(size=(C, 8)).astype(np.float32)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   scorer = rerank.Scorer(slow, memories, pairs=64)
-  fit = calibrate.Fit(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
-  search = retrieve.Retriever(fast, index.exact(vectors), scorer, fit)
+  fit = fusion.Fit(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
+  search = searcher.Retriever(fast, index.exact(vectors), scorer, fit)
   return Made(search, scorer, fast, slow, memories)
 
 
@@ -153,7 +147,7 @@ def test_answers_are_those_of_unpadded_shapes(warm, queries, k):
 
 def test_fast_alone_is_warmed_too(made):
   vectors = np.eye(8, dtype=np.float32)
-  search = retrieve.Retriever(made.fast, index.exact(vectors))
+  search = searcher.Retriever(made.fast, index.exact(vectors))
   search.warm()
   with compile_cache.counting() as count:
     for queries in (1, 5, 65):

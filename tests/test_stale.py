@@ -15,9 +15,10 @@ import jax
 import pytest
 from etils import epath
 
-from fs_jax import answers, rankers, study
+from fs_jax import answers, study
 from fs_jax.machine import files
 from fs_jax.runs import stages
+from fs_jax.search import rankers
 from tests import programs
 
 QUERIES = 12

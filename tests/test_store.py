@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import store, types
+from fs_jax import types
+from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import errors, files
 
 SLOW = {"levels": 2, "precision": "float32", "digest": "abc"}
@@ -39,7 +40,7 @@ def names(size):
 
 def write(folder, memory, *, batch=3, precision="float32", shard_rows=4):
   size = len(memory.levels[0].latent)
-  with store.Writer(
+  with memory_store.Writer(
     folder,
     {"slow": SLOW | {"precision": precision}},
     shard_bytes=shard_rows * ROW,
@@ -63,7 +64,7 @@ def same(a, b):
 def test_round_trip(tmp_path, batch, shard_rows, masked):
   memory = memories(11, masked=masked)
   write(tmp_path / "s", memory, batch=batch, shard_rows=shard_rows)
-  read = store.Store(tmp_path / "s", expected={"slow": SLOW})
+  read = memory_store.Store(tmp_path / "s", expected={"slow": SLOW})
   assert len(read) == 11
   assert read.ids == tuple(names(11))
   assert read.bytes_per_item == ROW
@@ -83,7 +84,7 @@ def test_records_are_plain_little_endian(tmp_path):
 
 def test_missing_rows_are_zero_and_masked(tmp_path):
   write(tmp_path / "s", memories(5))
-  read = store.Store(tmp_path / "s")
+  read = memory_store.Store(tmp_path / "s")
   got = read.read(np.array([[4, -1], [-1, -1]], np.int32))
   for (tokens, width), (latent, mask) in zip(SHAPES, got.levels, strict=True):
     assert latent.shape == (2, 2, tokens, width)
@@ -101,7 +102,7 @@ def test_missing_rows_are_zero_and_masked(tmp_path):
 def test_a_store_may_hold_more_than_the_index(tmp_path):
   memory = memories(6, masked=(2,))
   write(tmp_path / "s", memory, shard_rows=2)
-  read = store.Store(tmp_path / "s", ids=["v5", "v2", "v3"])
+  read = memory_store.Store(tmp_path / "s", ids=["v5", "v2", "v3"])
   assert (len(read), read.ids) == (3, ("v5", "v2", "v3"))
   same(read.read(np.array([0, 1, 2])), cut(memory, [5, 2, 3]))
   got = read.read(np.array([[1, -1]]))
@@ -109,7 +110,7 @@ def test_a_store_may_hold_more_than_the_index(tmp_path):
   with pytest.raises(ValueError, match=r"rows: must be -1 or in 0\.\.2"):
     read.read(np.array([3]))
   with pytest.raises(ValueError, match=r"1 of 2 missing, first 'd'. do this"):
-    store.Store(tmp_path / "s", ids=["v1", "d"], mend="do this")
+    memory_store.Store(tmp_path / "s", ids=["v1", "d"], mend="do this")
 
 
 def test_arrays_of_jax_are_taken(tmp_path):
@@ -118,7 +119,7 @@ def test_arrays_of_jax_are_taken(tmp_path):
     tuple(types.Level(jnp.asarray(x), jnp.asarray(m)) for x, m in memory.levels)
   )
   write(tmp_path / "s", on_device)
-  same(store.Store(tmp_path / "s").read(np.arange(2)), memory)
+  same(memory_store.Store(tmp_path / "s").read(np.arange(2)), memory)
 
 
 def test_what_does_not_fit_is_refused_and_nothing_stays(tmp_path):
@@ -131,7 +132,7 @@ def test_what_does_not_fit_is_refused_and_nothing_stays(tmp_path):
   for late, ids, says in cases:
     with (
       pytest.raises(ValueError, match=says),
-      store.Writer(tmp_path / "s", {"slow": SLOW}) as writer,
+      memory_store.Writer(tmp_path / "s", {"slow": SLOW}) as writer,
     ):
       writer.append(memory, names(2))
       writer.append(late, ids)
@@ -140,7 +141,7 @@ def test_what_does_not_fit_is_refused_and_nothing_stays(tmp_path):
   with pytest.raises(ValueError, match="one of float32; got 'int8'"):
     write(tmp_path / "s", memory, precision="int8")
   with pytest.raises(ValueError, match=r"slow\.precision.*got None"):
-    store.Writer(tmp_path / "s", {})
+    memory_store.Writer(tmp_path / "s", {})
   assert list(tmp_path.iterdir()) == []
 
 
@@ -166,15 +167,15 @@ def test_full_disk_keeps_the_old_store(tmp_path, monkeypatch):
   with pytest.raises(errors.DiskFull, match=r"/s: needs space"):
     write(tmp_path / "s", memories(9, seed=1))
   assert [p.name for p in tmp_path.iterdir()] == ["s"]
-  same(store.Store(tmp_path / "s").read(np.arange(5)), old)
+  same(memory_store.Store(tmp_path / "s").read(np.arange(5)), old)
 
 
 def test_damaged_or_foreign_stores_are_refused(tmp_path):
   write(tmp_path / "s", memories(5))
   with pytest.raises(ValueError, match=r"slow\.digest.*do this"):
     other = {"slow": SLOW | {"digest": "xyz"}}
-    store.Store(tmp_path / "s", expected=other, mend="do this")
+    memory_store.Store(tmp_path / "s", expected=other, mend="do this")
   with open(tmp_path / "s/level0-00001.bin", "r+b") as file:
     file.truncate(100)
   with pytest.raises(ValueError, match=r"'level0-00001\.bin' must have 128"):
-    store.Store(tmp_path / "s")
+    memory_store.Store(tmp_path / "s")

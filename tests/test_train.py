@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import calibrate, config, tasks, train, trees, validation, weigh
+from fs_jax import config, tasks, train, trees, validation
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import build, slow
 from fs_jax.runs import stages
+from fs_jax.search import fusion, weigh
 from tests import small
 
 N = 24
@@ -141,8 +142,8 @@ def test_weights_of_other_captions_are_fitted_again(tmp_path):
 
   found, made_from = needed(source)
   assert found
-  fit = calibrate.Fit(1.0, 0.0, 1.0, 0.0, (), 2, 1, 0)
-  calibrate.save(slow.folder, fit, made_from)
+  fit = fusion.Fit(1.0, 0.0, 1.0, 0.0, (), 2, 1, 0)
+  fusion.save(slow.folder, fit, made_from)
   assert not needed(source)[0]
   captions = (("another one",), *source.all_captions[1:])
   assert needed(dataclasses.replace(source, all_captions=captions))[0]

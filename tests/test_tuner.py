@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fs_jax import tuner
+from fs_jax.gallery import tuner
 
 TREE = tuner.Tree(100_000, 475, 200_000)
 

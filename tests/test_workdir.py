@@ -7,8 +7,8 @@ refused for test_mends.py.
 import pytest
 from etils import epath
 
-from fs_jax import workdir as workdirs
 from fs_jax.runs import stages
+from fs_jax.search import workdir as workdirs
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import corpus, store, types
+from fs_jax import types
 from fs_jax.data import pipeline, sources
+from fs_jax.gallery import corpus
+from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import console, provenance
 from fs_jax.models import build
 from fs_jax.runs import contract, stages
@@ -102,20 +104,22 @@ def write_store(
   *,
   stale: provenance.Stale = "refuse",
   mend: str = "",
-) -> store.Store:
+) -> memory_store.Store:
   """Encodes a gallery's memories into `folder`, unless they are there.
 
   Arguments and errors as `write_corpus`; `run` is a trained Slow.
   """
   parts = contracts_of(run, source)
   if provenance.folder_needed(folder, "store", parts, stale=stale, mend=mend):
-    with store.Writer(folder, parts) as writer:
+    with memory_store.Writer(folder, parts) as writer:
       start = 0
       for memory in memories(run, source):
         size = len(memory.levels[0].mask)
         writer.append(memory, source.ids[start : start + size])
         start += size
-  return store.Store(folder, parts, hashes=False, mend=mend)  # just checked
+  return memory_store.Store(
+    folder, parts, hashes=False, mend=mend
+  )  # just checked
 
 
 def contracts_of(

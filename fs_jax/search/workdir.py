@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from etils import epath
 
-from fs_jax import calibrate, encode, index, rerank, retrieve, store
 from fs_jax.data import sources
+from fs_jax.gallery import encode, index
+from fs_jax.gallery import memories as memory_store
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rerank, searcher
 
 
 class Found(NamedTuple):
@@ -81,8 +83,8 @@ class Opened(NamedTuple):
   fast: stages.Run
   searched: index.Index
   slow: stages.Run | None  # this and what follows: None where Fast is alone
-  memories: store.Store | None
-  fit: calibrate.Fit | None
+  memories: memory_store.Store | None
+  fit: fusion.Fit | None
 
   def scorer(self) -> rerank.Scorer | None:
     """Slow over the gallery."""
@@ -90,9 +92,9 @@ class Opened(NamedTuple):
       return None
     return rerank.Scorer(self.slow, self.memories)
 
-  def retriever(self) -> retrieve.Retriever:
+  def retriever(self) -> searcher.Retriever:
     """What answers questions."""
-    return retrieve.Retriever(self.fast, self.searched, self.scorer(), self.fit)
+    return searcher.Retriever(self.fast, self.searched, self.scorer(), self.fit)
 
 
 def open_to_search(
@@ -117,12 +119,12 @@ def open_to_search(
   if not slow:
     return Opened(found, source, fast, searched, None, None, None)
   judge = stages.load(found.slow)
-  memories = store.Store(
+  memories = memory_store.Store(
     found.store,
     {**judge.contract, "split": made_from["split"]},
     ids=searched.ids,
     hashes=False,
     mend=mend,
   )
-  fit = calibrate.load(found.fit, {**fast.contract, **judge.contract})
+  fit = fusion.load(found.fit, {**fast.contract, **judge.contract})
   return Opened(found, source, fast, searched, judge, memories, fit)

@@ -7,10 +7,11 @@ number of candidates; those of anything else are fitted anew.
 import numpy as np
 from etils import epath
 
-from fs_jax import calibrate, encode, exact, rerank, store
 from fs_jax.data import pipeline, sources
+from fs_jax.gallery import encode, exact, memories
 from fs_jax.machine import processes, provenance
 from fs_jax.runs import contract, stages
+from fs_jax.search import fusion, rerank
 
 
 def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
@@ -69,7 +70,7 @@ def weights_needed(
     "captions": contract.captions(source.all_captions),
     "weights": {"candidates": last.cfg.weights.candidates},
   }
-  known = provenance.record(last.folder / stages.FIT, calibrate.KIND, made_from)
+  known = provenance.record(last.folder / stages.FIT, fusion.KIND, made_from)
   return known is None, made_from
 
 
@@ -88,16 +89,16 @@ def _weigh(fast: stages.Run, slow: stages.Run) -> None:
     slow, source, slow.folder / "validation", stale="remake"
   )
   fit = _fit(fast, slow, memories, source, last.cfg.weights.candidates)
-  calibrate.save(last.folder, fit, made_from)
+  fusion.save(last.folder, fit, made_from)
 
 
 def _fit(
   fast: stages.Run,
   slow: stages.Run,
-  memories: store.Store,
+  memories: memories.Store,
   source: sources.Source,
   candidates: int,
-) -> calibrate.Fit:
+) -> fusion.Fit:
   """gamma, beta and tau from all validation captions."""
   vectors = encode.visual_vectors(fast, source)
   text, owner = pipeline.caption_table(source, fast.tokenizer)
@@ -106,7 +107,7 @@ def _fit(
   rows = np.asarray(rows)
   scorer = rerank.Scorer(slow, memories)
   scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
-  return calibrate.fit(
+  return fusion.fit(
     scorer(text, rows),
     rerank.targets(text),
     np.asarray(dots),

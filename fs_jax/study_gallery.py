@@ -10,10 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from fs_jax import calibrate, corpus, encode, index, parts, rerank, store
+from fs_jax import parts
 from fs_jax.data import pipeline, sources
+from fs_jax.gallery import corpus, encode, index
+from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import provenance
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rerank
 
 
 class Gallery(NamedTuple):
@@ -26,7 +29,7 @@ class Gallery(NamedTuple):
   indices: dict[str, index.Index]  # of each Fast
   vectors: dict[str, np.ndarray]
   scorer: rerank.Scorer
-  fits: dict[str, calibrate.Fit]  # of each Fast that re-ranking takes
+  fits: dict[str, fusion.Fit]  # of each Fast that re-ranking takes
   visuals: provenance.Contract  # whose they are: parts split and items
   models: dict[str, provenance.Contract]  # of each Fast and of "slow"
 
@@ -81,7 +84,7 @@ def open_gallery(
       kept / "store", "store", store_from, hashes=False
     ),
   )
-  memories = store.Store(
+  memories = memory_store.Store(
     kept / "store", store_from, mend=provenance.deletable(kept / "store")
   )
   fits = {}
@@ -89,7 +92,7 @@ def open_gallery(
     if name in loaded:
       run = loaded[name]
       where = judge.folder if run.cfg.stage == "fast" else run.folder
-      fits[name] = calibrate.load(where, {**run.contract, **judge.contract})
+      fits[name] = fusion.load(where, {**run.contract, **judge.contract})
   scorer = rerank.Scorer(judge, memories)
   models: dict[str, provenance.Contract] = {
     name: run.contract for name, run in loaded.items()

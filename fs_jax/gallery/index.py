@@ -21,9 +21,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from etils import epath
 
-from fs_jax import corpus as corpora
-from fs_jax import exact as exact_search
-from fs_jax import tuner, types
+from fs_jax import types
+from fs_jax.gallery import corpus as corpora
+from fs_jax.gallery import exact as exact_search
+from fs_jax.gallery import tuner
 from fs_jax.machine import errors, files, provenance
 from fs_jax.runs import contract as contracts
 

@@ -9,9 +9,11 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
-from fs_jax import calibrate, encode, index, rerank, types
+from fs_jax import types
+from fs_jax.gallery import encode, index
 from fs_jax.machine import compile_cache, console
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rerank
 
 Text = Int[np.ndarray, "Q L"]
 PATIENCE = 5.0  # seconds that Slow ranks before it says how far it is
@@ -81,7 +83,7 @@ class Reranked:
   """
 
   def __init__(
-    self, base: Ranker, scorer: rerank.Scorer, fit: calibrate.Fit, k: int
+    self, base: Ranker, scorer: rerank.Scorer, fit: fusion.Fit, k: int
   ):
     self._base, self._scorer, self._fit, self._k = base, scorer, fit, k
     self.stages_ms: dict[str, float] = {}
@@ -145,7 +147,7 @@ def fast_in_group(
 def reranked_in_group(
   fast: types.Candidates,
   scorer: rerank.Scorer,
-  fit: calibrate.Fit,
+  fit: fusion.Fit,
   text: Text,
 ) -> types.Candidates:
   """u + beta f.g of the same groups; rows stay in the order they came."""

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fs_jax import calibrate, encode, index, rankers, rerank, types
+from fs_jax import types
+from fs_jax.gallery import encode, index
 from fs_jax.machine import compile_cache
 from fs_jax.runs import stages
+from fs_jax.search import fusion, rankers, rerank
 
 MOST = 256  # candidates that `Retriever.warm` prepares for
 
@@ -36,7 +38,7 @@ class Retriever:
     fast: stages.Run,
     gallery: index.Index,
     scorer: rerank.Scorer | None = None,
-    fit: calibrate.Fit | None = None,
+    fit: fusion.Fit | None = None,
   ):
     self._fast, self._gallery = fast, gallery
     self._scorer, self._fit = scorer, fit

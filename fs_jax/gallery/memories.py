@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from fs_jax import corpus, types
+from fs_jax import types
+from fs_jax.gallery import corpus
 from fs_jax.machine import files, provenance
 from fs_jax.runs import contract as contracts
 

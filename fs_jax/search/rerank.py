@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from fs_jax import calibrate, store, types
+from fs_jax import types
+from fs_jax.gallery import memories
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.models.text import PAD
 from fs_jax.runs import stages
+from fs_jax.search import fusion
 
 # Scored at once: a working set that fits caches and keeps a TPU fed.
 PAIRS = 256
@@ -59,7 +61,7 @@ class Scorer:
   """
 
   def __init__(
-    self, run: stages.Run, memories: store.Store, *, pairs: int = PAIRS
+    self, run: stages.Run, memories: memories.Store, *, pairs: int = PAIRS
   ):
     self._params, self._store = run.params["slow"], memories
     self._length = run.cfg.tokens.length
@@ -207,7 +209,7 @@ def rerank(
   found: types.Candidates,
   h: Float[np.ndarray, "Q K"],
   n: Float[np.ndarray, " Q"],
-  fit: calibrate.Fit,
+  fit: fusion.Fit,
 ) -> types.Candidates:
   """The first K candidates ordered by u + beta f.g, the others behind them.
 
