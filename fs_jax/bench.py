@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fs_jax import config, losses, ring, types
+from fs_jax import config, types
 from fs_jax.gallery import index, tuner
 from fs_jax.machine import compile_cache, sharding
 from fs_jax.models import slow as slow_models
 from fs_jax.search import rerank
+from fs_jax.train import losses, ring
 
 RUNS = 20
 CHUNK = 1024  # of a loss: a tile of 4 MB stays in a cache

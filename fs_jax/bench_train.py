@@ -34,9 +34,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fs_jax import config, gradients, loop, losses, peer, types
+from fs_jax import config, peer, types
 from fs_jax.machine import compile_cache, hardware, sharding
 from fs_jax.models import build, layers, vision
+from fs_jax.train import gradients, loop, losses
 
 PEER = str(pathlib.Path(__file__).with_name("peer_open_clip.py"))
 VOCABULARY, LENGTH = 49_408, 77  # of open_clip's ViT-B-16

@@ -22,13 +22,13 @@ from fs_jax import (
   page,
   parts,
   study_gallery,
-  train,
 )
 from fs_jax.data import sources
 from fs_jax.machine import console, files, provenance
 from fs_jax.runs import contract, journal
 from fs_jax.runs import stages as stages_
 from fs_jax.search import grounding, weigh
+from fs_jax.train import train
 
 SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn

@@ -18,7 +18,8 @@ import re
 from absl import flags
 from ml_collections import config_flags
 
-from fs_jax import config, configdict, plan, plans
+from fs_jax import config, configdict
+from fs_jax.train.plan import plan, table
 from launch import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -42,10 +43,10 @@ _README = "launch/README.md"
 
 
 def main(_) -> None:
-  plans.on_cpu()
+  table.on_cpu()
   if _ALL.value:
-    jobs = _JOBS.value or plans.at_once()
-    plans.everything(_recipes(), _FOLDER, _README, jobs)
+    jobs = _JOBS.value or table.at_once()
+    table.everything(_recipes(), _FOLDER, _README, jobs)
     return
   cli.need("config")
   cfg = configdict.parse(_CONFIG.value)
@@ -60,7 +61,7 @@ def main(_) -> None:
     )
     return
   name = " ".join(cli.config_words()).removeprefix("--config=")
-  plans.one(name, cfg, _OUT.value or _FOLDER)
+  table.one(name, cfg, _OUT.value or _FOLDER)
 
 
 def _recipes() -> dict[str, config.Config]:

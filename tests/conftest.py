@@ -30,7 +30,8 @@ from fsspec.implementations import memory
 # Shapes and types of every call into these modules are checked. Modules that
 # define pytree dataclasses stay out: jax rebuilds those with non-arrays inside.
 jaxtyping.install_import_hook(
-  ["fs_jax.models", "fs_jax.losses", "fs_jax.ring"], "beartype.beartype"
+  ["fs_jax.models", "fs_jax.train.losses", "fs_jax.train.ring"],
+  "beartype.beartype",
 )
 
 # A broadcast that adds an axis has to be written out.

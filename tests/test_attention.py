@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, tasks
+from fs_jax import config
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.runs import stages
 from fs_jax.search import grounding
+from fs_jax.train import tasks
 
 TEXTS = ("a red circle left of a blue square", "a blue circle above a star")
 

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import bench_train, configdict, loop, peer
+from fs_jax import bench_train, configdict, peer
 from fs_jax.machine import sharding
 from fs_jax.models import flops
+from fs_jax.train import loop
 from tests import programs, small
 
 # A peer that says what it is asked; `do: leave` ends it, as a crash would.

@@ -11,7 +11,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, tasks
+from fs_jax import config, configdict
+from fs_jax.train import tasks
 from tests import small
 
 

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, loop, tasks, train, trees
+from fs_jax import config, configdict, trees
 from fs_jax.machine import sharding
+from fs_jax.train import loop, tasks, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import tasks, types
+from fs_jax import types
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.gallery import encode
 from fs_jax.models import build
 from fs_jax.runs import stages
+from fs_jax.train import tasks
 from tests import small
 
 N = 11

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import pytest
 
-from fs_jax import config, hlo, loop, plan
+from fs_jax import config
 from fs_jax.machine import sharding
 from fs_jax.models import flops
+from fs_jax.train import loop
+from fs_jax.train.plan import hlo, plan
 from tests import small
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, gradients, tasks, types
+from fs_jax import config, types
 from fs_jax.machine import sharding
+from fs_jax.train import gradients, tasks
 from tests import small
 
 ON = sharding.mesh(config.Mesh(1), jax.devices()[:1])

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fs_jax import hlo
+from fs_jax.train.plan import hlo
 
 ROW = 4000  # bytes of 1000 float32
 RING = [(i, (i + 1) % 4) for i in range(4)]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, lineage, tasks
+from fs_jax import config
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.runs import contract, stages
+from fs_jax.train import lineage, tasks
 from tests import small
 
 WORDS = " ".join(map(str, range(small.VOCABULARY - 4)))

@@ -19,10 +19,11 @@ import optax
 import pytest
 from etils import epath
 
-from fs_jax import config, loop, tasks, types
+from fs_jax import config, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors
 from fs_jax.runs import checkpoint, journal, stages
+from fs_jax.train import loop, tasks
 from tests import small
 
 STEPS, BATCH = 8, 4

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import losses
+from fs_jax.train import losses
 
 B, M, E = 5, 2, 4
 # Visuals 0 and 3 are one; captions 1 and 6 are one string; row 4 is padding.

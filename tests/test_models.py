@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, gradients, tasks, types
+from fs_jax import config, types
 from fs_jax.models import build, fast, layers, slow, vision
+from fs_jax.train import gradients, tasks
 from tests import lowered, small
 
 LONG = 10  # rows of the position tables; texts have small.LENGTH

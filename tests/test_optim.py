@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from fs_jax import config, optim, tasks, trees
+from fs_jax import config, trees
+from fs_jax.train import optim, tasks
 from tests import small
 
 # As the models name them; a stack of two layers, of width 4 in two heads.

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, pair_scores, tasks
+from fs_jax import config
 from fs_jax.machine import sharding
 from fs_jax.models import build
+from fs_jax.train import pair_scores, tasks
 from tests import small
 
 SLOW = small.slow(levels=1)

@@ -7,8 +7,10 @@ import json
 import jax
 import pytest
 
-from fs_jax import config, hlo, loop, plan
+from fs_jax import config
 from fs_jax.machine import hardware, sharding
+from fs_jax.train import loop
+from fs_jax.train.plan import hlo, plan
 from tests import lowered, small
 
 V5E = hardware.tpu("v5e:2x4")

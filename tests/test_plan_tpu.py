@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fs_jax import config, hlo, loop, plan, plans
+from fs_jax import config
 from fs_jax.machine import hardware, sharding
 from fs_jax.runs import checksums
+from fs_jax.train import loop
+from fs_jax.train.plan import hlo, plan, table
 from tests import lowered, small
 
 if importlib.util.find_spec("libtpu") is None:
@@ -118,7 +120,7 @@ def test_what_does_not_fit_is_told_what_would(tmp_path, capsys):
     mesh=config.Mesh(topology="v5e:2x4"),
     optim={"ema": 0.9},
   )
-  made = plans.one("configs/big.py:fast", cfg, str(tmp_path))
+  made = table.one("configs/big.py:fast", cfg, str(tmp_path))
   assert not made.fits
   assert made.times is None
   hbm = hardware.tpu("v5e").hbm

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import tasks, types
+from fs_jax import types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import compile_cache
@@ -16,6 +16,7 @@ from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.runs import stages
 from fs_jax.search import fusion, rerank
+from fs_jax.train import tasks
 from tests import small
 
 C = 11

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import tasks, types
+from fs_jax import types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.gallery import encode, index
 from fs_jax.gallery import memories as memory_store
@@ -21,6 +21,7 @@ from fs_jax.models import build
 from fs_jax.models.text import PAD
 from fs_jax.runs import stages
 from fs_jax.search import fusion, rerank, searcher
+from fs_jax.train import tasks
 from tests import small
 
 C = 270  # more than the most candidates

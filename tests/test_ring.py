@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, losses, ring
+from fs_jax import config
 from fs_jax.machine import sharding
+from fs_jax.train import losses, ring
 from tests import lowered, programs
 
 B, E = 24, 4

@@ -17,10 +17,11 @@ import pytest
 from etils import epath
 from jax.sharding import PartitionSpec
 
-from fs_jax import config, loop, optim, tasks, trees, types
+from fs_jax import config, trees, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import sharding
 from fs_jax.runs import journal, stages
+from fs_jax.train import loop, optim, tasks
 from tests import lowered, small
 
 MESHES = {

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import answers, loop, study, train
+from fs_jax import answers, study
 from fs_jax.runs import journal, stages
 from fs_jax.search import weigh
+from fs_jax.train import loop, train
 from tests import tiny
 
 STAGES = ("fast", "slow", "distill")

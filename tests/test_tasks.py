@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, gradients, losses, tasks
+from fs_jax import config
 from fs_jax.machine import sharding
 from fs_jax.models import build
+from fs_jax.train import gradients, losses, tasks
 from tests import small
 
 B = 8

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, tasks, train, trees, validation
+from fs_jax import config, trees, validation
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.models import build, slow
 from fs_jax.runs import stages
 from fs_jax.search import fusion, weigh
+from fs_jax.train import tasks, train
 from tests import small
 
 N = 24

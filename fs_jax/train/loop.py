@@ -18,11 +18,12 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from fs_jax import config, gradients, optim, tasks, trees, types
+from fs_jax import config, trees, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors, hardware, processes, sharding, trace
 from fs_jax.models import flops
 from fs_jax.runs import checkpoint, journal, stages
+from fs_jax.train import gradients, optim, tasks
 
 Step = Callable[..., tuple[types.TrainState, types.Metrics]]
 Validate = Callable[[types.Params], Mapping[str, float]]

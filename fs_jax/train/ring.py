@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from fs_jax import losses
 from fs_jax.machine import sharding
+from fs_jax.train import losses
 
 Sums = tuple[Any, ...]  # running values of rows: pytrees with R first
 Tile = Callable[[Any, Any, Sums, Sums], tuple[Sums, Sums]]

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from fs_jax import config, plan
+from fs_jax import config
 from fs_jax.machine import console, hardware
+from fs_jax.train.plan import plan
 
 _TRIES = 12  # compilations that look for something that fits
 # Where a table of all pairs is worth a ring: a quarter of a GB in float32.

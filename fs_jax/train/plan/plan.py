@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import config, hlo, loop, pair_scores
+from fs_jax import config
 from fs_jax.machine import hardware, sharding
 from fs_jax.models import flops
+from fs_jax.train import loop, pair_scores
+from fs_jax.train.plan import hlo
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "memory required for HLO temporaries (81.56G) exceeds available HBM (15.75G)",

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import config, lineage, loop, mine, tasks, trees, types
+from fs_jax import config, trees, types
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import processes, sharding
 from fs_jax.runs import stages
 from fs_jax.search import fusion, rerank, weigh
+from fs_jax.train import clusters as clustering
+from fs_jax.train import lineage, loop, tasks
 
 MakeValidate = Callable[[config.Config, tokenizers.Tokenizer], loop.Validate]
 
@@ -69,7 +71,7 @@ def train(
     with processes.first("clusters"):
       clusters = _clusters(cfg, donor, source, where)
       if teacher is not None and cfg.distill.teacher == "offline":
-        clusters = mine.judged(teacher, source, clusters, cfg, where)
+        clusters = clustering.judged(teacher, source, clusters, cfg, where)
     if teacher is not None:
       _listen(cfg, teacher, source, clusters, **trust)
 
@@ -154,7 +156,7 @@ def _clusters(
   more = None
   if cfg.data.uncaptioned:
     more = sources.open_split(cfg.data, cfg.data.uncaptioned, train=True)
-  return mine.clusters(fast, captioned, more, cfg, where)
+  return clustering.clusters(fast, captioned, more, cfg, where)
 
 
 def _tokenizer(

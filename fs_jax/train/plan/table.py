@@ -21,8 +21,9 @@ import jax
 import rich.table
 from etils import epath
 
-from fs_jax import advice, config, plan
+from fs_jax import config
 from fs_jax.machine import console, files, hardware, provenance
+from fs_jax.train.plan import advice, plan
 
 ROW = "plan"  # kind of a record
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
@@ -213,18 +214,22 @@ def key(cfg: config.Config) -> str:
 def _source() -> bytes:
   """SHA-256 of the code that runs: edited later, it is not what planned."""
   digest = hashlib.sha256()
-  here = pathlib.Path(plan.__file__).parent
-  for path in sorted([*here.glob("*.py"), *here.glob("models/*.py")]):
-    if path.stem in _SOURCE or path.parent.name == "models":
-      digest.update(path.read_bytes())
+  package = pathlib.Path(__file__).parents[2]
+  for name in _SOURCE:
+    path = package / name
+    for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+      digest.update(file.read_bytes())
   return digest.digest()
 
 
-_SOURCE = {
-  *("types", "config", "paths", "losses", "ring", "optim", "gradients"),
-  *("sharding", "tasks", "loop", "machines", "flops", "hlo", "plan"),
-  "validation",
-}
+# Below fs_jax: all that decides what is compiled, and what is made of it.
+_SOURCE = (
+  *("types.py", "config.py", "trees.py", "models"),
+  *("machine/sharding.py", "machine/hardware.py"),
+  *("train/losses.py", "train/ring.py", "train/optim.py"),
+  *("train/gradients.py", "train/tasks.py", "train/loop.py"),
+  *("train/pair_scores.py", "train/plan/hlo.py", "train/plan/plan.py"),
+)
 
 
 def summary(made: plan.Plan) -> str:

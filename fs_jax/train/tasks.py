@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fs_jax import config, losses, ring, types
+from fs_jax import config, types
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
+from fs_jax.train import losses, ring
 
 
 def make(
