@@ -29,7 +29,7 @@ from collections.abc import Mapping
 import jax
 from absl import flags
 
-from fs_jax import bench, bench_serve, bench_train, peer
+from fs_jax.evaluate.speed import baseline, serving, timing, train_step
 from launch import cli
 
 _PAIRS = flags.DEFINE_integer("pairs", 16, "rerank: candidates in one call")
@@ -46,12 +46,12 @@ _BATCH = flags.DEFINE_integer(
   lower_bound=1,
 )
 _EMBED = flags.DEFINE_integer("embed", 512, "loss: width of the embeddings")
-_CHUNK = flags.DEFINE_integer("chunk", bench.CHUNK, "loss: rows of a tile")
+_CHUNK = flags.DEFINE_integer("chunk", timing.CHUNK, "loss: rows of a tile")
 _LOSS = flags.DEFINE_enum(
   "loss", "softmax", ["softmax", "sigmoid"], "loss: which one"
 )
 _STAGE = flags.DEFINE_enum(
-  "stage", "fast", list(bench_train.CONFIGS), "train: which one"
+  "stage", "fast", list(train_step.CONFIGS), "train: which one"
 )
 _DEPTH = flags.DEFINE_integer(
   "depth", None, "train: layers of a tower, 2 on a CPU and 12 elsewhere"
@@ -81,16 +81,16 @@ def main(argv) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   print(f"on {len(jax.devices())} x {jax.devices()[0].device_kind}")
   if what == "rerank":
-    found = bench.rerank_speed(
+    found = timing.rerank_speed(
       layers=_LAYERS.value, pairs=_PAIRS.value, compute=_COMPUTE.value
     )
     print(json.dumps(_rounded(found), indent=2))
   elif what == "search":
     for rows in _ROWS.value:
-      made = bench.search_speed(int(rows))
+      made = timing.search_speed(int(rows))
       print(json.dumps(_rounded(made)))
   elif what == "loss":
-    cost = bench.loss_cost(
+    cost = timing.loss_cost(
       _BATCH.value or 32_768,
       embed=_EMBED.value,
       chunk=_CHUNK.value,
@@ -109,13 +109,13 @@ def main(argv) -> None:
 
 
 def _serve() -> None:
-  made = bench_serve.serve(_WORKDIR.value, _SPLIT.value)
-  print(json.dumps(_rounded(bench_serve.warm_up(made))))
-  for queries, k in bench_serve.LISTS:
-    print(json.dumps(_rounded(bench_serve.padding(made, queries, k))))
-  print(bench_serve.head())
-  for row in bench_serve.waits(made, range(1, _QUERIES.value + 1)):
-    print(bench_serve.line(row), flush=True)
+  made = serving.serve(_WORKDIR.value, _SPLIT.value)
+  print(json.dumps(_rounded(serving.warm_up(made))))
+  for queries, k in serving.LISTS:
+    print(json.dumps(_rounded(serving.padding(made, queries, k))))
+  print(serving.head())
+  for row in serving.waits(made, range(1, _QUERIES.value + 1)):
+    print(serving.line(row), flush=True)
 
 
 def _rounded(found: Mapping[str, float]) -> dict[str, float]:
@@ -124,7 +124,7 @@ def _rounded(found: Mapping[str, float]) -> dict[str, float]:
 
 def _train() -> None:
   on_cpu = jax.devices()[0].platform == "cpu"
-  cfg = bench_train.CONFIGS[_STAGE.value](
+  cfg = train_step.CONFIGS[_STAGE.value](
     _DEPTH.value or (2 if on_cpu else 12),
     _BATCH.value or (16 if on_cpu else 256),
     _COMPUTE.value,
@@ -133,17 +133,17 @@ def _train() -> None:
   with contextlib.ExitStack() as held:
     theirs = None
     if beside:
-      command = [beside, "-P", bench_train.PEER]
-      ask = held.enter_context(peer.started(command, _MEND))
-      theirs = bench_train.Theirs(ask, cfg, compiled=_PEER_COMPILE.value)
-    ours = bench_train.Ours(cfg)
-    print("\n".join(bench_train.facts(cfg, ours, theirs)))
-    rows: list[bench_train.Timed] = []
-    print(bench_train.head(theirs is not None))
-    for row in bench_train.compare(cfg, ours, theirs, _ROUNDS.value):
+      command = [beside, "-P", train_step.PEER]
+      ask = held.enter_context(baseline.started(command, _MEND))
+      theirs = train_step.Theirs(ask, cfg, compiled=_PEER_COMPILE.value)
+    ours = train_step.Ours(cfg)
+    print("\n".join(train_step.facts(cfg, ours, theirs)))
+    rows: list[train_step.Timed] = []
+    print(train_step.head(theirs is not None))
+    for row in train_step.compare(cfg, ours, theirs, _ROUNDS.value):
       rows.append(row)
-      print(bench_train.line(row, rows[0]), flush=True)
-  found = bench_train.summary(cfg, ours, rows)
+      print(train_step.line(row, rows[0]), flush=True)
+  found = train_step.summary(cfg, ours, rows)
   print(json.dumps(_rounded(found), indent=2))
 
 

@@ -14,7 +14,8 @@ of other models, and ends.
 from absl import flags
 from etils import epath
 
-from fs_jax import evaluate, study
+from fs_jax.evaluate import results
+from fs_jax.evaluate.studies import study
 from fs_jax.machine import compile_cache
 from fs_jax.search import weigh
 from launch import cli
@@ -34,7 +35,7 @@ def main(_) -> None:
     print(f"{workdir}: weights of slow with {' and '.join(names)} are fitted")
     return
   made = study.evaluate_split(workdir, _SPLIT.value, _QUERIES.value)
-  evaluate.show(made)
+  results.show(made)
   print(f"written: {study.report_path(workdir, _SPLIT.value, _QUERIES.value)}")
 
 

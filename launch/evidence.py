@@ -11,7 +11,7 @@ goes on.
 from absl import flags
 
 from configs import scenes
-from fs_jax import evidence
+from fs_jax.evaluate.studies import evidence
 from fs_jax.machine import compile_cache
 from launch import cli
 

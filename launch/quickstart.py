@@ -13,7 +13,7 @@ in the workdir. Killed, it goes on where it was; done, it says so in seconds.
 from absl import flags
 
 from configs import scenes
-from fs_jax import study
+from fs_jax.evaluate.studies import study
 from fs_jax.machine import compile_cache
 from launch import cli
 

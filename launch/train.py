@@ -16,7 +16,8 @@ goes on only with the one it began with.
 from absl import flags
 from ml_collections import config_flags
 
-from fs_jax import configdict, validation
+from fs_jax import configdict
+from fs_jax.evaluate import validation
 from fs_jax.machine import compile_cache, processes
 from fs_jax.search import weigh
 from fs_jax.train import train

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import answers, parts, types
+from fs_jax import types
 from fs_jax.data import sources
+from fs_jax.evaluate.studies import answers, checklist
 
 
 class Letters:
@@ -76,7 +77,7 @@ def test_answers_are_kept_and_read_again(tmp_path):
 
   def rank(made_from=MADE_FROM):
     return answers.rank(
-      parts.Parts(tmp_path),
+      checklist.Parts(tmp_path),
       "some",
       made_from,
       lambda: Ranker(asked),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import bench
+from fs_jax.evaluate.speed import timing
 from tests import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -18,7 +18,7 @@ WAYS = {"plain", "chunked", "ring"}
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_tiles_take_less_memory_than_all_pairs(kind):
-  cost = bench.loss_cost(512, embed=8, chunk=32, kind=kind, runs=1)
+  cost = timing.loss_cost(512, embed=8, chunk=32, kind=kind, runs=1)
   assert {f"{way}_{what}" for way in WAYS for what in ("bytes", "seconds")} < (
     cost.keys()
   )
@@ -31,9 +31,9 @@ def test_tiles_take_less_memory_than_all_pairs(kind):
 
 
 def test_a_plain_loss_that_does_not_fit_gets_no_time(monkeypatch):
-  assert bench.free_bytes() > 2**20
-  monkeypatch.setattr(bench, "free_bytes", lambda: 1000)
-  cost = bench.loss_cost(64, embed=8, chunk=32, runs=1)
+  assert timing.free_bytes() > 2**20
+  monkeypatch.setattr(timing, "free_bytes", lambda: 1000)
+  cost = timing.loss_cost(64, embed=8, chunk=32, runs=1)
   assert cost["plain_bytes"] > 1000 and "plain_seconds" not in cost
   assert "chunked_bytes_of_plain" in cost
   assert "chunked_seconds_of_plain" not in cost
@@ -43,16 +43,18 @@ def test_what_compiles_again_is_not_timed():
   sizes = itertools.count(1)
   again = jax.jit(lambda x: x + 1)
   with pytest.raises(RuntimeError, match=r"^growing: .* got 1 that took"):
-    bench.median_seconds(lambda: again(np.ones(next(sizes))), 2, name="growing")
-  assert bench.median_seconds(lambda: again(np.ones(1)), 2, name="same") > 0
+    timing.median_seconds(
+      lambda: again(np.ones(next(sizes))), 2, name="growing"
+    )
+  assert timing.median_seconds(lambda: again(np.ones(1)), 2, name="same") > 0
 
 
 def test_pairs_and_searches_are_timed_without_compiling(monkeypatch):
-  monkeypatch.setattr(bench, "_scann", lambda vectors: None)
-  monkeypatch.setattr(bench, "RUNS", 2)
-  found = bench.search_speed(150, width=8, queries=3)
+  monkeypatch.setattr(timing, "_scann", lambda vectors: None)
+  monkeypatch.setattr(timing, "RUNS", 2)
+  found = timing.search_speed(150, width=8, queries=3)
   assert found["exact_qps_1_at_10"] > 0 and found["exact_recall_at_100"] == 1
-  found = bench.rerank_speed(width=64, layers=1, words=4, tokens=4, pairs=2)
+  found = timing.rerank_speed(width=64, layers=1, words=4, tokens=4, pairs=2)
   assert found["pairs_per_second"] > 0
 
 

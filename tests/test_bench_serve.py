@@ -5,7 +5,7 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
-from fs_jax import bench_serve
+from fs_jax.evaluate.speed import serving
 from fs_jax.gallery import memories as memory_store
 from fs_jax.runs import stages
 from fs_jax.search import rerank, workdir
@@ -24,7 +24,7 @@ class Searcher:
     return 1.5
 
   def __call__(self, queries, rerank_k):
-    assert rerank_k == bench_serve.RERANKED
+    assert rerank_k == serving.RERANKED
     self.double(np.ones(9 if self.warmed else len(queries)))
 
 
@@ -42,18 +42,18 @@ class Opened(NamedTuple):
 
 
 def served(texts=("a", "b"), **fields):
-  return bench_serve.Served(cast(workdir.Opened, Opened(**fields)), texts)
+  return serving.Served(cast(workdir.Opened, Opened(**fields)), texts)
 
 
 def test_first_answers_are_told_from_later_ones():
   made = served()
-  assert bench_serve.warm_up(made) == {"warm_seconds": 1.5, "warm_programs": 1}
-  rows = list(bench_serve.waits(made, (1, 3), later=2))
+  assert serving.warm_up(made) == {"warm_seconds": 1.5, "warm_programs": 1}
+  rows = list(serving.waits(made, (1, 3), later=2))
   assert [row.queries for row in rows] == [1, 3]
   for row in rows:
     assert (row.cold.programs, row.warm.programs) == (1, 0)
     assert row.cold.first_ms > 0 and row.warm.later_ms > 0
-    assert len(bench_serve.line(row)) == len(bench_serve.head().splitlines()[0])
+    assert len(serving.line(row)) == len(serving.head().splitlines()[0])
 
 
 def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
@@ -65,7 +65,7 @@ def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
   memories = memory_store.Store(tmp_path / "s")
   texts = ("1 2 3", "1", "4 5 6 7")
   made = served(texts, slow=run, memories=memories)
-  found = bench_serve.padding(made, 3, 5, calls=2)
+  found = serving.padding(made, 3, 5, calls=2)
   assert (found["queries"], found["k"]) == (3, 5)
   assert found["ratio"] > 0 and found["apart"] < 1e-5
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import bench_train, configdict, peer
+from fs_jax import configdict
+from fs_jax.evaluate.speed import baseline, train_step
 from fs_jax.machine import sharding
 from fs_jax.models import flops
 from fs_jax.train import loop
@@ -42,7 +43,7 @@ def command(tmp_path):
 
 
 def tiny(stage="fast"):
-  fast = bench_train.fast_config(1, 4, "float32").fast
+  fast = train_step.fast_config(1, 4, "float32").fast
   cut = {"width": 16, "heads": 2, "hidden": 32}
   vision = dataclasses.replace(
     fast.vision, stack=dataclasses.replace(fast.vision.stack, **cut), patch=8
@@ -71,8 +72,8 @@ class Counting:
 
 
 def test_sizes_are_those_of_open_clips_b_16():
-  cfg = bench_train.fast_config(12, 32, "float32")
-  asked = bench_train.request(cfg)
+  cfg = train_step.fast_config(12, 32, "float32")
+  asked = train_step.request(cfg)
   assert asked["vision"] == {
     **{"width": 768, "layers": 12, "heads": 12, "hidden": 3072}
   }
@@ -86,15 +87,15 @@ def test_sizes_are_those_of_open_clips_b_16():
 
 
 def test_flops_are_those_that_torch_counts_of_open_clip():
-  # What peer_open_clip answered: open_clip 3.3.0, torch 2.13.0.
-  cfg = bench_train.fast_config(2, 8, "float32")
+  # What baseline_open_clip answered: open_clip 3.3.0, torch 2.13.0.
+  cfg = train_step.fast_config(2, 8, "float32")
   counted = 167_146_930_176
   ours = flops.train_step(cfg, cfg.tokens.vocabulary).model
   assert ours == pytest.approx(counted, rel=1e-4)
 
 
 def test_parameters_are_those_of_open_clip_but_for_what_the_docstring_says():
-  cfg = bench_train.fast_config(2, 8, "float32")
+  cfg = train_step.fast_config(2, 8, "float32")
   on = sharding.mesh(cfg.mesh, jax.devices()[:1])
   made = loop.program(cfg, cfg.tokens.vocabulary, on)
   ours = sum(x.size for x in jax.tree.leaves(made.state.params))
@@ -112,16 +113,16 @@ def test_the_step_is_the_one_of_training():
   ):
     assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
     assert mine.sharding == theirs.sharding
-  called = bench_train.pieces(cfg, made)
-  assert set(called) == set(bench_train.times(cfg))
+  called = train_step.pieces(cfg, made)
+  assert set(called) == set(train_step.times(cfg))
   losses = [float(called["step"]()) for _ in range(3)]
   assert losses[-1] < losses[0]  # each call goes on from the last
   assert int(called["optimiser"]().step) == 3
 
 
 def test_every_piece_runs_in_bfloat16():  # in float32: the program, below
-  ours = bench_train.Ours(dataclasses.replace(tiny(), compute="bfloat16"))
-  for name in bench_train.times(tiny()):
+  ours = train_step.Ours(dataclasses.replace(tiny(), compute="bfloat16"))
+  for name in train_step.times(tiny()):
     assert len(ours.run(name, 2)) == 2, name
     for leaf in jax.tree.leaves(ours.pieces[name]()):
       assert np.isfinite(np.asarray(leaf, np.float32)).all(), name
@@ -129,20 +130,20 @@ def test_every_piece_runs_in_bfloat16():  # in float32: the program, below
 
 def test_stage_slow_has_its_step_only():
   cfg = small.cfg("slow", tokens={"vocabulary": small.VOCABULARY})
-  names = list(bench_train.times(cfg))
-  assert names == list(bench_train.WHOLE)
-  ours = bench_train.Ours(cfg)
-  rows = list(bench_train.compare(cfg, ours, None, 1))
+  names = list(train_step.times(cfg))
+  assert names == list(train_step.WHOLE)
+  ours = train_step.Ours(cfg)
+  rows = list(train_step.compare(cfg, ours, None, 1))
   assert [row.name for row in rows] == names
-  found = bench_train.summary(cfg, ours, rows)
+  found = train_step.summary(cfg, ours, rows)
   assert found["examples_per_second"] > 0 and "ratio" not in found
-  assert bench_train.slow_config(4, 8, "bfloat16").slow.levels == 2
+  assert train_step.slow_config(4, 8, "bfloat16").slow.levels == 2
 
 
 def test_sides_take_turns_and_make_as_many_calls():
   log = []
   ours, theirs = Counting(log, "a", 0.1), Counting(log, "b", 0.05)
-  row = next(bench_train.compare(tiny(), ours, theirs, 3))
+  row = next(train_step.compare(tiny(), ours, theirs, 3))
   assert [name for name, _, _ in log] == ["a", "b"] * 4
   assert len({runs for _, _, runs in log[2:]}) == 1
   assert log[-1][2] == 6  # half a second of the slower one, and one before
@@ -150,19 +151,19 @@ def test_sides_take_turns_and_make_as_many_calls():
 
 
 def test_ratio_is_by_round():
-  row = bench_train.Timed("step", 1, [1.0, 2.0, 1.0], [2.0, 2.0, 3.0])
+  row = train_step.Timed("step", 1, [1.0, 2.0, 1.0], [2.0, 2.0, 3.0])
   assert row.ratio == (2.0, 1.0, 3.0)
-  assert "2.00 (1.00 to 3.00)" in bench_train.line(row, row)
-  alone = bench_train.Timed("mlp", 4, [0.1], [])
-  assert bench_train.line(alone, row._replace(peer=[])).endswith("40%")
+  assert "2.00 (1.00 to 3.00)" in train_step.line(row, row)
+  alone = train_step.Timed("mlp", 4, [0.1], [])
+  assert train_step.line(alone, row._replace(peer=[])).endswith("40%")
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100"])
 def test_mfu_is_told_where_the_peak_is_known(kind):
   side = Counting([], "a", 1.0)
   side.facts = {"flops": 989e12 / 4, "device": kind}
-  row = bench_train.Timed("step", 1, [0.5], [1.0])
-  found = bench_train.summary(tiny(), side, [row])
+  row = train_step.Timed("step", 1, [0.5], [1.0])
+  found = train_step.summary(tiny(), side, [row])
   assert found["ratio"] == 2.0
   assert found["examples_per_second"] == 8.0
   assert found["peer_tflops_per_second"] == 989 / 4
@@ -170,8 +171,8 @@ def test_mfu_is_told_where_the_peak_is_known(kind):
 
 
 def test_a_peer_answers_line_by_line(command):
-  with peer.started(command, "mend it") as ask:
-    theirs = bench_train.Theirs(ask, tiny(), compiled=False)
+  with baseline.started(command, "mend it") as ask:
+    theirs = train_step.Theirs(ask, tiny(), compiled=False)
     assert theirs.facts["asked"]["vision"]["width"] == 16
     assert theirs.run("step", 3) == [0.5] * 3
     with pytest.raises(ValueError, match=r"'no such piece'\. mend it"):
@@ -181,15 +182,15 @@ def test_a_peer_answers_line_by_line(command):
 
 
 def test_program_prints_both_sides(command, tmp_path, monkeypatch):
-  monkeypatch.setitem(bench_train.CONFIGS, "fast", lambda *_: tiny())
-  monkeypatch.setattr(bench_train, "PEER", command[-1])
+  monkeypatch.setitem(train_step.CONFIGS, "fast", lambda *_: tiny())
+  monkeypatch.setattr(train_step, "PEER", command[-1])
   done = programs.launch(
     "bench", "train", "--rounds=2", f"--peer={sys.executable}"
   )
   assert done.code == 0, done.err
   assert "peer: stand-in 1 on cpu, 1 threads; 5 parameters" in done.out
   assert "  it does nothing" in done.out
-  for name in bench_train.times(tiny()):
+  for name in train_step.times(tiny()):
     assert f"\n{name} " in done.out
   found = json.loads(done.out[done.out.index("\n{") :])
   assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
@@ -212,6 +213,6 @@ def test_an_environment_without_torch_says_what_to_run():
 
 
 def test_configs_survive_the_command_line():
-  for make in bench_train.CONFIGS.values():
+  for make in train_step.CONFIGS.values():
     cfg = make(2, 8, "bfloat16")
     assert configdict.parse(configdict.edit(cfg)) == cfg

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fs_jax import cases, types
+from fs_jax import types
+from fs_jax.evaluate.page import examples
 
 CREDIT = "Drawings: <Somebody>, CC BY-SA 4.0"
 
@@ -29,11 +30,11 @@ def test_cases_are_drawn_then_the_extremes():
   fast[:, 3] = final[:, 3] = 100  # rank 4 twice
   final[5], final[9] = np.arange(k), np.arange(k)  # 5: lost; 9: to rank 1
   final[9, 0] = 100
-  chosen = cases.choose_cases(found(*fast), found(*final), positives, 12, 3)
+  chosen = examples.choose_cases(found(*fast), found(*final), positives, 12, 3)
   drawn, picked = chosen[:12], chosen[12:]
   assert {one.why for one in drawn} == {"drawn by chance"}
   assert len({one.query for one in drawn}) == 12
-  again = cases.choose_cases(found(*final), found(*final), positives, 12, 3)
+  again = examples.choose_cases(found(*final), found(*final), positives, 12, 3)
   assert [one.query for one in again] == [one.query for one in drawn]
   assert [tuple(one) for one in picked] == [
     (5, "picked: re-ranking hurt most", 4, None),
@@ -44,7 +45,7 @@ def test_cases_are_drawn_then_the_extremes():
 def test_an_extreme_that_was_drawn_comes_once():
   positives = np.array([[7], [7]], np.int32)
   fast, final = found((7, 1), (1, 7)), found((1, 7), (1, 7))
-  chosen = cases.choose_cases(fast, final, positives, 2)
+  chosen = examples.choose_cases(fast, final, positives, 2)
   assert sorted(chosen) == [
     (0, "drawn by chance; also: re-ranking hurt most", 1, 2),
     (1, "drawn by chance", 2, 2),
@@ -55,8 +56,8 @@ def test_cases_show_what_was_listed():
   pictures = np.concatenate([picture(i) for i in range(8)])[:, None]
   fast, final = found((4, 2, 7, 1, 0, 3)), found((2, 4, -1, -1, -1, -1))
   positives = np.array([[2, -1]], np.int32)
-  choices = cases.choose_cases(fast, final, positives, 1)[:1]
-  (case,) = cases.show_cases(
+  choices = examples.choose_cases(fast, final, positives, 1)[:1]
+  (case,) = examples.show_cases(
     choices, ["text"], fast, final, positives, lambda rows: pictures[rows]
   )
   assert (case.before, case.after) == (2, 1)
@@ -70,20 +71,20 @@ def test_cases_show_what_was_listed():
 def test_sheet_frames_the_true_picture(tmp_path):
   path = tmp_path / "sheet.png"
   rows = [[picture(i) for i in range(12)], [picture(0, (16, 8))]]
-  cases.contact_sheet(
+  examples.contact_sheet(
     path, "a long query " * 30, rows, ["Fast", "Slow"], CREDIT, [2, None]
   )
   with Image.open(path) as image:
     sheet = np.asarray(image)
-  assert cases.SIDE * 10 < sheet.shape[1] < cases.SIDE * 12
-  assert cases.SIDE * 2 < sheet.shape[0] < cases.SIDE * 4
+  assert examples.SIDE * 10 < sheet.shape[1] < examples.SIDE * 12
+  assert examples.SIDE * 2 < sheet.shape[0] < examples.SIDE * 4
   green = np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1)
   y, x = np.nonzero(green)
-  column = (x.mean() - x.min()) / cases.SIDE
+  column = (x.mean() - x.min()) / examples.SIDE
   assert 0.3 < column < 0.7  # one square, not two
-  edge = cases.SIDE + 8
+  edge = examples.SIDE + 8
   assert green[y.min()].sum() == edge
-  cases.contact_sheet(path, "q", rows, ["Fast", "Slow"], CREDIT)
+  examples.contact_sheet(path, "q", rows, ["Fast", "Slow"], CREDIT)
   with Image.open(path) as image:
     sheet = np.asarray(image)
   assert not np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1).any()
@@ -93,7 +94,7 @@ def test_sheet_writes_scores_under_pictures(tmp_path):
   drawn = []
   for scores in (None, [[0.5, -1.25]], [[0.5, -1.5]]):
     path = tmp_path / f"{len(drawn)}.png"
-    cases.contact_sheet(
+    examples.contact_sheet(
       path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=scores
     )
     with Image.open(path) as image:
@@ -102,11 +103,11 @@ def test_sheet_writes_scores_under_pictures(tmp_path):
   assert (drawn[0] != drawn[1]).any()
   assert (drawn[1] != drawn[2]).any()
   with pytest.raises(ValueError, match=r"\[1\] scores for \[2\] pictures"):
-    cases.contact_sheet(
+    examples.contact_sheet(
       path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=[[1.0]]
     )
 
 
 def test_sheet_needs_a_label_a_row(tmp_path):
   with pytest.raises(ValueError, match="2 rows, 1 labels, 2 places"):
-    cases.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)
+    examples.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)

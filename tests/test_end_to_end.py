@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import configdict, types, validation
+from fs_jax import configdict, types
 from fs_jax.data import sources
+from fs_jax.evaluate import validation
 from fs_jax.gallery import corpus, encode, index, memories
 from fs_jax.runs import journal, stages
 from fs_jax.search import fusion, rerank, searcher, weigh

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import rich.console
 
-from fs_jax import evaluate, metrics
+from fs_jax.evaluate import metrics, results
 from fs_jax.types import Candidates
 
 
 def truth_of(images, captions=2, *, groups=None):
   """A gallery of `images`, each described by `captions` queries."""
   own = np.repeat(np.arange(images, dtype=np.int32), captions)
-  return evaluate.Truth(own[:, None], own, images, groups)
+  return results.Truth(own[:, None], own, images, groups)
 
 
 def top(scores, k):
@@ -34,7 +34,7 @@ def test_score_is_the_mean_of_metrics():
   scores = noisy(truth, 0.7)
   own = np.take_along_axis(scores, groups, axis=1)
   inside = Candidates(groups, own)
-  result = evaluate.score("fast", top(scores, 20), truth, in_group=inside)
+  result = results.score("fast", top(scores, 20), truth, in_group=inside)
   ranked = metrics.ranks_full(scores, truth.positives)
   for k in (1, 5, 10):
     per_query = metrics.recall_at(ranked, k)
@@ -54,7 +54,7 @@ def test_positive_is_never_added():
   )
   scores = noisy(truth, 0.1)
   scores[np.arange(60), truth.positives[:, 0]] = -9  # last of all
-  result = evaluate.score("blind", top(scores, 12), truth)
+  result = results.score("blind", top(scores, 12), truth)
   assert "hard_R@1" not in result.intervals  # nobody scored the groups
   for name in ("R@1", "R@5", "R@10"):
     assert result.intervals[name] == (0, 0, 0)
@@ -65,7 +65,7 @@ def test_constant_scores_give_chance_and_not_the_order_of_rows():
   truth = truth_of(40, groups=np.arange(80)[:, None] // 8 * 4 + np.arange(4))
   found = top(np.zeros((80, 40), np.float32), 40)
   inside = Candidates(truth.groups, np.zeros((80, 4), np.float32))
-  result = evaluate.score("constant", found, truth, in_group=inside)
+  result = results.score("constant", found, truth, in_group=inside)
   for k in (1, 5, 10):
     np.testing.assert_allclose(result.intervals[f"R@{k}"], k / 40)
   np.testing.assert_allclose(result.intervals["hard_R@1"], result.chance)
@@ -75,7 +75,7 @@ def test_constant_scores_give_chance_and_not_the_order_of_rows():
 def test_row_is_json_in_percent():
   truth = truth_of(30)
   found = top(noisy(truth, 0.6), 30)
-  row = evaluate.score(
+  row = results.score(
     "slow", found, truth, ms_per_query=1.23456, stages_ms={"search": 0.51111}
   ).to_row()
   assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -96,20 +96,20 @@ def test_compare_is_paired():
   a = b.copy()
   rows = np.arange(0, 100, 7)
   a[rows, truth.positives[rows, 0]] += 9
-  better = evaluate.score("a", top(a, 50), truth)
-  worse = evaluate.score("b", top(b, 50), truth)
-  found = evaluate.compare(better, worse)
+  better = results.score("a", top(a, 50), truth)
+  worse = results.score("b", top(b, 50), truth)
+  found = results.compare(better, worse)
   gain = better.intervals["R@1"].value - worse.intervals["R@1"].value
   np.testing.assert_allclose(found.value, gain)
   assert found.low > 0
-  assert evaluate.compare(better, worse) == found
-  same = evaluate.compare(better, better, "R@10")
+  assert results.compare(better, worse) == found
+  same = results.compare(better, better, "R@10")
   assert same == (0, 0, 0)
   with pytest.raises(ValueError, match="one of"):
-    evaluate.compare(better, worse, "hard_R@1")
-  other = evaluate.score("c", top(a, 50), truth._replace(gallery=51))
+    results.compare(better, worse, "hard_R@1")
+  other = results.score("c", top(a, 50), truth._replace(gallery=51))
   with pytest.raises(ValueError, match="same queries"):
-    evaluate.compare(better, other)
+    results.compare(better, other)
 
 
 @pytest.mark.parametrize(
@@ -124,26 +124,26 @@ def test_score_refuses(queries, k, gallery, message):
   truth = truth_of(20)
   found = top(noisy(truth, 1.0)[:queries], k)
   with pytest.raises(ValueError, match=message):
-    evaluate.score("x", found, truth._replace(gallery=gallery))
+    results.score("x", found, truth._replace(gallery=gallery))
 
 
 def test_a_small_gallery_needs_no_ten_candidates():
   truth = truth_of(4)
-  result = evaluate.score("x", top(noisy(truth, 1.0), 4), truth)
+  result = results.score("x", top(noisy(truth, 1.0), 4), truth)
   assert result.intervals["R@10"] == (1, 1, 1)
 
 
 def test_table_and_report(tmp_path):
   truth = truth_of(30)
   rows = [
-    evaluate.score("fast", top(noisy(truth, 0.6), 30), truth).to_row(),
-    evaluate.score(
+    results.score("fast", top(noisy(truth, 0.6), 30), truth).to_row(),
+    results.score(
       "slow", top(noisy(truth, -0.1), 12), truth, ms_per_query=3.0
     ).to_row(),
   ]
   out = io.StringIO()
   rich.console.Console(file=out, width=120).print(
-    evaluate.table(rows, title="scenes")
+    results.table(rows, title="scenes")
   )
   assert "fast" in out.getvalue() and "100.0 [100.0, 100.0]" in out.getvalue()
   path = tmp_path / "report.json"
@@ -156,13 +156,13 @@ def test_table_and_report(tmp_path):
     "device": "cpu",
   }
   made_from = {"fast": {"digest": "ab"}}
-  evaluate.write_report(path, made_from, **keep, chance=25.0)
+  results.write_report(path, made_from, **keep, chance=25.0)
   written = path.read_text()
   read = json.loads(written)
   assert {k: read[k] for k in (*keep, "chance")} == {**keep, "chance": 25.0}
   assert read["contract"] == made_from
   with pytest.raises(ValueError, match="JSON"):
-    evaluate.write_report(path, made_from, **keep, chance=float("nan"))
+    results.write_report(path, made_from, **keep, chance=float("nan"))
   assert path.read_text() == written
 
 
@@ -170,8 +170,8 @@ def test_a_log_file_gets_every_column_whole(capsys):
   """Off a terminal rich takes 80 columns, which cuts names and intervals."""
   truth = truth_of(300)
   name = "fast_distilled_rerank@20"
-  row = evaluate.score(name, top(noisy(truth, 1), 300), truth).to_row()
-  evaluate.show({"queries": 600, "gallery": 300, "rows": [row]})
+  row = results.score(name, top(noisy(truth, 1), 300), truth).to_row()
+  results.show({"queries": 600, "gallery": 300, "rows": [row]})
   said = capsys.readouterr().out
   assert name in said and "ms/query" in said
   low, high = row["R@1"][1:]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fs_jax import evidence, parts
+from fs_jax.evaluate.studies import checklist, evidence
 from fs_jax.machine import files
 from tests import small
 
@@ -145,11 +145,11 @@ def test_the_control_has_all_the_time_and_little_more(tmp_path):
   lines.insert(1, {"R@1": 0.5})
   text = "\n".join(map(json.dumps, lines)) + "\n"
   (tmp_path / "fast" / "metrics.jsonl").write_text(text)
-  done = parts.Parts(tmp_path)
+  done = checklist.Parts(tmp_path)
   for number, (name, seconds) in enumerate(good()["seconds"].items()):
     said = {"seconds": seconds, "ended": number}
     path = tmp_path / "parts" / f"{name}.json"
-    files.write_record(path, parts.KIND, {"config": {"seed": 0}}, said)
+    files.write_record(path, checklist.KIND, {"config": {"seed": 0}}, said)
     done.do(name, {"config": {"seed": 0}}, lambda: 1 / 0)
   longer = evidence._as_long(cfg, done)
   assert 220 < longer.train.steps < 240

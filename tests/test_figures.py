@@ -2,7 +2,7 @@
 
 import pytest
 
-from fs_jax import figures
+from fs_jax.evaluate.page import sections
 
 ROW = {
   "name": "a<b",
@@ -14,12 +14,12 @@ ROW = {
 
 
 def test_a_table_escapes_and_leaves_out_what_is_missing():
-  bare = figures.table({"rows": [ROW]})
+  bare = sections.table({"rows": [ROW]})
   assert "a&lt;b" in bare and "a<b" not in bare
   assert "30.0<small>28.0 to 32.0</small>" in bare
   assert "times faster" not in bare
   assert "look-alikes" not in bare
-  faster = figures.table(
+  faster = sections.table(
     {"rows": [ROW], "times_faster_than_slow": {"a<b": 12.0}, "chance": 25.0}
   )
   assert "<td>12</td>" in faster
@@ -35,7 +35,7 @@ def test_a_table_escapes_and_leaves_out_what_is_missing():
   ],
 )
 def test_a_table_says_what_a_ranker_does(name, does):
-  assert does in figures.table({"rows": [ROW | {"name": name}]})
+  assert does in sections.table({"rows": [ROW | {"name": name}]})
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,15 @@ def test_a_table_says_what_a_ranker_does(name, does):
 )
 def test_a_pair_is_a_difference_where_its_interval_leaves_0_out(interval, said):
   report = {"paired": [{"name": "x& - y", "R@1": interval}]}
-  assert said in figures.paired(report)
+  assert said in sections.paired(report)
 
 
 def test_nothing_measured_is_no_section():
   rows = [ROW | {"ms_per_query": None}]
-  assert figures.trade({"rows": rows}) == ""
-  assert figures.paired({}) == ""
-  assert figures.training({}) == ""
-  assert figures.training({"fast": [{"step": 1, "split": "train"}]}) == ""
+  assert sections.trade({"rows": rows}) == ""
+  assert sections.paired({}) == ""
+  assert sections.training({}) == ""
+  assert sections.training({"fast": [{"step": 1, "split": "train"}]}) == ""
 
 
 def test_training_leaves_out_what_is_not_finite():
@@ -64,24 +64,24 @@ def test_training_leaves_out_what_is_not_finite():
   lines = [
     {"step": i, "split": "train", "loss": loss} for i, loss in enumerate(losses)
   ]
-  drawn = figures.training({"fast": lines})
+  drawn = sections.training({"fast": lines})
   assert "fast: train loss, last 2" in drawn
   assert "nan" not in drawn
 
 
 def test_times_add_up():
-  drawn = figures.times({"seconds": {"a": 1.5, "b": 6.0}, "seed": 7})
+  drawn = sections.times({"seconds": {"a": 1.5, "b": 6.0}, "seed": 7})
   assert "<td>7.5</td>" in drawn
   assert "width:25.0%" in drawn
   assert "Device: not recorded. Seed: 7." in drawn
 
 
 def test_a_report_adds_its_limits():
-  drawn = figures.limits({"gallery": 1000, "limits": ["only <cats>"]})
+  drawn = sections.limits({"gallery": 1000, "limits": ["only <cats>"]})
   assert "1,000 pictures" in drawn
   assert "only &lt;cats&gt;" in drawn
 
 
 def test_a_minus_is_no_hyphen():
-  assert figures.minus(-1.25, ".1f") == "−1.2"
-  assert figures.minus(1.0, "+.1f") == "+1.0"
+  assert sections.minus(-1.25, ".1f") == "−1.2"
+  assert sections.minus(1.0, "+.1f") == "+1.0"

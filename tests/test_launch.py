@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from fs_jax import evaluate, study
+from fs_jax.evaluate import results
+from fs_jax.evaluate.studies import study
 from fs_jax.machine import errors
 from fs_jax.runs import journal, stages
 from fs_jax.search import fusion
@@ -144,7 +145,7 @@ def test_evaluate(workdir, tmp_path, monkeypatch):
   names = {row["name"] for row in made["rows"]}
   assert {"fast", "fast_distilled", "slow", "rerank@20"} <= names
   for row in made["rows"]:
-    for name in ("R@1", "R@10", evaluate.HARD):
+    for name in ("R@1", "R@10", results.HARD):
       value, low, high = row[name]
       assert 0 <= low <= value <= high <= 100
     assert row["stages_ms"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fs_jax import metrics
+from fs_jax.evaluate import metrics
 
 
 def orders_of(scores):

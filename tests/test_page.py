@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from fs_jax import cases, page, plots
+from fs_jax.evaluate.page import examples, page, svg
 from fs_jax.search import grounding
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -84,8 +84,8 @@ CURVES = {
 
 
 def write(path, report=REPORT, text="a <b>star</b> & more"):
-  shown = tuple(cases.Shown(picture(i), i == 1, -i / 4) for i in range(5))
-  case = cases.Case(text, "drawn by chance", 9, 2, picture(1), (), shown)
+  shown = tuple(examples.Shown(picture(i), i == 1, -i / 4) for i in range(5))
+  case = examples.Case(text, "drawn by chance", 9, 2, picture(1), (), shown)
   hidden = case._replace(final=(), before=None)
   maps = (np.ones((1, 1)), np.eye(2) / 2)
   words = [
@@ -177,7 +177,7 @@ def test_extras_may_be_missing(tmp_path):
   ("low", "high"), [(0, 1), (3, 3), (-2.5, 71), (1e-4, 2e-4), (28, 65.2)]
 )
 def test_ticks_enclose_a_range(low, high):
-  marks = plots.ticks(low, high)
+  marks = svg.ticks(low, high)
   assert marks[0] <= low
   assert marks[-1] >= high
   assert 2 <= len(marks) <= 8
@@ -185,26 +185,26 @@ def test_ticks_enclose_a_range(low, high):
 
 
 def test_a_plot_of_one_point_is_drawn():
-  one = plots.Point("a<b", 2.0, 50.0, 50.0, 50.0)
-  drawn = plots.scatter([one], "t", "x", "y")
+  one = svg.Point("a<b", 2.0, 50.0, 50.0, 50.0)
+  drawn = svg.scatter([one], "t", "x", "y")
   assert "a&lt;b" in drawn
   assert "nan" not in drawn
-  assert "nan" not in plots.curve([(0, 1.0)], "t", "x", "y")
+  assert "nan" not in svg.curve([(0, 1.0)], "t", "x", "y")
 
 
 def test_names_in_a_plot_are_inside_and_apart():
   """The rankers of a study, of which two take the same time."""
   points = [
-    plots.Point("fast", 0.27, 31, 28, 35),
-    plots.Point("fast_distilled", 0.28, 35, 32, 38),
-    plots.Point("slow", 180.0, 62, 59, 65),
-    plots.Point("fast_rerank@20", 3.1, 58, 55, 61),
+    svg.Point("fast", 0.27, 31, 28, 35),
+    svg.Point("fast_distilled", 0.28, 35, 32, 38),
+    svg.Point("slow", 180.0, 62, 59, 65),
+    svg.Point("fast_rerank@20", 3.1, 58, 55, 61),
     *(
-      plots.Point(f"rerank@{k}", 0.3 + 0.14 * k, y, y - 3, y + 3)
+      svg.Point(f"rerank@{k}", 0.3 + 0.14 * k, y, y - 3, y + 3)
       for k, y in ((5, 53), (10, 56), (20, 60), (50, 61))
     ),
   ]
-  drawn = plots.scatter(points, "t", "x", "y")
+  drawn = svg.scatter(points, "t", "x", "y")
   boxes = []
   for x, anchor, y, name in re.findall(
     r'class="name" x="([\d.]+)"(?: text-anchor="(\w+)")? y="([\d.]+)">([^<]+)',

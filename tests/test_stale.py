@@ -15,7 +15,7 @@ import jax
 import pytest
 from etils import epath
 
-from fs_jax import answers, study
+from fs_jax.evaluate.studies import answers, study
 from fs_jax.machine import files
 from fs_jax.runs import stages
 from fs_jax.search import rankers

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import answers, study
+from fs_jax.evaluate.studies import answers, study
 from fs_jax.runs import journal, stages
 from fs_jax.search import weigh
 from fs_jax.train import loop, train

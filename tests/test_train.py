@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fs_jax import config, trees, validation
+from fs_jax import config, trees
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.evaluate import validation
 from fs_jax.models import build, slow
 from fs_jax.runs import stages
 from fs_jax.search import fusion, weigh

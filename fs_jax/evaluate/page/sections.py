@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fs_jax import plots
+from fs_jax.evaluate.page import svg
 
 # A table that is wider than its page scrolls, by keyboard too.
 _WIDE = '<div class="wide" role="group" aria-label="table" tabindex="0">'
@@ -70,7 +70,7 @@ def table(report: Mapping[str, Any]) -> str:
 def trade(report: Mapping[str, Any]) -> str:
   """R@1 against the time of a query."""
   points = [
-    plots.Point(row["name"], row["ms_per_query"], *row["R@1"])
+    svg.Point(row["name"], row["ms_per_query"], *row["R@1"])
     for row in report["rows"]
     if row.get("ms_per_query") and row.get("R@1")
   ]
@@ -78,7 +78,7 @@ def trade(report: Mapping[str, Any]) -> str:
     return ""
   joined = [p.name for p in points if p.name.startswith("rerank@")]
   said = "; ".join(f"{p.name} {p.y:g} at {p.x:g} ms" for p in points)
-  plot = plots.scatter(
+  plot = svg.scatter(
     points,
     f"R@1 in percent against milliseconds a query: {said}",
     "ms a query, logarithmic",
@@ -130,7 +130,7 @@ def training(
         continue
       shown = "loss" if key == "loss" else "R@1 of a sample, percent"
       said = f"{stage}: {split} {shown}, last {line[-1][1]:.3g}"
-      plot = plots.curve(line, said, "step", key)
+      plot = svg.curve(line, said, "step", key)
       figures.append(
         f"<figure>{plot}<figcaption>{html.escape(said)}</figcaption></figure>"
       )

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import bench
+from fs_jax.evaluate.speed import timing
 from fs_jax.gallery import memories
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
@@ -95,12 +95,12 @@ def _wait(search: searcher.Retriever, asked: Sequence[str], later: int) -> Wait:
 
   with compile_cache.counting() as first:
     ask()
-  again = bench.median_seconds(ask, later, name=f"{len(asked)} queries")
+  again = timing.median_seconds(ask, later, name=f"{len(asked)} queries")
   return Wait(1e3 * first.elapsed, first.programs, 1e3 * again)
 
 
 def padding(
-  made: Served, queries: int, k: int, calls: int = bench.RUNS
+  made: Served, queries: int, k: int, calls: int = timing.RUNS
 ) -> dict[str, float]:
   """Time of judging lists in padded blocks, as a multiple of their own shapes.
 

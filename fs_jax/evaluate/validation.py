@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fs_jax import config, metrics, types
+from fs_jax import config, types
 from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.evaluate import metrics
 from fs_jax.machine import sharding
 from fs_jax.train import pair_scores
 

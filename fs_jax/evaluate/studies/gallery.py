@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from fs_jax import parts
 from fs_jax.data import pipeline, sources
+from fs_jax.evaluate.studies import checklist
 from fs_jax.gallery import corpus, encode, index
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import provenance
@@ -35,7 +35,7 @@ class Gallery(NamedTuple):
 
 
 def open_gallery(
-  parts: parts.Parts,
+  parts: checklist.Parts,
   split: str,
   fasts: tuple[str, ...],
   slow: str = "slow",

@@ -16,8 +16,9 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from fs_jax import cases, figures
 from fs_jax.data import tokenizer as tokenizers
+from fs_jax.evaluate.page import examples
+from fs_jax.evaluate.page import sections as sections_module
 from fs_jax.machine import files
 from fs_jax.search import grounding
 
@@ -34,7 +35,7 @@ def write(
   path: epath.PathLike,
   report: Mapping[str, Any],
   curves: Mapping[str, Sequence[Mapping[str, Any]]],
-  answers: Sequence[cases.Case],
+  answers: Sequence[examples.Case],
   attentions: Sequence[Look],
   attribution: str,
   lists: tuple[str, str] = ("Fast", "Re-ranked"),
@@ -52,43 +53,45 @@ def write(
   """
   credit = _credit(attribution)
   sections = (
-    ("How well, and how fast", figures.table(report)),
-    ("What the time buys", figures.trade(report)),
-    ("Compared on the same queries", figures.paired(report)),
+    ("How well, and how fast", sections_module.table(report)),
+    ("What the time buys", sections_module.trade(report)),
+    ("Compared on the same queries", sections_module.paired(report)),
     ("Answers", _answers(answers, lists, report["queries"], credit)),
     ("Where Slow looks", _looks(attentions, credit)),
-    ("Training", figures.training(curves)),
-    ("Time", figures.times(report)),
-    ("Limits", figures.limits(report)),
+    ("Training", sections_module.training(curves)),
+    ("Time", sections_module.times(report)),
+    ("Limits", sections_module.limits(report)),
   )
   body = "\n".join(
     f"<section>\n<h2>{name}</h2>\n{inside}\n</section>"
     for name, inside in sections
     if inside
   )
-  template = resources.files("fs_jax").joinpath("page.html").read_text("utf-8")
+  template = (
+    resources.files(__package__).joinpath("page.html").read_text("utf-8")
+  )
   page = string.Template(template).substitute(
-    what=figures.summary(report), sections=body
+    what=sections_module.summary(report), sections=body
   )
   files.write_text(path, page)
 
 
 def _answers(
-  answers: Sequence[cases.Case],
+  answers: Sequence[examples.Case],
   names: tuple[str, str],
   queries: int,
   credit: str,
 ) -> str:
   if not answers:
     return ""
-  drawn = sum(case.why.startswith(cases.DRAWN) for case in answers)
+  drawn = sum(case.why.startswith(examples.DRAWN) for case in answers)
   parts = [
     f"<p>{drawn} queries are the first of a seeded shuffle, whatever came of "
     f"them. The others were picked: of all {queries:,}, at most "
-    f"{cases.EXTREMES} where re-ranking moved the picture meant down by the "
+    f"{examples.EXTREMES} where re-ranking moved the picture meant down by the "
     "largest factor, and as many where it moved it up. The first "
-    f"{cases.SHOWN} of each list are shown, with their scores, which compare "
-    "within a list only. The picture that the query was written for is "
+    f"{examples.SHOWN} of each list are shown, with their scores, which "
+    "compare within a list only. The picture that the query was written for is "
     "framed: others may fit its words as well.</p>"
   ]
   for case in answers:
@@ -112,7 +115,7 @@ def _answers(
   return "\n".join([*parts, credit])
 
 
-def _shown(whose: str, shown: Sequence[cases.Shown]) -> str:
+def _shown(whose: str, shown: Sequence[examples.Shown]) -> str:
   return _list(
     _item(
       one.picture,
@@ -125,7 +128,7 @@ def _shown(whose: str, shown: Sequence[cases.Shown]) -> str:
 
 
 def _score(score: float | None) -> str:
-  return "" if score is None else f"<br/>{figures.minus(score, '.2f')}"
+  return "" if score is None else f"<br/>{sections_module.minus(score, '.2f')}"
 
 
 def _list(items: Any) -> str:
@@ -161,9 +164,9 @@ def _looks(looks: Sequence[Look], credit: str) -> str:
         _image(_lit(frame, m), f"attention to “{word.token}”: {_where(m)}")
         for m in word.maps
       )
-      said = f"→ {figures.minus(word.log_p, '.2f')}"
+      said = f"→ {sections_module.minus(word.log_p, '.2f')}"
       if backward:
-        said += f"<br/>← {figures.minus(backward[i].log_p, '.2f')}"
+        said += f"<br/>← {sections_module.minus(backward[i].log_p, '.2f')}"
       items.append(
         f"<li>{maps}{html.escape(word.token)}<br/>"
         f'<span class="dim">{said}</span></li>'
@@ -173,7 +176,7 @@ def _looks(looks: Sequence[Look], credit: str) -> str:
     parts.append(
       f"<article><h3>“{html.escape(look.text)}” "
       f'<span class="why">all words of {both} and the ends: '
-      f"{figures.minus(total, '.1f')} nats</span></h3>"
+      f"{sections_module.minus(total, '.1f')} nats</span></h3>"
       f'<ol class="words">{"".join(items)}</ol></article>'
     )
   return "\n".join([*parts, credit])

@@ -34,12 +34,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fs_jax import config, peer, types
+from fs_jax import config, types
+from fs_jax.evaluate.speed import baseline
 from fs_jax.machine import compile_cache, hardware, sharding
 from fs_jax.models import build, layers, vision
 from fs_jax.train import gradients, loop, losses
 
-PEER = str(pathlib.Path(__file__).with_name("peer_open_clip.py"))
+PEER = str(pathlib.Path(__file__).with_name("baseline_open_clip.py"))
 VOCABULARY, LENGTH = 49_408, 77  # of open_clip's ViT-B-16
 TURN = 0.5  # seconds that a side times before it is the other's turn
 PAUSE = 0.05  # between turns: threads of the other side spin that long
@@ -100,7 +101,7 @@ CONFIGS: dict[str, Callable[[int, int, Any], config.Config]] = {
 
 
 def request(cfg: config.Config) -> dict[str, Any]:
-  """`cfg` of Fast as what `peer_open_clip` makes its model of."""
+  """`cfg` of Fast as what `baseline_open_clip` makes its model of."""
 
   def sizes(of: config.Stack) -> dict[str, int]:
     names = ("width", "layers", "heads", "hidden")
@@ -137,7 +138,7 @@ class Side(Protocol):
 class Theirs:
   """The peer, which makes its model of the same sizes."""
 
-  def __init__(self, ask: peer.Ask, cfg: config.Config, *, compiled: bool):
+  def __init__(self, ask: baseline.Ask, cfg: config.Config, *, compiled: bool):
     self._ask = ask
     self.facts = ask("make", compiled=compiled, **request(cfg))
 

@@ -13,17 +13,12 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import (
-  answers,
-  cases,
-  config,
-  configdict,
-  evaluate,
-  page,
-  parts,
-  study_gallery,
-)
+from fs_jax import config, configdict
 from fs_jax.data import sources
+from fs_jax.evaluate import results as results_
+from fs_jax.evaluate.page import examples, page
+from fs_jax.evaluate.studies import answers, checklist
+from fs_jax.evaluate.studies import gallery as gallery_module
 from fs_jax.machine import console, files, provenance
 from fs_jax.runs import contract, journal
 from fs_jax.runs import stages as stages_
@@ -47,7 +42,9 @@ PAIRS = (  # compared query by query
 STUDY = "study.json"
 
 
-def begin(workdir: epath.PathLike, values: Mapping[str, Any]) -> parts.Parts:
+def begin(
+  workdir: epath.PathLike, values: Mapping[str, Any]
+) -> checklist.Parts:
   """A study's folder; one that was begun with other values is refused.
 
   Raises:
@@ -65,17 +62,17 @@ def begin(workdir: epath.PathLike, values: Mapping[str, Any]) -> parts.Parts:
         )
   else:
     files.write_json(path, dict(values))
-  return parts.Parts(workdir)
+  return checklist.Parts(workdir)
 
 
 def comparisons(
-  results: Mapping[str, evaluate.Result], pairs: tuple[tuple[str, str], ...]
+  results: Mapping[str, results_.Result], pairs: tuple[tuple[str, str], ...]
 ) -> list[dict[str, Any]]:
   """Paired differences of R@1, points: [value, low, high] each."""
   return [
     {
       "name": f"{a} - {b}",
-      "R@1": evaluate.percent(evaluate.compare(results[a], results[b])),
+      "R@1": results_.percent(results_.compare(results[a], results[b])),
     }
     for a, b in pairs
     if a in results and b in results
@@ -84,8 +81,8 @@ def comparisons(
 
 def write_report(
   path: epath.Path,
-  parts: parts.Parts,
-  results: Mapping[str, evaluate.Result],
+  parts: checklist.Parts,
+  results: Mapping[str, results_.Result],
   asked: answers.Queries,
   made_from: provenance.Contract,
   seed: int,
@@ -99,7 +96,7 @@ def write_report(
     if result.ms_per_query is not None
   }
   chance = next(iter(results.values())).chance
-  evaluate.write_report(
+  results_.write_report(
     path,
     made_from,
     gallery=asked.truth.gallery,
@@ -125,9 +122,9 @@ def evaluate_split(
   workdir: epath.Path, split: str, queries: int
 ) -> dict[str, Any]:
   """All rankers of a workdir on a split; returns the report it wrote."""
-  kept = parts.Parts(workdir / "gallery" / split / f"queries-{queries}")
+  kept = checklist.Parts(workdir / "gallery" / split / f"queries-{queries}")
   fasts = tuple(weigh.weigh_all(workdir))
-  gallery = study_gallery.open_gallery(parts.Parts(workdir), split, fasts)
+  gallery = gallery_module.open_gallery(checklist.Parts(workdir), split, fasts)
   cfg = gallery.slow.cfg
   asked = answers.questions(gallery.source, gallery.slow.tokenizer, queries)
   results = answers.ask_all(kept, gallery, asked, KS)
@@ -159,15 +156,15 @@ def quickstart(
     for stage in ("fast", "slow", "distill")
   }
   train_all(parts, cfgs)
-  gallery = study_gallery.open_gallery(parts, "test", ("fast", "distill"))
+  gallery = gallery_module.open_gallery(parts, "test", ("fast", "distill"))
   asked = answers.questions(
     gallery.source, gallery.slow.tokenizer, 64 if small else QUERIES
   )
   made_from = answers.made_from(gallery, asked)
-  made = provenance.record(path, evaluate.REPORT, made_from)
+  made = provenance.record(path, results_.REPORT, made_from)
   if made is not None and (parts.folder / PAGE).exists():
     console.say(f"{parts.folder}: all parts are done; delete it to start again")
-    evaluate.show(made)
+    results_.show(made)
     return made
   results = answers.ask_all(parts, gallery, asked, KS)
   made = write_report(
@@ -184,20 +181,20 @@ def quickstart(
     example=asked.texts[0],  # something that this world has
   )
   draw(parts, gallery, asked, made)
-  evaluate.show(made)
+  results_.show(made)
   console.say(f"{path}\n{parts.folder / PAGE}")
   return made
 
 
-def digests(gallery: study_gallery.Gallery) -> dict[str, str]:
+def digests(gallery: gallery_module.Gallery) -> dict[str, str]:
   """SHA-256 of every stage's parameters: equal ones were trained equally."""
   trained = gallery.fasts | {"slow": gallery.slow}
   return {name: contract.digest(run.params) for name, run in trained.items()}
 
 
 def draw(
-  parts: parts.Parts,
-  gallery: study_gallery.Gallery,
+  parts: checklist.Parts,
+  gallery: gallery_module.Gallery,
   asked: answers.Queries,
   made: Mapping[str, Any],
 ) -> None:
@@ -210,8 +207,8 @@ def draw(
   }
   fast, final = (shown[name].found for name in lists)
   positives = asked.truth.positives
-  choices = cases.choose_cases(fast, final, positives)
-  found = cases.show_cases(
+  choices = examples.choose_cases(fast, final, positives)
+  found = examples.show_cases(
     choices, asked.texts, fast, final, positives, source.visuals
   )
   looks = []
@@ -234,7 +231,7 @@ def draw(
 
 
 def of_study(
-  c: Any, parts: parts.Parts, seed: int, share: float = 1.0
+  c: Any, parts: checklist.Parts, seed: int, share: float = 1.0
 ) -> config.Config:
   """A config of `configs/`, with the study's seed, data folder and budget."""
   cfg = configdict.parse(c)
@@ -249,7 +246,9 @@ def of_study(
   )
 
 
-def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
+def train_all(
+  parts: checklist.Parts, cfgs: Mapping[str, config.Config]
+) -> None:
   """Data, then every stage in order, each with the weights it needs."""
   data = next(iter(cfgs.values())).data
   origin = {"data": contract.recipe_of(next(iter(cfgs.values())), "data.")}
@@ -278,7 +277,7 @@ def train_all(parts: parts.Parts, cfgs: Mapping[str, config.Config]) -> None:
       _weigh(parts, "weigh-distill", "distill")
 
 
-def _weigh(parts: parts.Parts, step: str, fast: str) -> None:
+def _weigh(parts: checklist.Parts, step: str, fast: str) -> None:
   """The weights of Slow and a Fast; `train` knows whether they hold."""
   run, slow = (
     stages_.load(stages_.folder(parts.folder, n)) for n in (fast, "slow")

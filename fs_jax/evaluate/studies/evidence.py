@@ -11,7 +11,9 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax import answers, config, parts, study, study_gallery
+from fs_jax import config
+from fs_jax.evaluate.studies import answers, checklist, study
+from fs_jax.evaluate.studies import gallery as gallery_module
 from fs_jax.machine import console, files
 from fs_jax.runs import journal, stages
 
@@ -51,7 +53,7 @@ def _evidence_of(
   longer = cfgs.pop("fast_longer")
   study.train_all(parts, cfgs)
   study.train_all(parts, {"fast_longer": _as_long(longer, parts)})
-  gallery = study_gallery.open_gallery(
+  gallery = gallery_module.open_gallery(
     parts, "test", ("fast", "fast_longer", "distill")
   )
   tokenizer = gallery.slow.tokenizer
@@ -69,7 +71,7 @@ def _evidence_of(
   )
 
 
-def _as_long(cfg: config.Config, parts: parts.Parts) -> config.Config:
+def _as_long(cfg: config.Config, parts: checklist.Parts) -> config.Config:
   """The control, with the steps that take as long as what it stands against.
 
   Machines differ in what makes Slow and Fast slow: time is what was promised.
@@ -88,7 +90,7 @@ def _as_long(cfg: config.Config, parts: parts.Parts) -> config.Config:
 
 
 def _all_captions(
-  parts: parts.Parts, gallery: study_gallery.Gallery
+  parts: checklist.Parts, gallery: gallery_module.Gallery
 ) -> list[dict[str, Any]]:
   """Fasts on every caption of the split: they cost nothing, and differ less.
 

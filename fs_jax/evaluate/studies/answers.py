@@ -14,8 +14,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import evaluate, parts, study_gallery, types
+from fs_jax import types
 from fs_jax.data import sources
+from fs_jax.evaluate import results
+from fs_jax.evaluate.studies import checklist, gallery
 from fs_jax.machine import files, provenance
 from fs_jax.runs import contract
 from fs_jax.search import rankers
@@ -28,7 +30,7 @@ class Queries(NamedTuple):
 
   texts: tuple[str, ...]
   tokens: np.ndarray  # int32 [Q,L]
-  truth: evaluate.Truth
+  truth: results.Truth
 
 
 def questions(
@@ -51,7 +53,7 @@ def questions(
   padded = np.full((len(owner), max(map(len, members))), -1, np.int32)
   for row, found in zip(padded, members, strict=True):
     row[: len(found)] = found
-  truth = evaluate.Truth(
+  truth = results.Truth(
     positives=owner[:, None],
     clusters=owner,
     gallery=len(source),
@@ -69,7 +71,7 @@ class Answers(NamedTuple):
 
 
 def rank(
-  parts: parts.Parts,
+  parts: checklist.Parts,
   name: str,
   made_from: provenance.Contract,
   make: Callable[[], rankers.Ranker],
@@ -126,11 +128,11 @@ def read_answers(folder: epath.Path) -> Answers:
 
 
 def ask_fasts(
-  parts: parts.Parts,
-  gallery: study_gallery.Gallery,
+  parts: checklist.Parts,
+  gallery: gallery.Gallery,
   asked: Queries,
   prefix: str = "",
-) -> dict[str, evaluate.Result]:
+) -> dict[str, results.Result]:
   """Every Fast on the same queries; the distilled one as "fast_distilled".
 
   Args:
@@ -155,11 +157,11 @@ def ask_fasts(
 
 
 def ask_all(
-  parts: parts.Parts,
-  gallery: study_gallery.Gallery,
+  parts: checklist.Parts,
+  gallery: gallery.Gallery,
   asked: Queries,
   ks: tuple[int, ...],
-) -> dict[str, evaluate.Result]:
+) -> dict[str, results.Result]:
   """Every ranker on the same queries: Fasts, re-ranked, Slow alone.
 
   Returns:
@@ -192,7 +194,7 @@ def ask_all(
 
 
 def used_on(
-  gallery: study_gallery.Gallery, ks: tuple[int, ...]
+  gallery: gallery.Gallery, ks: tuple[int, ...]
 ) -> dict[str, list[int]]:
   """Candidates that `ask_all` re-ranks with each Fast's weights."""
   used: dict[str, list[int]] = {}
@@ -202,7 +204,7 @@ def used_on(
 
 
 def _reranked_over(
-  gallery: study_gallery.Gallery, ks: tuple[int, ...]
+  gallery: gallery.Gallery, ks: tuple[int, ...]
 ) -> list[tuple[str, str, int]]:
   """(row of the table, Fast, candidates) of everything that is re-ranked."""
   over = [("fast_rerank@20", "fast", 20)]
@@ -211,7 +213,7 @@ def _reranked_over(
 
 
 def _asked_of(
-  gallery: study_gallery.Gallery,
+  gallery: gallery.Gallery,
   asked: Queries,
   name: str = "",
   *,
@@ -257,9 +259,7 @@ def _asked_of(
   return parts
 
 
-def made_from(
-  gallery: study_gallery.Gallery, asked: Queries
-) -> provenance.Contract:
+def made_from(gallery: gallery.Gallery, asked: Queries) -> provenance.Contract:
   """What a report of all rankers follows from, by ranker."""
   everything: dict[str, Mapping[str, Any]] = {}
   for name in gallery.fasts:
@@ -275,8 +275,8 @@ def device() -> str:
   return f"{len(jax.devices())} x {kind}, {os.cpu_count()} CPU cores"
 
 
-def _score(name: str, said: Answers, truth: evaluate.Truth) -> evaluate.Result:
-  return evaluate.score(
+def _score(name: str, said: Answers, truth: results.Truth) -> results.Result:
+  return results.score(
     name,
     said.found,
     truth,
@@ -287,19 +287,17 @@ def _score(name: str, said: Answers, truth: evaluate.Truth) -> evaluate.Result:
   )
 
 
-def _fast(gallery: study_gallery.Gallery, name: str) -> rankers.Fast:
+def _fast(gallery: gallery.Gallery, name: str) -> rankers.Fast:
   return rankers.Fast(gallery.fasts[name], gallery.indices[name], DEPTH)
 
 
-def _reranked(
-  gallery: study_gallery.Gallery, name: str, k: int
-) -> rankers.Reranked:
+def _reranked(gallery: gallery.Gallery, name: str, k: int) -> rankers.Reranked:
   base = _fast(gallery, name)
   return rankers.Reranked(base, gallery.scorer, gallery.fits[name], k)
 
 
 def _fast_inside(
-  gallery: study_gallery.Gallery, asked: Queries, name: str
+  gallery: gallery.Gallery, asked: Queries, name: str
 ) -> types.Candidates:
   return rankers.fast_in_group(
     gallery.fasts[name],
@@ -310,7 +308,7 @@ def _fast_inside(
 
 
 def _reranked_inside(
-  gallery: study_gallery.Gallery, asked: Queries, name: str
+  gallery: gallery.Gallery, asked: Queries, name: str
 ) -> types.Candidates:
   inside = _fast_inside(gallery, asked, name)
   return rankers.reranked_in_group(
@@ -318,6 +316,6 @@ def _reranked_inside(
   )
 
 
-def _groups(truth: evaluate.Truth) -> np.ndarray:
+def _groups(truth: results.Truth) -> np.ndarray:
   """int32 [Q,G] of who looks alike; alone where nobody said."""
   return truth.positives if truth.groups is None else truth.groups

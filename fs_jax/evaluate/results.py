@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Float, Int
 from rich import table as rich_table
 
-from fs_jax import metrics
+from fs_jax.evaluate import metrics
 from fs_jax.machine import files, provenance
 from fs_jax.machine.console import wide
 from fs_jax.types import Candidates

@@ -1,0 +1,1 @@
+"""Whole comparisons of a workdir: what is answered, and what is reported."""
