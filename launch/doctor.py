@@ -107,9 +107,9 @@ def _package(
 def _scann():
   if not _version("scann"):
     return "scann", "-", "optional", "exact search serves; pip install scann"
-  from fs_jax.gallery import index
+  from fs_jax.gallery import scann
 
-  if index._scann() is None:
+  if scann.module() is None:
     mend = "reinstall it, or index with --kind=exact"
     return "scann", f"{_version('scann')}, broken", "missing", mend
   return "scann", _version("scann"), "ok", ""

@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 
 from fs_jax.data import pipeline, sources
-from fs_jax.gallery import corpus, encode, index
+from fs_jax.gallery import corpus, encode, index, scann
 from fs_jax.machine import provenance
 from fs_jax.runs import stages
 from launch import cli
@@ -32,20 +32,20 @@ _REPLACE = flags.DEFINE_bool(
 _LEAVES = flags.DEFINE_integer("leaves", 0, "of the tree; 0 = 1.5 sqrt(rows)")
 _RECALL = flags.DEFINE_float(
   "recall",
-  index.Settings.recall,
+  scann.Settings.recall,
   "to reach at 10 and at 100 answers, against exact search",
   lower_bound=0,
   upper_bound=1,
 )
 _SEARCHED = flags.DEFINE_integer(
   "leaves_to_search",
-  index.Settings.leaves_to_search,
+  scann.Settings.leaves_to_search,
   "leaves that a query looks into; 0 = tuned, with --reorder, for --recall",
   lower_bound=0,
 )
 _REORDER = flags.DEFINE_integer(
   "reorder",
-  index.Settings.reorder,
+  scann.Settings.reorder,
   "rows that a query scores again exactly; 0 = tuned",
   lower_bound=0,
 )
@@ -74,7 +74,7 @@ def main(_) -> None:
     _OUT.value,
     parts,
     kind=cast(Any, _KIND.value),
-    settings=index.Settings(
+    settings=scann.Settings(
       leaves=_LEAVES.value,
       recall=_RECALL.value,
       leaves_to_search=_SEARCHED.value,

@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from fs_jax import config, configdict
-from fs_jax.machine.pods import job
+from fs_jax.machine.pods import gke, job, slurm, tpu_vm
 from launch import cli
 
 
@@ -41,7 +41,7 @@ class Engine(NamedTuple):
 
 ENGINES = {
   "tpu-vm": Engine(
-    job.tpu_vm,
+    tpu_vm.script,
     "gcloud",
     lambda job, text: ["bash", "-c", text],
     reads=False,
@@ -52,7 +52,7 @@ ENGINES = {
     ),
   ),
   "gke": Engine(
-    job.gke,
+    gke.manifest,
     "kubectl",
     lambda job, text: ["kubectl", "apply", "--filename=-", *job.flags],
     reads=True,
@@ -62,7 +62,7 @@ ENGINES = {
     ),
   ),
   "slurm": Engine(
-    job.slurm,
+    slurm.script,
     "sbatch",
     lambda job, text: ["sbatch"],
     reads=True,

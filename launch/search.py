@@ -16,7 +16,7 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from fs_jax.evaluate.page import examples
+from fs_jax.evaluate.page import sheet
 from fs_jax.machine import compile_cache
 from fs_jax.runs import stages
 from fs_jax.search import workdir as workdirs
@@ -100,12 +100,12 @@ def _draw(query, answer, source) -> None:
   lists = [("Fast", answer.fast)]
   if "rerank" in answer.stages_ms:
     lists.append(("re-ranked", answer.final))
-  shown = min(_K.value, examples.COLUMNS)
+  shown = min(_K.value, sheet.COLUMNS)
   listed = [
     [int(r) for r in np.asarray(found.rows[0]) if r >= 0][:shown]
     for _, found in lists
   ]
-  examples.contact_sheet(
+  sheet.contact_sheet(
     _SHEET.value,
     query,
     [list(source.visuals(rows)) for rows in listed],

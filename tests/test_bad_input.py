@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from fs_jax.machine import files
+from fs_jax.machine import manifest as manifests
 from fs_jax.runs import stages
 from tests import programs
 from tests import runs as saved
@@ -145,9 +146,9 @@ def test_damaged_picture(tmp_path):
 
 def again(path):
   """A folder's manifest, after a file of it was changed: hashes agree."""
-  manifest = json.loads((path / files.MANIFEST).read_text())
+  manifest = json.loads((path / manifests.MANIFEST).read_text())
   del manifest["files"]
-  files.write_manifest(path, manifest)
+  manifests.write_manifest(path, manifest)
 
 
 def test_nan_in_a_corpus(mine):
@@ -179,7 +180,9 @@ def search(workdir, query, *arguments):
 
 def largest(path):
   return max(
-    (p for p in path.rglob("*") if p.is_file() and p.name != files.MANIFEST),
+    (
+      p for p in path.rglob("*") if p.is_file() and p.name != manifests.MANIFEST
+    ),
     key=lambda p: p.stat().st_size,
   )
 

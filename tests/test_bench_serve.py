@@ -8,7 +8,7 @@ import numpy as np
 from fs_jax.evaluate.speed import serving
 from fs_jax.gallery import memories as memory_store
 from fs_jax.runs import stages
-from fs_jax.search import rerank, workdir
+from fs_jax.search import scorer, workdir
 from tests import programs, test_rerank
 
 
@@ -38,7 +38,7 @@ class Opened(NamedTuple):
     return Searcher()
 
   def scorer(self):
-    return rerank.Scorer(self.slow, self.memories)
+    return scorer.Scorer(self.slow, self.memories)
 
 
 def served(texts=("a", "b"), **fields):

@@ -12,7 +12,7 @@ from fs_jax import configdict
 from fs_jax.evaluate.speed import baseline, train_step
 from fs_jax.machine import sharding
 from fs_jax.models import flops
-from fs_jax.train import loop
+from fs_jax.train import step
 from tests import programs, small
 
 # A peer that says what it is asked; `do: leave` ends it, as a crash would.
@@ -97,7 +97,7 @@ def test_flops_are_those_that_torch_counts_of_open_clip():
 def test_parameters_are_those_of_open_clip_but_for_what_the_docstring_says():
   cfg = train_step.fast_config(2, 8, "float32")
   on = sharding.mesh(cfg.mesh, jax.devices()[:1])
-  made = loop.program(cfg, cfg.tokens.vocabulary, on)
+  made = step.program(cfg, cfg.tokens.vocabulary, on)
   ours = sum(x.size for x in jax.tree.leaves(made.state.params))
   biases, position_of_frames, position_of_class = 2 * 512 + 768, 768, 768
   assert ours - 47_216_641 == biases + position_of_frames - position_of_class
@@ -106,8 +106,8 @@ def test_parameters_are_those_of_open_clip_but_for_what_the_docstring_says():
 def test_the_step_is_the_one_of_training():
   cfg = tiny()
   on = sharding.mesh(cfg.mesh, jax.devices()[:1])
-  made = loop.program(cfg, cfg.tokens.vocabulary, on)
-  state = loop.fresh(cfg, made)
+  made = step.program(cfg, cfg.tokens.vocabulary, on)
+  state = step.fresh(cfg, made)
   for mine, theirs in zip(
     *(jax.tree.leaves(x) for x in (state, made.state)), strict=True
   ):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from fs_jax import types
 from fs_jax.evaluate.page import examples
+from fs_jax.evaluate.page import sheet as sheets
 
 CREDIT = "Drawings: <Somebody>, CC BY-SA 4.0"
 
@@ -71,20 +72,20 @@ def test_cases_show_what_was_listed():
 def test_sheet_frames_the_true_picture(tmp_path):
   path = tmp_path / "sheet.png"
   rows = [[picture(i) for i in range(12)], [picture(0, (16, 8))]]
-  examples.contact_sheet(
+  sheets.contact_sheet(
     path, "a long query " * 30, rows, ["Fast", "Slow"], CREDIT, [2, None]
   )
   with Image.open(path) as image:
     sheet = np.asarray(image)
-  assert examples.SIDE * 10 < sheet.shape[1] < examples.SIDE * 12
-  assert examples.SIDE * 2 < sheet.shape[0] < examples.SIDE * 4
+  assert sheets.SIDE * 10 < sheet.shape[1] < sheets.SIDE * 12
+  assert sheets.SIDE * 2 < sheet.shape[0] < sheets.SIDE * 4
   green = np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1)
   y, x = np.nonzero(green)
-  column = (x.mean() - x.min()) / examples.SIDE
+  column = (x.mean() - x.min()) / sheets.SIDE
   assert 0.3 < column < 0.7  # one square, not two
-  edge = examples.SIDE + 8
+  edge = sheets.SIDE + 8
   assert green[y.min()].sum() == edge
-  examples.contact_sheet(path, "q", rows, ["Fast", "Slow"], CREDIT)
+  sheets.contact_sheet(path, "q", rows, ["Fast", "Slow"], CREDIT)
   with Image.open(path) as image:
     sheet = np.asarray(image)
   assert not np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1).any()
@@ -94,7 +95,7 @@ def test_sheet_writes_scores_under_pictures(tmp_path):
   drawn = []
   for scores in (None, [[0.5, -1.25]], [[0.5, -1.5]]):
     path = tmp_path / f"{len(drawn)}.png"
-    examples.contact_sheet(
+    sheets.contact_sheet(
       path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=scores
     )
     with Image.open(path) as image:
@@ -103,11 +104,11 @@ def test_sheet_writes_scores_under_pictures(tmp_path):
   assert (drawn[0] != drawn[1]).any()
   assert (drawn[1] != drawn[2]).any()
   with pytest.raises(ValueError, match=r"\[1\] scores for \[2\] pictures"):
-    examples.contact_sheet(
+    sheets.contact_sheet(
       path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=[[1.0]]
     )
 
 
 def test_sheet_needs_a_label_a_row(tmp_path):
   with pytest.raises(ValueError, match="2 rows, 1 labels, 2 places"):
-    examples.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)
+    sheets.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)

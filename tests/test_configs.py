@@ -21,7 +21,7 @@ import pytest
 
 from fs_jax import config, configdict, trees
 from fs_jax.machine import sharding
-from fs_jax.train import loop, tasks, train
+from fs_jax.train import step, tasks, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -120,7 +120,7 @@ def test_nothing_is_written_down_that_is_no_more():
 @each
 def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
   cfg = recipe(file, stage)
-  made = loop.program(cfg, cfg.tokens.vocabulary, sharding.mesh(cfg.mesh))
+  made = step.program(cfg, cfg.tokens.vocabulary, sharding.mesh(cfg.mesh))
   state, metrics = jax.eval_shape(
     made.step, made.state, made.frozen, made.batch
   )

@@ -5,7 +5,7 @@ import pytest
 
 from fs_jax import types
 from fs_jax.gallery import corpus
-from fs_jax.machine import files
+from fs_jax.machine import manifest
 
 FAST = {"image_size": 64, "digest": "abc"}
 
@@ -99,7 +99,7 @@ def test_the_contract_holds_the_ids(tmp_path):
   with pytest.raises(ValueError, match=r"'ids\.txt' must have"):
     corpus.load(tmp_path / "c")
   del fields["files"]
-  files.write_manifest(tmp_path / "c", fields)
+  manifest.write_manifest(tmp_path / "c", fields)
   with pytest.raises(ValueError, match=r"items\.count.*got 10 .* and 2 "):
     corpus.load(tmp_path / "c")
 
@@ -110,6 +110,6 @@ def test_shards_add_up(tmp_path):
   )
   (tmp_path / "c/vectors-00003-of-00004.npy").unlink()
   del fields["files"]
-  files.write_manifest(tmp_path / "c", fields)
+  manifest.write_manifest(tmp_path / "c", fields)
   with pytest.raises(ValueError, match="must hold 10 rows; got 9"):
     corpus.load(tmp_path / "c")

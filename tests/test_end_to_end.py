@@ -18,9 +18,10 @@ from etils import epath
 from fs_jax import configdict, types
 from fs_jax.data import sources
 from fs_jax.evaluate import validation
-from fs_jax.gallery import corpus, encode, index, memories
+from fs_jax.gallery import corpus, encode, exact, index, memories
 from fs_jax.runs import journal, stages
 from fs_jax.search import fusion, rerank, searcher, weigh
+from fs_jax.search import scorer as scorers
 from fs_jax.train import tasks, train
 from tests import programs, small, tiny
 
@@ -35,7 +36,7 @@ class Made(NamedTuple):
   stages: dict[str, stages.Run]
   corpus: types.Corpus
   memories: memories.Store
-  index: index.Index
+  index: exact.Index
   source: sources.Source  # the gallery
 
 
@@ -179,7 +180,7 @@ def retriever(second):
   fast, slow = second.runs["distill"], second.runs["slow"]
   parts = {"fast": fast.fast_contract, "slow": slow.slow_contract}
   fit = fusion.load(second.workdir / "distill", parts)
-  scorer = rerank.Scorer(slow, second.store)
+  scorer = scorers.Scorer(slow, second.store)
   return searcher.Retriever(fast, second.index, scorer, fit), scorer, fit
 
 

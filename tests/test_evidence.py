@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fs_jax.evaluate.studies import checklist, evidence
-from fs_jax.machine import files
+from fs_jax.machine import manifest
 from tests import small
 
 LATER = "fast_distilled - fast_longer, all 5120 captions"
@@ -149,7 +149,7 @@ def test_the_control_has_all_the_time_and_little_more(tmp_path):
   for number, (name, seconds) in enumerate(good()["seconds"].items()):
     said = {"seconds": seconds, "ended": number}
     path = tmp_path / "parts" / f"{name}.json"
-    files.write_record(path, checklist.KIND, {"config": {"seed": 0}}, said)
+    manifest.write_record(path, checklist.KIND, {"config": {"seed": 0}}, said)
     done.do(name, {"config": {"seed": 0}}, lambda: 1 / 0)
   longer = evidence._as_long(cfg, done)
   assert 220 < longer.train.steps < 240

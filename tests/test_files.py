@@ -10,16 +10,17 @@ import pytest
 from etils import epath
 
 from fs_jax.machine import errors, files
+from fs_jax.machine import manifest as manifests
 
 FIELDS = {"kind": "corpus", "contract": {"fast": {"digest": "ab"}}}
 
 
 def make(folder, *, text="one"):
-  with files.folder(folder, "corpus") as temporary:
+  with manifests.folder(folder, "corpus") as temporary:
     files.write_text(temporary / "a.txt", text)
     (temporary / "deep").mkdir()
     files.write_array(temporary / "deep/b.npy", np.arange(6.0).reshape(2, 3))
-    return files.write_manifest(temporary, FIELDS | {"count": 2})
+    return manifests.write_manifest(temporary, FIELDS | {"count": 2})
 
 
 def fill_the_disk(monkeypatch, *, after=0):
@@ -64,13 +65,13 @@ def test_full_disk_keeps_the_old_folder(tmp_path, monkeypatch, after):
     make(tmp_path / "out", text="two")
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
   assert (tmp_path / "out/a.txt").read_text() == "one"
-  assert files.read_manifest(tmp_path / "out", "corpus")["count"] == 2
+  assert manifests.read_manifest(tmp_path / "out", "corpus")["count"] == 2
 
 
 def test_other_errors_pass_and_leave_nothing(tmp_path):
   with (
     pytest.raises(KeyboardInterrupt),
-    files.folder(tmp_path / "out", "corpus") as t,
+    manifests.folder(tmp_path / "out", "corpus") as t,
   ):
     files.write_text(t / "a", "a")
     raise KeyboardInterrupt
@@ -79,11 +80,11 @@ def test_other_errors_pass_and_leave_nothing(tmp_path):
 
 def test_folder_replaces_whole(tmp_path):
   make(tmp_path / "out")
-  with files.folder(tmp_path / "out", "corpus") as temporary:
+  with manifests.folder(tmp_path / "out", "corpus") as temporary:
     assert temporary.parent == tmp_path
     assert (tmp_path / "out/deep/b.npy").exists()  # until the very end
     files.write_text(temporary / "c.txt", "two")
-    files.write_manifest(temporary, FIELDS)
+    manifests.write_manifest(temporary, FIELDS)
   names = sorted(p.name for p in (tmp_path / "out").iterdir())
   assert names == ["c.txt", "manifest.json"]
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -103,7 +104,7 @@ def test_folder_does_not_replace_another_kind(tmp_path):
     pytest.raises(
       ValueError, match=r"another index is replaced; got .*'corpus'"
     ),
-    files.folder(tmp_path / "out", "index"),
+    manifests.folder(tmp_path / "out", "index"),
   ):
     pass
   assert (tmp_path / "out/manifest.json").read_text() == before
@@ -112,24 +113,26 @@ def test_folder_does_not_replace_another_kind(tmp_path):
 @pytest.mark.parametrize("contract", [None, {}])
 def test_nothing_is_kept_without_what_it_was_made_from(tmp_path, contract):
   with pytest.raises(ValueError, match="got no contract"):
-    files.write_record(tmp_path / "x.json", "step", contract, {"a": 1})
+    manifests.write_record(tmp_path / "x.json", "step", contract, {"a": 1})
   with (
     pytest.raises(ValueError, match="got no contract"),
-    files.folder(tmp_path / "out", "corpus") as temporary,
+    manifests.folder(tmp_path / "out", "corpus") as temporary,
   ):
-    files.write_manifest(temporary, {"kind": "corpus", "contract": contract})
+    manifests.write_manifest(
+      temporary, {"kind": "corpus", "contract": contract}
+    )
   assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
   path, made_from = tmp_path / "x.json", {"fast": {"digest": "ab"}}
-  files.write_record(path, "step", made_from, {"seconds": 1.5})
-  values = files.read_record(path, "step", mend="do it again")
+  manifests.write_record(path, "step", made_from, {"seconds": 1.5})
+  values = manifests.read_record(path, "step", mend="do it again")
   assert (values["seconds"], values["contract"]) == (1.5, made_from)
   with pytest.raises(
     ValueError, match=r"kind 'weights'; got 1 and 'step'\. do"
   ):
-    files.read_record(path, "weights", mend="do it again")
+    manifests.read_record(path, "weights", mend="do it again")
   old = {k: v for k, v in values.items() if k != "schema"}
   for text in (
     json.dumps(old),
@@ -139,16 +142,16 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
   ):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"must be .*do it again"):
-      files.read_record(path, "step", mend="do it again")
+      manifests.read_record(path, "step", mend="do it again")
   with pytest.raises(FileNotFoundError, match="do it again"):
-    files.read_record(tmp_path / "y.json", "step", mend="do it again")
+    manifests.read_record(tmp_path / "y.json", "step", mend="do it again")
 
 
 def test_relative_paths(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   make("out")
   make(pathlib.Path("out"))
-  assert files.read_manifest("out", "corpus")["count"] == 2
+  assert manifests.read_manifest("out", "corpus")["count"] == 2
 
 
 def test_write_array_is_npy(tmp_path):
@@ -159,7 +162,7 @@ def test_write_array_is_npy(tmp_path):
 
 def test_manifest_lists_everything(tmp_path):
   manifest = make(tmp_path / "out")
-  assert files.read_manifest(tmp_path / "out", "corpus") == manifest
+  assert manifests.read_manifest(tmp_path / "out", "corpus") == manifest
   assert manifest["schema"] == 1
   assert set(manifest["files"]) == {"a.txt", "deep/b.npy"}
   listed = manifest["files"]["a.txt"]
@@ -198,26 +201,26 @@ def test_damage_is_named(tmp_path, how, says):
   make(tmp_path / "out")
   damage(how, tmp_path / "out")
   with pytest.raises(ValueError, match=says):
-    files.read_manifest(tmp_path / "out", "corpus")
+    manifests.read_manifest(tmp_path / "out", "corpus")
   if how == "changed":  # of equal length: only told by its hash
-    files.read_manifest(tmp_path / "out", "corpus", hashes=False)
+    manifests.read_manifest(tmp_path / "out", "corpus", hashes=False)
 
 
 def test_no_manifest_no_folder(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"launch\.export_index"):
-    files.read_manifest(tmp_path / "nowhere", "index")
+    manifests.read_manifest(tmp_path / "nowhere", "index")
   make(tmp_path / "out")
   with pytest.raises(ValueError, match="kind must be 'index'; got 'corpus'"):
-    files.read_manifest(tmp_path / "out", "index")
+    manifests.read_manifest(tmp_path / "out", "index")
   (tmp_path / "out/manifest.json").write_text("{")
   with pytest.raises(ValueError, match="must be JSON"):
-    files.read_manifest(tmp_path / "out", "corpus")
+    manifests.read_manifest(tmp_path / "out", "corpus")
 
 
 def test_hidden_files_do_not_count(tmp_path):
   make(tmp_path / "out")
   (tmp_path / "out/.DS_Store").write_bytes(b"x")
-  files.read_manifest(tmp_path / "out", "corpus")
+  manifests.read_manifest(tmp_path / "out", "corpus")
 
 
 def test_object_stores(tmp_path, monkeypatch, bucket):
@@ -225,18 +228,18 @@ def test_object_stores(tmp_path, monkeypatch, bucket):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   path = epath.Path("gs://bucket/out")
   make(path)
-  with files.folder(path, "corpus") as temporary:
+  with manifests.folder(path, "corpus") as temporary:
     files.write_text(temporary / "c.txt", "two")
-    files.write_manifest(temporary, FIELDS)
-  assert set(files.read_manifest(path, "corpus")["files"]) == {"c.txt"}
-  with files.folder(epath.Path("gs://bucket/arrays"), "x") as temporary:
+    manifests.write_manifest(temporary, FIELDS)
+  assert set(manifests.read_manifest(path, "corpus")["files"]) == {"c.txt"}
+  with manifests.folder(epath.Path("gs://bucket/arrays"), "x") as temporary:
     files.write_array(temporary / "a.npy", np.arange(3))
   read = files.read_array("gs://bucket/arrays/a.npy")
   np.testing.assert_array_equal(read, np.arange(3))
-  copy = files.local(path)
+  copy = manifests.local(path)
   assert (copy / "c.txt").read_text() == "two"
   assert tmp_path in pathlib.Path(copy).parents
   files.write_text(path / "c.txt", "own")
   with pytest.raises(ValueError, match="it was changed"):
-    files.read_manifest(path, "corpus")
-  assert files.local(tmp_path) == epath.Path(tmp_path)
+    manifests.read_manifest(path, "corpus")
+  assert manifests.local(tmp_path) == epath.Path(tmp_path)

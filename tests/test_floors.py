@@ -1,12 +1,14 @@
-"""Who may import whom: the floors of the framework, read from its source.
+"""Who may import whom: the rooms of the house, read from its source.
 
-Imports go downward, or sideways except on floor 4. Edit the tables when a
-module is added; everything under them follows from them.
+A module imports its own room or one on a lower floor, and inside a room there
+is no circle. A new file needs no entry here; a new room does.
 """
 
 import ast
+import functools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,80 +17,43 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Modules and packages directly under fs_jax, lowest floor first.
+# Rooms, lowest floor first; those of one floor do not import each other. The
+# ground are the modules that lie in fs_jax itself.
 FLOORS = (
-  ("types", "config", "configdict", "paths", "machines"),
-  (
-    "models",
-    "losses",
-    "metrics",
-    "optim",
-    "gradients",
-    "flops",
-    "hlo",
-  ),
-  (
-    *("sharding", "ring", "processes", "checkpoint", "compiled", "files"),
-    *("errors", "checksums", "uploads", "report", "profile", "peer"),
-    *("contract", "provenance", "console", "parts", "data"),
-  ),
-  (
-    *("tasks", "encode", "corpus", "exact", "tuner", "index", "rerank"),
-    *("store", "calibrate", "runs", "lineage", "loop", "mine", "rankers"),
-    *("pair_scores", "weigh"),
-    *("attention", "cases", "figures", "plots"),
-  ),
-  (
-    "train",
-    "validation",
-    "retrieve",
-    "evaluate",
-    "page",
-    "bench",
-    "bench_train",
-    "peer_open_clip",
-    "serve",
-    "plan",
-    "pods",
-    "local",
-  ),
-  (
-    "workdir",
-    "gallery",
-    "answers",
-    "study",
-    "evidence",
-    "advice",
-    "plans",
-    "bench_serve",
-  ),
+  ("ground",),
+  ("machine", "models"),
+  ("data",),
+  ("runs",),
+  ("gallery",),
+  ("search",),
+  ("train", "serve"),
+  ("evaluate",),
 )
+FLOOR_OF = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 
 # Heavy packages, and the modules (with all under them) that may import them.
 OWNERS = {
-  "clu": ("fs_jax.runs",),
+  "clu": ("fs_jax.runs.stages",),
   "grain": ("fs_jax.data.pipeline",),
   "ml_collections": ("fs_jax.configdict", "launch"),
-  "open_clip": ("fs_jax.peer_open_clip",),
-  "orbax": ("fs_jax.checkpoint",),
+  "open_clip": ("fs_jax.evaluate.speed.baseline_open_clip",),
+  "orbax": ("fs_jax.runs.checkpoint",),
   "ray": ("fs_jax.serve", "launch"),
-  "scann": ("fs_jax.index",),
+  "scann": ("fs_jax.gallery.scann",),
   "starlette": ("fs_jax.serve",),
-  "tensorboardX": ("fs_jax.report",),
+  "tensorboardX": ("fs_jax.runs.journal",),
   "tensorflow": (),
   "tensorflow_datasets": ("fs_jax.data",),
   "tokenizers": ("fs_jax.data.tokenizer",),
-  "torch": ("fs_jax.peer_open_clip",),
-  "torchvision": ("fs_jax.peer_open_clip",),
+  "torch": ("fs_jax.evaluate.speed.baseline_open_clip",),
+  "torchvision": ("fs_jax.evaluate.speed.baseline_open_clip",),
   "uvicorn": ("fs_jax.serve", "launch"),
-  "yaml": ("fs_jax.pods",),
+  "yaml": ("fs_jax.machine.pods.gke",),
 }
 
-# What `import fs_jax` and its vocabulary (floor 0) leave alone.
-NOT_LOADED = ("orbax", "scann", "starlette", "tensorflow", "uvicorn")
+# What `import fs_jax`, its ground and its rooms leave alone.
+NOT_LOADED = ("jax", "orbax", "scann", "starlette", "tensorflow", "uvicorn")
 
-FLOOR_OF = {name: i for i, names in enumerate(FLOORS) for name in names}
-PROGRAMS = 4  # the floor whose modules import nothing from each other
 PROJECT = ("fs_jax", "configs", "launch", "tests")
 
 
@@ -121,6 +86,20 @@ def within(name: str, module: str) -> bool:
   return name == module or name.startswith(module + ".")
 
 
+@functools.cache
+def ground() -> frozenset[str]:
+  """Modules that lie in fs_jax itself."""
+  return frozenset(path.stem for path in (ROOT / "fs_jax").glob("[!_]*.py"))
+
+
+def room_of(module: str) -> str | None:
+  """The room of a dotted name; None of fs_jax itself, and of what is not."""
+  name = [*module.split("."), ""][1]
+  if name in ground():
+    return "ground"
+  return name if name in FLOOR_OF else None
+
+
 def project_rule(module: str, target: str) -> str | None:
   """The rule that `module` breaks by importing `target` of this project."""
   here, there = module.split("."), target.split(".")
@@ -133,26 +112,22 @@ def project_rule(module: str, target: str) -> str | None:
   if there[0] == "configs":
     return None if here[0] == "configs" else "fs_jax never imports configs"
   if len(there) == 1:
-    return "import the module you use: from fs_jax import <module>"
-  name = there[1]
-  if name.startswith("__"):  # fs_jax.__version__
+    return "import the module you use: from fs_jax.<room> import <module>"
+  if there[1].startswith("__"):  # fs_jax.__version__
     return None
-  if name not in FLOOR_OF:
-    return f"place {name} on a floor: add it to FLOORS in tests/test_floors.py"
+  theirs = room_of(target)
+  if theirs is None:
+    return f"{there[1]} is no room; add it to FLOORS in tests/test_floors.py"
   if here[0] == "configs":
-    return None if FLOOR_OF[name] == 0 else "configs import only floor 0"
-  if len(here) == 1:
+    return None if theirs == "ground" else "configs import only the ground"
+  ours = room_of(module)
+  if ours is None:
     return "fs_jax/__init__.py imports nothing of the project"
-  own = here[1]
-  if own == name or own not in FLOOR_OF:  # the latter: test_every_module
-    return None
-  if FLOOR_OF[name] > FLOOR_OF[own]:
+  if ours != theirs and FLOOR_OF[theirs] >= FLOOR_OF[ours]:
     return (
-      f"imports go downward; {own} is on floor {FLOOR_OF[own]},"
-      f" {name} on floor {FLOOR_OF[name]}"
+      f"imports go downward; {ours} is on floor {FLOOR_OF[ours]}, {theirs} on "
+      f"floor {FLOOR_OF[theirs]}"
     )
-  if FLOOR_OF[own] == PROGRAMS == FLOOR_OF[name]:
-    return f"programs (floor {PROGRAMS}) import nothing from each other"
   return None
 
 
@@ -191,47 +166,108 @@ def test_imports_keep_to_the_floors():
   assert not found, "\n" + "\n".join(found)
 
 
-def test_every_module_is_on_a_floor():
-  names = {
-    module.split(".")[1]
-    for module, _ in modules()
-    if "." in module and within(module, "fs_jax")
+def graph() -> dict[str, set[str]]:
+  """Modules of fs_jax, and those of fs_jax that each imports."""
+  known = {name: path for name, path in modules() if within(name, "fs_jax")}
+  found: dict[str, set[str]] = {}
+  for name, path in known.items():
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    targets = {t for t, _ in imports(ast.parse(path.read_text()), package)}
+    # `from a.b import c` is a.b.c, or c in a.b.
+    whole = targets | {t.rpartition(".")[0] for t in targets}
+    found[name] = (whole & set(known)) - {name}
+  return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+  """Modules that import each other in turn; none if there is no circle."""
+  done: set[str] = set()
+
+  def walk(name: str, path: list[str]) -> list[str]:
+    if name in path:
+      return path[path.index(name) :]
+    if name in done:
+      return []
+    for target in sorted(graph[name]):
+      if found := walk(target, [*path, name]):
+        return found
+    done.add(name)
+    return []
+
+  return next((found for name in graph if (found := walk(name, []))), [])
+
+
+def test_no_module_imports_itself_through_others():
+  assert not circle(graph())
+
+
+def test_a_circle_is_found():
+  assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+  assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+def folders() -> list[pathlib.Path]:
+  """Rooms, and the packages in them; datasets list themselves."""
+  packages = [p.parent for p in (ROOT / "fs_jax").rglob("__init__.py")]
+  return sorted(p for p in packages if "datasets" not in p.parts)
+
+
+@pytest.mark.parametrize(
+  "folder", folders(), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_a_room_lists_its_files_lower_ones_first(folder):
+  listed = re.findall(
+    r"^  (\w+)/?  ", (folder / "__init__.py").read_text(), re.M
+  )
+  own = {
+    path.stem
+    for path in folder.iterdir()
+    if (path.suffix == ".py" or (path / "__init__.py").exists())
+    and not path.name.startswith("_")
   }
-  lost = sorted(names - set(FLOOR_OF))
-  assert not lost, f"place {lost} in FLOORS of tests/test_floors.py"
-
-
-def test_no_module_is_on_two_floors():
-  assert len(FLOOR_OF) == sum(map(len, FLOORS))
+  own -= {"datasets"}
+  assert set(listed) == own, "one line a file: `  name  what it is`"
+  prefix = ".".join(folder.relative_to(ROOT).parts)
+  above: dict[str, int] = {name: i for i, name in enumerate(listed)}
+  for name, targets in graph().items():
+    if not name.startswith(prefix + "."):
+      continue
+    here = name.removeprefix(prefix + ".").split(".")[0]
+    for target in targets:
+      if target.startswith(prefix + "."):
+        there = target.removeprefix(prefix + ".").split(".")[0]
+        if here in above and there in above:
+          assert above[there] <= above[here], f"{here} imports {there}"
 
 
 @pytest.mark.parametrize(
   ("module", "source", "rule"),
   [
-    ("fs_jax.losses", "from fs_jax import sharding", "downward"),
-    ("fs_jax.losses", "import fs_jax.sharding as s", "downward"),
-    ("fs_jax.losses", "from fs_jax.sharding import put", "downward"),
-    ("fs_jax.losses", "from .sharding import put", "downward"),
-    ("fs_jax.losses", "def f():\n  from fs_jax import train", "downward"),
-    ("fs_jax.models.fast", "from .. import tasks", "downward"),
-    ("fs_jax.models.fast", "from ..data import pipeline", "downward"),
-    ("fs_jax.types", "from fs_jax import losses", "downward"),
-    ("fs_jax.train", "from fs_jax import evaluate", "each other"),
-    ("fs_jax.serve.app", "from fs_jax import retrieve", "each other"),
-    ("fs_jax.train", "from configs import tiny", "never imports configs"),
-    ("fs_jax.train", "import launch.train", "only launch"),
-    ("fs_jax.train", "from tests import conftest", "tests"),
-    ("fs_jax.train", "import fs_jax", "module you use"),
-    ("fs_jax.train", "from fs_jax import utils", "FLOORS"),
-    ("fs_jax", "from fs_jax import losses", "nothing of the project"),
-    ("configs.tiny", "from fs_jax import losses", "only floor 0"),
+    ("fs_jax.machine.files", "from fs_jax.runs import stages", "downward"),
+    ("fs_jax.machine.files", "import fs_jax.runs.stages as s", "downward"),
+    ("fs_jax.machine.files", "from fs_jax.runs.stages import load", "downward"),
+    ("fs_jax.machine.files", "from ..runs import stages", "downward"),
+    ("fs_jax.data.x", "def f():\n  from fs_jax.train import loop", "downward"),
+    ("fs_jax.models.fast", "from ..train import tasks", "downward"),
+    ("fs_jax.models.fast", "from fs_jax.machine import files", "downward"),
+    ("fs_jax.types", "from fs_jax.models import layers", "downward"),
+    ("fs_jax.train.train", "from fs_jax.evaluate import metrics", "downward"),
+    ("fs_jax.serve.app", "from fs_jax.train import tasks", "downward"),
+    ("fs_jax.train.train", "from configs import tiny", "never imports configs"),
+    ("fs_jax.train.train", "import launch.train", "only launch"),
+    ("fs_jax.train.train", "from tests import conftest", "tests"),
+    ("fs_jax.train.train", "import fs_jax", "module you use"),
+    ("fs_jax.train.train", "from fs_jax import utils", "no room"),
+    ("fs_jax.train.train", "from fs_jax.utils import x", "no room"),
+    ("fs_jax", "from fs_jax.train import losses", "nothing of the project"),
+    ("configs.tiny", "from fs_jax.train import losses", "only the ground"),
     ("configs.tiny", "from launch import train", "only launch"),
-    ("fs_jax.train", "import orbax.checkpoint as ocp", "OWNERS"),
+    ("fs_jax.train.train", "import orbax.checkpoint as ocp", "OWNERS"),
     ("fs_jax.data.sources", "from grain import python", "OWNERS"),
     ("fs_jax.data", "import tokenizers", "OWNERS"),
-    ("fs_jax.indexer", "import scann", "OWNERS"),
-    ("fs_jax.rerank", "importlib.import_module('scann')", "OWNERS"),
-    ("fs_jax.index", "import tensorflow as tf", "OWNERS"),
+    ("fs_jax.gallery.indexer", "import scann", "OWNERS"),
+    ("fs_jax.search.rerank", "importlib.import_module('scann')", "OWNERS"),
+    ("fs_jax.gallery.index", "import tensorflow as tf", "OWNERS"),
     ("launch.train", "import clu.metrics", "OWNERS"),
   ],
 )
@@ -244,17 +280,18 @@ def test_violation_is_found(module, source, rule):
 @pytest.mark.parametrize(
   ("module", "source"),
   [
-    ("fs_jax.train", "from fs_jax import losses, sharding, tasks"),
-    ("fs_jax.rerank", "from fs_jax import store"),
+    ("fs_jax.train.train", "from fs_jax import config, types"),
+    ("fs_jax.train.train", "from fs_jax.train import losses, tasks"),
+    ("fs_jax.search.rerank", "from fs_jax.gallery import memories"),
     ("fs_jax.models.fast", "from fs_jax.models import layers, vision"),
     ("fs_jax.models.fast", "from . import layers"),
-    ("fs_jax.serve.app", "from fs_jax.serve import state"),
+    ("fs_jax.serve.app", "from fs_jax.search import searcher"),
     ("fs_jax.serve.app", "import starlette.routing, uvicorn"),
     ("fs_jax.serve.app", "from fs_jax import __version__"),
     ("configs.tiny", "from configs import base\nfrom fs_jax import config"),
-    ("launch.train", "import fs_jax\nfrom fs_jax import train, evaluate"),
+    ("launch.train", "import fs_jax\nfrom fs_jax.evaluate import results"),
     ("launch.train", "from configs import tiny\nfrom launch import flags"),
-    ("fs_jax.index", "import scann"),
+    ("fs_jax.gallery.scann", "import scann"),
     ("fs_jax.data.pipeline", "import grain.python, jax, numpy as np"),
   ],
 )
@@ -262,14 +299,26 @@ def test_allowed_import_is_left_alone(module, source):
   assert violations(module, source) == []
 
 
-@pytest.mark.parametrize("names", [(), FLOORS[0]], ids=["fs_jax", "floor 0"])
-def test_import_is_light(names):
-  wanted = [f"fs_jax.{n}" for n in names if (ROOT / f"fs_jax/{n}.py").exists()]
+def test_importing_the_house_and_its_rooms_is_light():
+  """The rooms' tables of contents import nothing."""
+  wanted = ["fs_jax", *(f"fs_jax.{room}" for room in FLOOR_OF)]
+  there = [w for w in wanted if (ROOT / w.replace(".", "/")).is_dir()]
+  assert len(there) > 5
+  assert loaded(there, NOT_LOADED) == []
+
+
+def test_the_ground_is_light():
+  names = [f"fs_jax.{name}" for name in ground()]
+  assert loaded(names, [n for n in NOT_LOADED if n != "jax"]) == []
+
+
+def loaded(names: list[str], packages: list[str] | tuple[str, ...]) -> list:
+  """Those of `packages` that importing `names` loads."""
   code = (
     "import importlib, json, sys\n"
-    f"for name in {['fs_jax', *wanted]!r}:\n"
+    f"for name in {names!r}:\n"
     "  importlib.import_module(name)\n"
-    f"print(json.dumps([n for n in {NOT_LOADED!r} if n in sys.modules]))"
+    f"print(json.dumps([n for n in {packages!r} if n in sys.modules]))"
   )
   done = subprocess.run(
     [sys.executable, "-c", code],
@@ -280,4 +329,4 @@ def test_import_is_light(names):
     timeout=120,
   )
   assert done.returncode == 0, done.stderr
-  assert json.loads(done.stdout) == []
+  return json.loads(done.stdout)

@@ -11,7 +11,7 @@ import pytest
 from fs_jax import config
 from fs_jax.machine import sharding
 from fs_jax.models import flops
-from fs_jax.train import loop
+from fs_jax.train import step as steps
 from fs_jax.train.plan import hlo, plan
 from tests import small
 
@@ -74,7 +74,7 @@ def test_the_count_is_that_of_the_loops_of_deep_stacks():
   fast = dataclasses.replace(cfg.fast, text=config.Text(text))
   cfg = dataclasses.replace(cfg, fast=fast)
   on = sharding.mesh(config.Mesh(), jax.devices()[:1])
-  made = loop.program(cfg, cfg.tokens.vocabulary, on)
+  made = steps.program(cfg, cfg.tokens.vocabulary, on)
   step = made.step.lower(made.state, made.frozen, made.batch).compile()
   counted = flops.train_step(cfg, cfg.tokens.vocabulary)
   found = products(hlo.parse(step.as_text()))

@@ -13,7 +13,7 @@ import pytest
 
 from fs_jax import types
 from fs_jax.gallery import corpus as corpora
-from fs_jax.gallery import exact, index
+from fs_jax.gallery import exact, index, scann
 from fs_jax.machine import errors, files
 from tests import compilations, programs
 
@@ -21,7 +21,7 @@ FAST = {"digest": "abc", "embed": 32}
 SIZE, WIDTH = 25_000, 32
 
 needs_scann = pytest.mark.skipif(
-  index._scann() is None, reason="no wheel of scann here"
+  scann.module() is None, reason="no wheel of scann here"
 )
 
 
@@ -74,7 +74,7 @@ def small(tmp_path):
       tmp_path / "index",
       kind=kind,
       contract={"fast": FAST},
-      settings=index.Settings(**settings),
+      settings=scann.Settings(**settings),
     )
     return tmp_path / "index"
 
@@ -89,7 +89,7 @@ def small(tmp_path):
 @pytest.mark.parametrize("score_bytes", [1, 1 << 28])
 def test_exact_is_argsort(queries, size, k, score_bytes):
   vectors, asked = integers(size, seed=0), integers(queries, seed=1)
-  found = index.exact(vectors, score_bytes=score_bytes).search(asked, k)
+  found = exact.index(vectors, score_bytes=score_bytes).search(asked, k)
   rows, scores = sorted_by_score(asked, vectors, k)
   np.testing.assert_array_equal(found.rows, rows)
   np.testing.assert_array_equal(found.scores, scores)
@@ -98,13 +98,13 @@ def test_exact_is_argsort(queries, size, k, score_bytes):
 
 def test_equal_vectors_come_by_row():
   vectors = np.tile(units(7, 33), (30, 1))
-  found = index.exact(vectors, score_bytes=1).search(vectors[:7], 30)
+  found = exact.index(vectors, score_bytes=1).search(vectors[:7], 30)
   want = np.arange(7)[:, None] + 7 * np.arange(30)[None]
   np.testing.assert_array_equal(found.rows, want)
 
 
 def test_few_programs_serve_many_shapes():
-  find = index.exact(units(3000, 12)).search
+  find = exact.index(units(3000, 12)).search
   find(units(8, 12), 16)
   before = exact._top_k._cache_size()
   for count in range(2, 9):
@@ -119,7 +119,7 @@ def test_galleries_of_about_a_size_share_programs():
     before = None
     for size in (1985, 2000, 2047, 2048):
       vectors = integers(size, seed=0)
-      find = index.exact(vectors, score_bytes=score_bytes).search
+      find = exact.index(vectors, score_bytes=score_bytes).search
       for count, k in ((1, 1), (60, 100), (300, 20)):
         asked = integers(count, seed=1)
         rows, _ = sorted_by_score(asked, vectors, k)
@@ -142,7 +142,7 @@ def test_padding_is_never_an_answer():
   vectors *= np.sign(vectors[:, :1])
   asked = -np.eye(12, dtype=np.float32)[:1]
   for score_bytes in (1, 1 << 28):
-    found = index.exact(vectors, score_bytes=score_bytes).search(asked, 400)
+    found = exact.index(vectors, score_bytes=score_bytes).search(asked, 400)
     assert sorted(found.rows[0, :300]) == list(range(300))
     assert (found.rows[0, 300:] == -1).all()
     assert np.isneginf(found.scores[0, 300:]).all()
@@ -170,7 +170,7 @@ def test_vectors_travel_once(monkeypatch):
 
 @pytest.mark.parametrize("size, score_bytes", [(3000, 1 << 28), (700, 1 << 18)])
 def test_nothing_is_compiled_after_warming(size, score_bytes):
-  found = index.exact(units(size, 12), score_bytes=score_bytes)
+  found = exact.index(units(size, 12), score_bytes=score_bytes)
   found.warm(256)
   random = np.random.default_rng(0)
   dtypes = np.float32, np.float64, np.float16, jnp.bfloat16
@@ -195,7 +195,7 @@ def test_queries_of_jax_compile_nothing_of_their_own():
 
 
 def test_short_rows_are_filled():
-  found = index.exact(units(3, 4)).search(units(2, 4), 5)
+  found = exact.index(units(3, 4)).search(units(2, 4), 5)
   assert (found.rows[:, 3:] == -1).all()
   assert np.isneginf(found.scores[:, 3:]).all()
   assert (found.rows[:, :3] >= 0).all()
@@ -204,7 +204,7 @@ def test_short_rows_are_filled():
 def test_queries_may_be_of_jax_and_of_lower_precision():
   vectors = units(20, 4)
   for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
-    found = index.exact(vectors).search(jnp.asarray(vectors, dtype), 1)
+    found = exact.index(vectors).search(jnp.asarray(vectors, dtype), 1)
     np.testing.assert_array_equal(found.rows[:, 0], np.arange(20))
 
 
@@ -283,9 +283,9 @@ def test_unknown_kinds_are_refused(small, tmp_path):
 
 def test_without_scann(small, monkeypatch):
   folder = None
-  if index._scann() is not None:
+  if scann.module() is not None:
     folder = small("scann")
-  monkeypatch.setattr(index, "_scann", lambda: None)
+  monkeypatch.setattr(scann, "_scann", lambda: None)
   if folder:
     with pytest.raises(ValueError, match="needs the package scann"):
       index.load(folder)
@@ -311,7 +311,7 @@ def test_tree_recall(tree):
   queries = units(200, WIDTH, seed=2)  # not those that the tree was tuned on
   got = found.search(queries, 10)
   rows, _ = sorted_by_score(queries, vectors, 10)
-  assert index.recall(got.rows, rows) >= 0.95
+  assert exact.recall(got.rows, rows) >= 0.95
   assert (np.diff(got.scores, axis=1) <= 0).all()
   picked = np.einsum("qe,qke->qk", queries, vectors[got.rows])
   np.testing.assert_allclose(got.scores, picked, rtol=1e-4, atol=1e-5)
@@ -329,7 +329,7 @@ def test_measured_on_given_queries(small):
     folder,
     kind="scann",
     contract={},
-    settings=index.Settings(brute_below=100, leaves=20, leaves_to_search=20),
+    settings=scann.Settings(brute_below=100, leaves=20, leaves_to_search=20),
     queries=units(700, WIDTH, seed=3),
   )
   assert manifest["recall_measured_on"] == "given queries"
@@ -358,7 +358,7 @@ def test_both_knobs_are_turned(tmp_path):
       tmp_path / "index",
       {"fast": FAST},
       kind="scann",
-      settings=index.Settings(brute_below=0, recall=0.998, **given),
+      settings=scann.Settings(brute_below=0, recall=0.998, **given),
     )
 
   with pytest.warns(UserWarning, match=r"must reach its target of 0\.998"):
@@ -385,7 +385,7 @@ def test_both_knobs_are_turned(tmp_path):
   queries, _ = index._sample(clustered().vectors, None)
   for k in (5, 15, 35, 100, 256):  # between the depths, and past the last
     truth, _ = sorted_by_score(queries, clustered().vectors, k)
-    assert index.recall(found.search(queries, k).rows, truth) >= 0.995
+    assert exact.recall(found.search(queries, k).rows, truth) >= 0.995
 
 
 @needs_scann
@@ -399,7 +399,7 @@ def test_an_older_index_still_opens(tree, tmp_path):
   queries = units(20, WIDTH, seed=2)
   rows, _ = sorted_by_score(queries, gallery(SIZE).vectors, 10)
   found = index.load(folder)
-  assert index.recall(found.search(queries, 10).rows, rows) >= 0.95
+  assert exact.recall(found.search(queries, 10).rows, rows) >= 0.95
   found.warm(100)
 
 
@@ -443,9 +443,9 @@ def test_tiny_trees(small, size):
 @needs_scann
 def test_what_is_not_reached_is_no_answer(tree):
   """ScaNN itself answers row 0 with a score of NaN."""
-  searcher = index._load_scann(files.epath.Path(tree) / "scann")
+  searcher = scann._load_scann(files.epath.Path(tree) / "scann")
   queries = units(5, WIDTH, seed=4)
-  rows, scores = index._scann_nearest(searcher, lambda k: (1, k), queries, 5000)
+  rows, scores = scann._scann_nearest(searcher, lambda k: (1, k), queries, 5000)
   missing = rows == -1
   assert missing.any()
   assert (np.isneginf(scores) == missing).all()
@@ -495,7 +495,7 @@ def test_damage_never_reaches_native_code(
     (folder / "scann/scann_docids.pkl").write_bytes(b"cos\nsystem\n.")
   else:
     (folder / "manifest.json").unlink()
-  monkeypatch.setattr(index, "_load_scann", lambda _: pytest.fail("reached"))
+  monkeypatch.setattr(scann, "_load_scann", lambda _: pytest.fail("reached"))
   with pytest.raises((ValueError, FileNotFoundError), match=says):
     index.load(folder)
 
@@ -509,8 +509,8 @@ def test_full_disk_keeps_the_old_index(small, tmp_path, monkeypatch):
       (files.epath.Path(folder) / "dataset.npy").write_bytes(b"half")
       raise RuntimeError("Failed to extract ...: I/O error")  # its words
 
-  real = index._write_scann
-  monkeypatch.setattr(index, "_write_scann", lambda _, path: real(Full(), path))
+  real = scann._write_scann
+  monkeypatch.setattr(scann, "_write_scann", lambda _, path: real(Full(), path))
   with pytest.raises(errors.DiskFull, match=r"/index: needs space"):
     small("scann", size=60)
   assert [p.name for p in tmp_path.iterdir()] == ["index"]
@@ -521,8 +521,8 @@ def test_full_disk_keeps_the_old_index(small, tmp_path, monkeypatch):
 def test_tensorflow_stays_hidden_from_scann(monkeypatch):
   theirs = python_types.ModuleType("tensorflow")
   monkeypatch.setitem(sys.modules, "tensorflow", theirs)
-  assert index._scann.__wrapped__() is not None
+  assert scann.module.__wrapped__() is not None
   assert sys.modules["tensorflow"] is theirs
   monkeypatch.delitem(sys.modules, "tensorflow")
-  assert index._scann.__wrapped__() is not None
+  assert scann.module.__wrapped__() is not None
   assert "tensorflow" not in sys.modules

@@ -24,6 +24,7 @@ from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors
 from fs_jax.runs import checkpoint, journal, stages
 from fs_jax.train import loop, tasks
+from fs_jax.train import step as steps
 from tests import small
 
 STEPS, BATCH = 8, 4
@@ -191,7 +192,7 @@ def test_metrics_are_means_of_the_steps_since_the_last_line(whole, tmp_path):
 def test_no_step_waits_for_the_one_before(tmp_path):
   """Only whole windows are read, and with a step on its way."""
   started, read = 0, []
-  compiled, array = loop._compiled, type(jnp.zeros(()))
+  compiled, array = steps._compiled, type(jnp.zeros(()))
   value = array._value.fget
 
   def counting(*args):
@@ -209,7 +210,7 @@ def test_no_step_waits_for_the_one_before(tmp_path):
     return value(self)
 
   with (
-    mock.patch.object(loop, "_compiled", counting),
+    mock.patch.object(steps, "_compiled", counting),
     mock.patch.object(array, "_value", property(reads)),
   ):
     state = fit(tmp_path, cfg_of(log_every=3, save_every=100))
@@ -333,7 +334,7 @@ def restored(workdir, cfg, step):
     mock.patch.object(tasks, "make", toy),
     mock.patch.object(tasks, "batch_shapes", shapes),
   ):
-    made = loop.program(cfg, 5, loop.sharding.mesh(cfg.mesh, ONE), {})
+    made = steps.program(cfg, 5, loop.sharding.mesh(cfg.mesh, ONE), {})
   saved = checkpoint.Checkpoints(workdir / "fast" / "checkpoints", cfg.train)
   return saved.restore(step, made.state)
 
@@ -362,7 +363,7 @@ def test_every_step_draws_anew_and_every_seed_otherwise():
 
   def losses(seed, start):
     cfg = dataclasses.replace(cfg_of(), seed=seed)
-    step = jax.jit(loop.make_train_step(cfg, task, still))
+    step = jax.jit(steps.make_train_step(cfg, task, still))
     state = types.TrainState(jnp.int32(start), params, still.init(params))
     found = []
     for _ in range(3):
@@ -474,12 +475,12 @@ def test_first_parameters_come_from_a_donor(tmp_path):
   with pytest.raises(Killed):
     fit(tmp_path, start_from=donor, die_at=0, die=killed)
   params = {"fast": {"a": {"kernel": jnp.zeros((3, 2)), "b": jnp.ones(2)}}}
-  got = loop.inherit(params, donor)["fast"]["a"]
+  got = steps.inherit(params, donor)["fast"]["a"]
   assert (got["kernel"] == 7).all()
   assert (got["b"] == 1).all()
   for bad in ({"kernel": np.zeros((3, 3))}, {"c": np.zeros(1)}):
     with pytest.raises(ValueError, match=r"init\.prefixes: 'fast/a/"):
-      loop.inherit(params, {"fast": {"a": bad}})
+      steps.inherit(params, {"fast": {"a": bad}})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.gallery import encode
 from fs_jax.runs import stages
-from fs_jax.search import rerank
+from fs_jax.search import scorer
 from fs_jax.train import clusters as clustering
 from fs_jax.train import tasks
 from tests import small
@@ -169,7 +169,7 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
       batch.judged, score(params["slow"], batch.clusters), rtol=1e-5
     )
   assert not (tmp_path / "memories").exists()
-  with mock.patch.object(rerank, "Scorer", side_effect=AssertionError):
+  with mock.patch.object(scorer, "Scorer", side_effect=AssertionError):
     again = clustering.judged(slow, own, found, cfg, epath.Path(tmp_path))
   np.testing.assert_array_equal(made.judged, again.judged)
   other = found._replace(visual=found.visual[::-1])

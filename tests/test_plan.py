@@ -9,7 +9,7 @@ import pytest
 
 from fs_jax import config
 from fs_jax.machine import hardware, sharding
-from fs_jax.train import loop
+from fs_jax.train import loop, step
 from fs_jax.train.plan import hlo, plan
 from tests import lowered, small
 
@@ -207,7 +207,7 @@ def test_a_plan_comes_back_from_json(given):
 
 
 def on_eight(cfg):
-  return loop.program(cfg, small.VOCABULARY, sharding.mesh(cfg.mesh))
+  return step.program(cfg, small.VOCABULARY, sharding.mesh(cfg.mesh))
 
 
 def compiled(cfg):
@@ -256,7 +256,7 @@ def test_plan_and_fit_lower_the_same_step(monkeypatch, tmp_path):
       raise Told
 
   lowered_with = []
-  program = loop.program
+  program = step.program
 
   def spied(*args):
     made = program(*args)._replace(step=Jitted())
@@ -264,7 +264,7 @@ def test_plan_and_fit_lower_the_same_step(monkeypatch, tmp_path):
     return made
 
   programs = []
-  monkeypatch.setattr(loop, "program", spied)
+  monkeypatch.setattr(step, "program", spied)
   monkeypatch.setattr(plan, "devices", lambda *_: jax.devices())
   cfg = lowered.meant_for(lowered.step(), "v5e:2x4")
   cfg = dataclasses.replace(

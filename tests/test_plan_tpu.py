@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fs_jax import config
 from fs_jax.machine import hardware, sharding
 from fs_jax.runs import checksums
-from fs_jax.train import loop
+from fs_jax.train import step as steps
 from fs_jax.train.plan import hlo, plan, table
 from tests import lowered, small
 
@@ -38,7 +38,7 @@ def compiled(cfg):
   """(the program, its memory, its text, what it sends)."""
   described = plan.devices(cfg.mesh.topology, cfg.mesh.slices)
   on = sharding.mesh(cfg.mesh, described)
-  made = loop.program(cfg, small.VOCABULARY, on)
+  made = steps.program(cfg, small.VOCABULARY, on)
   step = made.step.lower(made.state, made.frozen, made.batch).compile()
   text = step.as_text()
   return made, step.memory_analysis(), text, hlo.collectives(hlo.parse(text))

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from fs_jax.machine import errors, processes
+from fs_jax.machine.pods import gke, slurm, tpu_vm
 from fs_jax.machine.pods import job as jobs
 from tests import kubernetes
 
@@ -90,10 +91,10 @@ def worker(script):
 
 def test_shellcheck_has_nothing_to_say():
   for slices in (1, 2):
-    script = jobs.tpu_vm(dataclasses.replace(TPU, slices=slices, spot=True))
+    script = tpu_vm.script(dataclasses.replace(TPU, slices=slices, spot=True))
     assert shellcheck(script) == ""
     assert shellcheck(worker(script)) == ""
-  script = jobs.slurm(dataclasses.replace(GPU, flags=("--time=1-0",)))
+  script = slurm.script(dataclasses.replace(GPU, flags=("--time=1-0",)))
   assert shellcheck(script) == ""
   assert "SC2086" in shellcheck(script.replace('"$crashes"', "$crashes"))
   assert "SC1073" in shellcheck(script.replace("esac", ""))
@@ -103,7 +104,7 @@ def test_shellcheck_has_nothing_to_say():
 
 
 def manifest(**changes):
-  return yaml.safe_load(jobs.gke(dataclasses.replace(TPU, **changes)))
+  return yaml.safe_load(gke.manifest(dataclasses.replace(TPU, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -223,13 +224,13 @@ def test_jax_numbers_the_processes_of_two_slices(monkeypatch):
 
 
 def test_slurm_asks_for_a_task_a_gpu():
-  options = re.findall(r"#SBATCH --(\S+?)=(\S+)", jobs.slurm(GPU))
+  options = re.findall(r"#SBATCH --(\S+?)=(\S+)", slurm.script(GPU))
   asked = dict(options)
   assert asked["nodes"] == "2"
   assert asked["ntasks-per-node"] == "4"
   assert asked["gpus-per-node"] == "h100:4"
   assert asked["signal"] == "B:TERM@120"
-  assert "--gpus-per-node=4\n" in jobs.slurm(
+  assert "--gpus-per-node=4\n" in slurm.script(
     dataclasses.replace(GPU, topology="gpu:2x4")
   )
 
@@ -268,7 +269,7 @@ def test_slurm_queues_again_by_exit_code(
   (tmp_path / "demo-7.codes").mkdir()
   (tmp_path / "demo-7.codes" / "9").write_text("2\n")  # of an earlier start
   process, log = run(
-    jobs.slurm(GPU),
+    slurm.script(GPU),
     {
       "srun": SRUN,
       "python": f'codes=({codes}); exit "${{codes[$SLURM_PROCID]}}"',
@@ -308,13 +309,13 @@ def told_to_stop(run, script, python):
 def test_slurm_waits_for_a_checkpoint_when_told_to_stop(run):
   """The training goes on for a while after its signal, then ends with 75."""
   python = "until [ -e --signal=TERM ]; do sleep 0.05; done; sleep 0.3; exit 75"
-  asked = told_to_stop(run, jobs.slurm(GPU), python)
+  asked = told_to_stop(run, slurm.script(GPU), python)
   assert asked == ["scancel --signal=TERM 7", "scontrol requeue 7"]
 
 
 def test_slurm_goes_on_where_nobody_hears(run):
   """Told to stop while it prepares data: ended in time, and queued again."""
-  script = jobs.slurm(GPU)
+  script = slurm.script(GPU)
   hasty = script.replace("patience=100", "patience=0.3")
   assert hasty != script
   python = "until [ -e --signal=KILL ]; do sleep 0.05; done; kill -9 $$"
@@ -335,7 +336,7 @@ esac
 def on_tpu_vm(run, tmp_path, states, job=TPU, git=""):
   (tmp_path / "states").write_text("".join(f"{s}\n" for s in states))
   fakes = {"gcloud": GCLOUD, "git": git, "sleep": ""}
-  process, log = run(jobs.tpu_vm(job), fakes)
+  process, log = run(tpu_vm.script(job), fakes)
   called = re.findall(r"queued-resources (\w+)", log.read_text())
   verbs = [verb for verb in called if verb != "describe"]
   return process.returncode, verbs, log.read_text()
@@ -386,7 +387,7 @@ def service(run, tmp_path, topology):
   """Runs the worker's part as a host would; (its systemd unit, the log)."""
   with tarfile.open(tmp_path / "demo.tar.gz", "w:gz") as tar:
     tar.addfile(tarfile.TarInfo("constraints.txt"), io.BytesIO())
-  script = worker(jobs.tpu_vm(dataclasses.replace(TPU, topology=topology)))
+  script = worker(tpu_vm.script(dataclasses.replace(TPU, topology=topology)))
   process, log = run(
     script, {"sudo": '[ "$1" != tee ] || cat >unit', "python3": ""}
   )
@@ -449,25 +450,29 @@ def test_systemd_reads_the_service(run, tmp_path):
 @pytest.mark.parametrize(
   ("render", "changes", "said"),
   [
-    (jobs.tpu_vm, {"zone": ""}, "zone: "),
-    (jobs.tpu_vm, {"workdir": "/runs/x"}, "give --workdir=gs://"),
-    (jobs.tpu_vm, {"topology": "h100:4x8"}, "topology: "),
-    (jobs.gke, {"workdir": "runs/x"}, "give --workdir=gs://"),
-    (jobs.gke, {"image": ""}, "image: "),
-    (jobs.gke, {"topology": ""}, "config.mesh.topology"),
-    (jobs.gke, {"topology": "v5e:2x4", "slices": 2}, "several hosts"),
-    (jobs.gke, {"name": "a" * 48}, "name: must be at most 47"),
-    (jobs.gke, {"command": ("python",)}, "must hold --config"),
+    (tpu_vm.script, {"zone": ""}, "zone: "),
+    (tpu_vm.script, {"workdir": "/runs/x"}, "give --workdir=gs://"),
+    (tpu_vm.script, {"topology": "h100:4x8"}, "topology: "),
+    (gke.manifest, {"workdir": "runs/x"}, "give --workdir=gs://"),
+    (gke.manifest, {"image": ""}, "image: "),
+    (gke.manifest, {"topology": ""}, "config.mesh.topology"),
+    (gke.manifest, {"topology": "v5e:2x4", "slices": 2}, "several hosts"),
+    (gke.manifest, {"name": "a" * 48}, "name: must be at most 47"),
+    (gke.manifest, {"command": ("python",)}, "must hold --config"),
     (
-      jobs.gke,
+      gke.manifest,
       {"command": ("--config=/x.py:fast",)},
       "file of this repository",
     ),
-    (jobs.slurm, {}, "give --topology=h100:4x8"),
-    (jobs.slurm, {"topology": "gpu:1x1", "workdir": "runs/x"}, "workdir: "),
-    (jobs.slurm, {"topology": "gpu:1x1", "workdir": "/x", "slices": 2}, "slic"),
+    (slurm.script, {}, "give --topology=h100:4x8"),
+    (slurm.script, {"topology": "gpu:1x1", "workdir": "runs/x"}, "workdir: "),
     (
-      jobs.slurm,
+      slurm.script,
+      {"topology": "gpu:1x1", "workdir": "/x", "slices": 2},
+      "slic",
+    ),
+    (
+      slurm.script,
       {"topology": "gpu:1x1", "workdir": "/x", "spot": True},
       "spot",
     ),

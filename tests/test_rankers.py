@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from fs_jax import types
-from fs_jax.gallery import index, memories
+from fs_jax.gallery import exact, memories
 from fs_jax.runs import stages
 from fs_jax.search import fusion, rankers, rerank
+from fs_jax.search import scorer as scorers
 from tests import small, test_rerank
 
 C, Q, L = 30, 7, 6
@@ -77,13 +78,13 @@ def fit_of(gamma=0.5, beta=3.0):
 
 
 def judge():
-  return cast(rerank.Scorer, Judge())
+  return cast(scorers.Scorer, Judge())
 
 
 def test_reranked_orders_k_and_leaves_the_rest_behind():
   scorer, base, fit, text = Judge(), Base(), fit_of(), text_of(Q)
   k = 5
-  ranker = rankers.Reranked(base, cast(rerank.Scorer, scorer), fit, k)
+  ranker = rankers.Reranked(base, cast(scorers.Scorer, scorer), fit, k)
   found = ranker(text)
   assert [a.shape for a in scorer.asked] == [(Q, k)]
   n = rerank.targets(text)
@@ -104,14 +105,14 @@ def test_equal_scores_keep_the_order_of_fast():
   scorer, base = Judge(), Base()
   scorer.table[:] = -1
   ranker = rankers.Reranked(
-    base, cast(rerank.Scorer, scorer), fit_of(beta=0.0), 8
+    base, cast(scorers.Scorer, scorer), fit_of(beta=0.0), 8
   )
   np.testing.assert_array_equal(ranker(text_of(Q)).rows, base.rows)
 
 
 def test_slow_is_the_whole_gallery_sorted():
   scorer = Judge()
-  ranker = rankers.Slow(cast(rerank.Scorer, scorer), depth=10)
+  ranker = rankers.Slow(cast(scorers.Scorer, scorer), depth=10)
   found = ranker(text_of(Q))
   order = np.argsort(-scorer.table, axis=1)[:, :10]
   np.testing.assert_array_equal(found.rows, order)
@@ -136,7 +137,7 @@ def encoded(monkeypatch):
 
 def test_fast_is_the_index(encoded):
   vectors = np.random.default_rng(3).normal(size=(C, 4)).astype(np.float32)
-  ranker = rankers.Fast(cast(stages.Run, None), index.exact(vectors), depth=9)
+  ranker = rankers.Fast(cast(stages.Run, None), exact.index(vectors), depth=9)
   found = ranker(text_of(Q))
   order = np.argsort(-encoded @ vectors.T, axis=1)[:, :9]
   np.testing.assert_array_equal(found.rows, order)
@@ -150,7 +151,7 @@ def test_in_group_scores_every_member_and_only_those(encoded):
   groups[2, 3:] = -1  # a smaller group
   text, scorer, fit = text_of(Q), Judge(), fit_of()
   fast = rankers.fast_in_group(cast(stages.Run, None), vectors, text, groups)
-  slow = cast(rerank.Scorer, scorer)
+  slow = cast(scorers.Scorer, scorer)
   both = rankers.reranked_in_group(fast, slow, fit, text)
   alone = rankers.slow_in_group(slow, text, groups)
   n = rerank.targets(text)
@@ -175,7 +176,7 @@ def test_in_group_scores_every_member_and_only_those(encoded):
 
 def test_what_is_warmed_is_what_will_be_asked():
   scorer, base = Judge(), Base(depth=12)
-  slow = cast(rerank.Scorer, scorer)
+  slow = cast(scorers.Scorer, scorer)
   rankers.Reranked(base, slow, fit_of(), 5).warm(text_of(Q))
   assert base.warmed == Q and scorer.warmed == {(Q, 5)}
   rankers.Reranked(base, slow, fit_of(), 20).warm(text_of(Q))
@@ -205,7 +206,7 @@ def small_gallery(tmp_path):
   some = jax.tree.map(lambda x: np.resize(x, (16, *x.shape[1:])), memory)
   with memories.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
     writer.append(some, [f"v{i}" for i in range(16)])
-  return rerank.Scorer(run, memories.Store(tmp_path / "s"), pairs=16)
+  return scorers.Scorer(run, memories.Store(tmp_path / "s"), pairs=16)
 
 
 def test_slow_over_few_visuals_is_timed_without_compiling(small_gallery):

@@ -16,6 +16,7 @@ from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.runs import stages
 from fs_jax.search import fusion, rerank
+from fs_jax.search import scorer as scorers
 from fs_jax.train import tasks
 from tests import small
 
@@ -86,7 +87,7 @@ def test_lists_are_scored_as_pairs_alone(memories, queries, k):
   want = np.take_along_axis(h[:queries], rows, axis=1)
   assert np.ptp(h, axis=1).min() > 1e-2  # pictures matter
   for pairs in (1, 4, 256):  # lists split, one at a time, all at once
-    scorer = rerank.Scorer(judge()[0], memories, pairs=pairs)
+    scorer = scorers.Scorer(judge()[0], memories, pairs=pairs)
     got = scorer(text[:queries], rows)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     if (queries, k) != (3, 4):
@@ -95,7 +96,7 @@ def test_lists_are_scored_as_pairs_alone(memories, queries, k):
 
 def test_no_row_has_no_score(memories):
   text, h = table()
-  scorer = rerank.Scorer(judge()[0], memories)
+  scorer = scorers.Scorer(judge()[0], memories)
   assert len(scorer) == C
   rows = np.array([[3, -1, 5], [-1, -1, -1]])
   got = scorer(text[:2], rows)
@@ -111,7 +112,7 @@ def test_the_whole_gallery_is_scored_as_lists_of_all(memories, monkeypatch):
   monkeypatch.setattr(
     memories, "read", lambda rows: read.extend(rows) or real(rows)
   )
-  scorer = rerank.Scorer(judge()[0], memories, pairs=4)
+  scorer = scorers.Scorer(judge()[0], memories, pairs=4)
   got = scorer.everything(text, told.append)
   np.testing.assert_allclose(got, h, rtol=1e-4, atol=1e-4)
   assert sorted(row for row in read if row >= 0) == list(range(C))  # once each
@@ -121,7 +122,7 @@ def test_the_whole_gallery_is_scored_as_lists_of_all(memories, monkeypatch):
 
 def test_what_is_warmed_is_what_is_asked(memories):
   text, _ = table()
-  scorer = rerank.Scorer(judge()[0], memories, pairs=8)
+  scorer = scorers.Scorer(judge()[0], memories, pairs=8)
   scorer.warm(scorer.shapes(text, 3) | scorer.shapes(text))
   with compile_cache.counting() as count:
     scorer(text, np.zeros((len(text), 3), int))
@@ -132,17 +133,17 @@ def test_what_is_warmed_is_what_is_asked(memories):
 def test_progress_counts_pairs(memories):
   text, _ = table()
   told = []
-  scorer = rerank.Scorer(judge()[0], memories, pairs=4)
+  scorer = scorers.Scorer(judge()[0], memories, pairs=4)
   scorer(text, np.zeros((len(text), 3), int), told.append)
   assert told[-1] == 3 * len(text) and told == sorted(told)
 
 
 def test_a_text_that_no_model_reads_is_refused(memories):
-  scorer = rerank.Scorer(judge()[0], memories)
+  scorer = scorers.Scorer(judge()[0], memories)
   with pytest.raises(ValueError, match=r"at most 7 tokens; got 8\. encode it"):
     scorer(np.full((1, 8), 5), np.zeros((1, 1), int))
   with pytest.raises(ValueError, match=r"pairs: must be >= 1; got 0\. raise"):
-    rerank.Scorer(judge()[0], memories, pairs=0)
+    scorers.Scorer(judge()[0], memories, pairs=0)
 
 
 # Blocks.
@@ -150,14 +151,14 @@ def test_a_text_that_no_model_reads_is_refused(memories):
 
 @pytest.mark.parametrize("pairs", [1, 4, 8, 64, 256, 1024])
 def test_blocks_hold_every_pair_once_in_a_small_grid(pairs):
-  sizes = rerank._sizes(pairs)
+  sizes = scorers._sizes(pairs)
   rng = np.random.default_rng(pairs)
   shapes = set()
   for _ in range(60):
     queries, k = int(rng.integers(1, 40)), int(rng.integers(1, 60))
     lengths = rng.choice([4, 8], size=queries)
     found = np.zeros((queries, k), int)
-    for block in rerank._blocks(lengths, k, sizes):
+    for block in scorers._blocks(lengths, k, sizes):
       np.add.at(found, (block.queries, block.columns), 1)
       assert len(block.queries) <= block.shape.pairs <= pairs
       assert len(set(block.queries)) <= block.shape.texts
@@ -169,7 +170,7 @@ def test_blocks_hold_every_pair_once_in_a_small_grid(pairs):
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 10, 12, 20, 50, 65, 170, 1200])
 def test_padding_is_at_most_half_of_what_is_left_and_a_few(count):
-  pieces = list(rerank._pieces(count, rerank._sizes(rerank.PAIRS)))
+  pieces = list(scorers._pieces(count, scorers._sizes(scorers.PAIRS)))
   assert [start for start, *_ in pieces] == [
     0,
     *(stop for _, stop, _ in pieces[:-1]),

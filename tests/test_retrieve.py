@@ -14,13 +14,14 @@ from etils import epath
 
 from fs_jax import types
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.gallery import encode, index
+from fs_jax.gallery import encode, exact
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models.text import PAD
 from fs_jax.runs import stages
 from fs_jax.search import fusion, rerank, searcher
+from fs_jax.search import scorer as scorers
 from fs_jax.train import tasks
 from tests import small
 
@@ -32,7 +33,7 @@ class Made(NamedTuple):
   """A searcher and its parts."""
 
   search: searcher.Retriever
-  scorer: rerank.Scorer
+  scorer: scorers.Scorer
   fast: stages.Run
   slow: stages.Run
   memories: memory_store.Store
@@ -66,9 +67,9 @@ def made(tmp_path_factory):
   memories = memory_store.Store(folder)
   vectors = rng.normal(size=(C, 8)).astype(np.float32)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-  scorer = rerank.Scorer(slow, memories, pairs=64)
+  scorer = scorers.Scorer(slow, memories, pairs=64)
   fit = fusion.Fit(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
-  search = searcher.Retriever(fast, index.exact(vectors), scorer, fit)
+  search = searcher.Retriever(fast, exact.index(vectors), scorer, fit)
   return Made(search, scorer, fast, slow, memories)
 
 
@@ -148,7 +149,7 @@ def test_answers_are_those_of_unpadded_shapes(warm, queries, k):
 
 def test_fast_alone_is_warmed_too(made):
   vectors = np.eye(8, dtype=np.float32)
-  search = searcher.Retriever(made.fast, index.exact(vectors))
+  search = searcher.Retriever(made.fast, exact.index(vectors))
   search.warm()
   with compile_cache.counting() as count:
     for queries in (1, 5, 65):

@@ -21,7 +21,7 @@ from fs_jax import config, trees, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import sharding
 from fs_jax.runs import journal, stages
-from fs_jax.train import loop, optim, tasks
+from fs_jax.train import loop, optim, step, tasks
 from tests import lowered, small
 
 MESHES = {
@@ -183,7 +183,7 @@ def test_moments_lie_where_their_parameter_does(name, freeze):
 
 def test_parameters_are_listed_with_their_places(tmp_path):
   on = sharding.mesh(MESHES["data=2 fsdp=2 model=2"])
-  made = loop.program(cfg_of("slow", config.Mesh(2, 2, 2)), 12, on)
+  made = step.program(cfg_of("slow", config.Mesh(2, 2, 2)), 12, on)
   said = []
   stages.describe(epath.Path(tmp_path), made.state.params, said.append)
   rows = (tmp_path / stages.PARAMETERS).read_text().splitlines()
@@ -288,7 +288,7 @@ def test_rows_are_put_where_the_batch_lies():
 
 def test_teacher_and_running_mean_lie_as_their_parameters_do():
   """What nobody trains takes as much memory as what somebody does."""
-  made = loop.program(
+  made = step.program(
     lowered.step("distill"), small.VOCABULARY, sharding.mesh(config.Mesh(4, 2))
   )
   where = lambda tree: {
@@ -303,7 +303,7 @@ def test_teacher_and_running_mean_lie_as_their_parameters_do():
 
 def test_a_step_gives_back_the_memory_of_the_state_before():
   cfg = lowered.step()
-  made = loop.program(cfg, small.VOCABULARY, sharding.mesh(cfg.mesh))
+  made = step.program(cfg, small.VOCABULARY, sharding.mesh(cfg.mesh))
   lower = made.step.lower(made.state, made.frozen, made.batch)
   (state, frozen, batch), _ = lower.args_info
   assert all(x.donated for x in jax.tree.leaves(state))

@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 
 from fs_jax.evaluate.studies import answers, study
-from fs_jax.machine import files
+from fs_jax.machine import manifest as manifests
 from fs_jax.runs import stages
 from fs_jax.search import rankers
 from tests import programs
@@ -150,7 +150,7 @@ def test_answers_of_anything_else_are_asked_for_again(evaluated, change):
   workdir, _ = evaluated
   kept = workdir / "gallery" / "test" / f"queries-{QUERIES}"
   path = epath.Path(kept / "answers" / "rerank@20")
-  manifest = json.loads((path / files.MANIFEST).read_text())
+  manifest = json.loads((path / manifests.MANIFEST).read_text())
   ((part, fields),) = change.items()
   assert fields.keys() <= manifest["contract"][part].keys()
   other = manifest["contract"] | {part: manifest["contract"][part] | fields}
@@ -182,7 +182,7 @@ NOT_KEPT = (
 
 def test_everything_that_is_kept_says_what_it_was_made_from(evaluated):
   workdir, _ = evaluated
-  folders = [p.parent for p in workdir.rglob(files.MANIFEST)]
+  folders = [p.parent for p in workdir.rglob(manifests.MANIFEST)]
   found = 0
   for path in workdir.rglob("*"):
     name = str(path.relative_to(workdir))
@@ -192,7 +192,7 @@ def test_everything_that_is_kept_says_what_it_was_made_from(evaluated):
     ):
       continue
     owner = next((f for f in folders if f in path.parents), None)
-    record = owner / files.MANIFEST if owner else path
+    record = owner / manifests.MANIFEST if owner else path
     made_from = json.loads(record.read_text())["contract"]
     assert made_from and all(made_from.values()), path
     found += 1

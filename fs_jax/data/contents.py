@@ -12,7 +12,7 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax.machine import console, errors, files, provenance
+from fs_jax.machine import console, errors, files, manifest, provenance
 
 KIND = "contents"
 PATIENCE = 5.0  # seconds of reading before it says how far it is
@@ -48,7 +48,7 @@ def digest(pictures: Mapping[str, epath.Path], threads: int) -> str:
   newest = max((max(times) for _, times in stamps), default=0)
   if newest < time.time_ns() - _SETTLED:
     try:
-      files.write_record(memory, KIND, made_from, {"sha256": found})
+      manifest.write_record(memory, KIND, made_from, {"sha256": found})
     except (OSError, errors.DiskFull) as error:  # read again the next time
       console.say(f"not remembered what the pictures hold: {error}")
   return found

@@ -16,16 +16,14 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from grain import experimental as grain_experimental
 
 from fs_jax import config, types
-from fs_jax.data import sources, tokenizer, transforms
+from fs_jax.data import order, sources, tokenizer, transforms
 
 # What is drawn, apart from each other: the first half of a generator's key is
 # the seed, the second one of these.
 _SHUFFLE, _CAPTION, _CROP = 0, 1, 2
 _CLUSTERS = 3  # added to each for the rows of clusters
-_SHUFFLE_ROUNDS = 4  # of grain's index shuffle, as in its own `shuffle()`
 
 
 class Clusters(NamedTuple):
@@ -83,7 +81,10 @@ def train_batches(
   _require_captions(source, captions, np.unique(clusters.text))
   judged = cfg.distill.clusters * width
   listed = [
-    (_proportion(r.start, size, judged), _proportion(r.stop, size, judged))
+    (
+      order.proportion(r.start, size, judged),
+      order.proportion(r.stop, size, judged),
+    )
     for r in runs
   ]
   said = None
@@ -162,8 +163,8 @@ def eval_batches(
       m = 1
     else:
       m = per_visual
-      order = np.arange(m) % texts.counts[present][:, None]
-      text_id = texts.pick(present, order)
+      places = np.arange(m) % texts.counts[present][:, None]
+      text_id = texts.pick(present, places)
       text = texts.tokens[text_id]
     return types.Batch(
       visual=_padded(visual, len(numbers), 0),
@@ -196,9 +197,9 @@ class _Captions(NamedTuple):
   first: np.ndarray  # int64 [N], of each visual's captions
   counts: np.ndarray  # int64 [N]
 
-  def pick(self, visuals: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Captions `order` int [n,M] of n visuals -> text_id int32 [n*M]."""
-    return self.text_id[(self.first[visuals][:, None] + order).ravel()]
+  def pick(self, visuals: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Captions at `places` int [n,M] of n visuals -> text_id int32 [n*M]."""
+    return self.text_id[(self.first[visuals][:, None] + places).ravel()]
 
 
 def _captions(source: sources.Source, tok: tokenizer.Tokenizer) -> _Captions:
@@ -225,15 +226,15 @@ def _pairs(
   count: int,
 ) -> types.Batch:
   """Examples number first .. first + count - 1 of training."""
-  visual_id = _shuffled(cfg.seed, _SHUFFLE, first, count, len(source))
-  order = _choices(
+  visual_id = order.shuffle(cfg.seed, _SHUFFLE, first, count, len(source))
+  chosen = order.choose(
     (cfg.seed, _CAPTION),
     first,
     captions.counts[visual_id],
     cfg.data.captions_per_visual,
     int(captions.counts.max()),
   )
-  text_id = captions.pick(visual_id, order)
+  text_id = captions.pick(visual_id, chosen)
   return types.Batch(
     visual=_seen(source, visual_id, cfg, _CROP, first),
     text=captions.tokens[text_id],
@@ -257,7 +258,7 @@ def _clustered(
   n, width = clusters.visual.shape
   cluster, column = np.divmod(numbers, width)
   low, high = int(cluster[0]), int(cluster[-1])
-  chosen = _shuffled(cfg.seed, _SHUFFLE + _CLUSTERS, low, high - low + 1, n)
+  chosen = order.shuffle(cfg.seed, _SHUFFLE + _CLUSTERS, low, high - low + 1, n)
   chosen = chosen[cluster - low]
   visual_id = clusters.visual[chosen, column]
   first = int(numbers[0])
@@ -281,14 +282,14 @@ def _picked(
   captions: _Captions, cfg: config.Config, visuals: np.ndarray, first: int
 ) -> np.ndarray:
   """One caption of each captioned visual: text_id, by the number of its row."""
-  order = _choices(
+  chosen = order.choose(
     (cfg.seed, _CAPTION + _CLUSTERS),
     first,
     captions.counts[visuals],
     1,
     int(captions.counts.max()),
   )
-  return captions.pick(visuals, order)
+  return captions.pick(visuals, chosen)
 
 
 def _seen(
@@ -308,13 +309,13 @@ def _seen(
       cropped = np.empty((*frames.shape[:2], size, size, 3), np.uint8)
       for k in range(len(rows)):
         generator = np.random.Generator(
-          _philox((cfg.seed, stream), (first + k) << 64)
+          order.philox((cfg.seed, stream), (first + k) << 64)
         )
         cropped[k] = transforms.random_crop(frames[k], size, generator)
       return cropped
     case "shift":
       most = transforms.most_shift(*frames.shape[2:4])
-      drawn = _philox((cfg.seed, stream), first).random_raw(4 * len(rows))
+      drawn = order.philox((cfg.seed, stream), first).random_raw(4 * len(rows))
       moves = drawn.reshape(-1, 4)[:, :2] % (2 * most + 1)
       shifted = np.empty_like(frames)
       for k, (down, right) in enumerate(moves.astype(int) - most):
@@ -330,49 +331,6 @@ def _resized(frames: np.ndarray, cfg: config.Data) -> np.ndarray:
   flat = frames.reshape(-1, *frames.shape[2:])
   flat = np.stack([transforms.resize(f, size, cfg.resize) for f in flat])
   return flat.reshape(*frames.shape[:2], size, size, 3)
-
-
-def _shuffled(
-  seed: int, stream: int, first: int, count: int, n: int
-) -> np.ndarray:
-  """Rows int64 [count] at places first .. of n rows, shuffled every epoch."""
-  # Not the seed itself: the second epoch of seed 0 would be the first of 1.
-  key = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
-  rows = np.empty(count, np.int64)
-  for k in range(count):
-    epoch, place = divmod(first + k, n)
-    rows[k] = grain_experimental.index_shuffle(
-      place, n - 1, (key + epoch) % 2**32, _SHUFFLE_ROUNDS
-    )
-  return rows
-
-
-def _choices(
-  key: tuple[int, int], first: int, count: np.ndarray, m: int, most: int
-) -> np.ndarray:
-  """m of count[k] things for each k: int64 [n,m], no thing twice before all.
-
-  Row k follows from the key and the number first + k alone.
-
-  Args:
-    key: seed and stream.
-    first: number of the first row.
-    count: int [n], each from 1 to `most`.
-    m: how many to choose.
-    most: a constant of the run: it decides how much a row draws.
-  """
-  blocks = math.ceil(most / 4)  # Philox draws four numbers at each count
-  raw = _philox(key, first * blocks).random_raw(len(count) * blocks * 4)
-  raw = raw.reshape(len(count), -1)[:, :most]
-  raw[np.arange(most) >= count[:, None]] = np.iinfo(np.uint64).max
-  order = np.argsort(raw, axis=1, kind="stable")
-  return np.take_along_axis(order, np.arange(m) % count[:, None], axis=1)
-
-
-def _philox(key: tuple[int, int], counter: int) -> np.random.Philox:
-  """Random numbers by their place in the stream of a key."""
-  seed, stream = key
-  return np.random.Philox(counter=counter, key=(seed % 2**64) << 64 | stream)
 
 
 def _prefetched(
@@ -403,17 +361,6 @@ def _rows(rows: slice | None, size: int) -> slice:
       f"{rows}. pass slice(first, last)"
     )
   return rows
-
-
-def _proportion(row: int, size: int, judged: int) -> int:
-  scaled, left = divmod(row * judged, size)
-  if left:
-    raise ValueError(
-      f"distill.clusters: the {judged} rows of clusters must split as the "
-      f"{size} rows of the batch do; got a cut at row {row}. make clusters * "
-      "cluster_size a multiple of the number of devices"
-    )
-  return scaled
 
 
 def _require_captions(

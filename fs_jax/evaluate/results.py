@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from rich import table as rich_table
 
 from fs_jax.evaluate import metrics
-from fs_jax.machine import files, provenance
+from fs_jax.machine import manifest, provenance
 from fs_jax.machine.console import wide
 from fs_jax.types import Candidates
 
@@ -237,7 +237,7 @@ def write_report(
   Raises:
     ValueError: a number that JSON does not have, such as NaN.
   """
-  files.write_record(
+  manifest.write_record(
     path,
     REPORT,
     made_from,

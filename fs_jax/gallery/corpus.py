@@ -13,6 +13,7 @@ from etils import epath
 
 from fs_jax import types
 from fs_jax.machine import files, provenance
+from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
 IDS = "ids.txt"
@@ -40,10 +41,10 @@ def save(
     ValueError: as `validate`; a full disk.
   """
   validate(corpus)
-  with files.folder(folder, "corpus") as temporary:
+  with manifests.folder(folder, "corpus") as temporary:
     write_ids(temporary, corpus.ids)
     write_vectors(temporary, corpus.vectors, shard_bytes=shard_bytes)
-    return files.write_manifest(
+    return manifests.write_manifest(
       temporary,
       {
         "kind": "corpus",
@@ -74,7 +75,7 @@ def load(
     FileNotFoundError: no such corpus.
     ValueError: damaged, of another contract, or against `validate`.
   """
-  manifest = files.read_manifest(folder, "corpus", hashes=hashes, mend=mend)
+  manifest = manifests.read_manifest(folder, "corpus", hashes=hashes, mend=mend)
   provenance.check_all(
     expected_contract,
     manifest["contract"],
@@ -91,7 +92,7 @@ def load(
 
 def read_contract(folder: epath.PathLike) -> dict[str, provenance.Part]:
   """Parts of the contract of a corpus, without reading its vectors."""
-  return files.read_manifest(folder, "corpus", hashes=False)["contract"]
+  return manifests.read_manifest(folder, "corpus", hashes=False)["contract"]
 
 
 def validate(corpus: types.Corpus) -> None:
@@ -157,7 +158,7 @@ def read_ids(
     contracts.items(ids),
     ours_name="the manifest",
     theirs_name=str(path),
-    mend=f"make it again: {files.MAKES[manifest['kind']]}",
+    mend=f"make it again: {manifests.MAKES[manifest['kind']]}",
   )
   return ids
 

@@ -6,13 +6,15 @@ serving compiles a few programs and not one for every gallery and request.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fs_jax import types
+from fs_jax.machine import provenance
 
 SCORE_BYTES = 1 << 28  # of scores held at once, for a corpus of any size
 _BUCKETS = (1, 8, 64, 256)  # queries are padded to one of these
@@ -145,3 +147,105 @@ def _top_k(
     jnp.full((len(queries), depth), -1, jnp.int32),
   )
   return jax.lax.fori_loop(0, -(-size // chunk), step, empty)
+
+
+Backend = Literal["exact", "scann"]
+
+
+class Index(NamedTuple):
+  """What answers queries; whoever searches cannot know how.
+
+  `search(queries, k)`: float32 [Q,E], finite, and k >= 1 -> Candidates of NumPy
+  arrays [Q,k], best first; rows of -1 with scores of -inf fill up a short row.
+  Raises ValueError for anything else.
+  """
+
+  search: Callable[[types.Array, int], types.Candidates]
+  kind: Backend
+  size: int  # C
+  width: int  # E
+  ids: tuple[str, ...]  # C of them; () where none were given
+  contract: dict[str, provenance.Part]
+  manifest: dict[str, Any]  # of the folder; {} without one
+  # Compiles all that `search` needs for up to k answers to any queries.
+  warm: Callable[[int], None]
+
+
+def index(
+  vectors: np.ndarray,
+  ids: Sequence[str] = (),
+  contract: Mapping[str, provenance.Part] | None = None,
+  *,
+  score_bytes: int = SCORE_BYTES,
+) -> Index:
+  """Search by all dot products, on the default device; equal scores by row.
+
+  Args:
+    vectors: float32 [C,E].
+    ids: C of them, or none.
+    contract: parts that describe the vectors.
+    score_bytes: of the scores held at once.
+  """
+  size, width = vectors.shape
+  placed = place(vectors)
+  ask = functools.partial(nearest, placed, score_bytes=score_bytes)
+  return Index(
+    functools.partial(search, ask, size, width),
+    "exact",
+    size,
+    width,
+    tuple(ids),
+    dict(contract or {}),
+    {},
+    functools.partial(warm, placed, score_bytes=score_bytes),
+  )
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+  """Share of the true neighbours that were found: rows [Q,k] both."""
+  hits = (found[:, :, None] == truth[:, None, :]).any(axis=1)
+  return float(hits.mean())
+
+
+def search(
+  nearest: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+  size: int,
+  width: int,
+  queries: types.Array,
+  k: int,
+) -> types.Candidates:
+  """Checks queries, asks for as many as there are, fills up to k."""
+  checked = check_queries(queries, width)
+  if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+    raise ValueError(f"k: must be an integer >= 1; got {k!r}. change it")
+  rows, scores = nearest(checked, min(int(k), size))
+  missing = ((0, 0), (0, int(k) - rows.shape[1]))
+  return types.Candidates(
+    np.pad(rows.astype(np.int32), missing, constant_values=-1),
+    np.pad(scores, missing, constant_values=-np.inf),
+  )
+
+
+def check_queries(given: types.Array, width: int) -> np.ndarray:
+  queries: np.ndarray = np.asarray(given)
+  if queries.ndim != 2 or queries.shape[1] != width:
+    raise ValueError(
+      f"queries: must be [Q,{width}]; got shape {queries.shape}. encode them "
+      f"with the model of the index, one row a query"
+    )
+  if not len(queries):
+    raise ValueError(
+      "queries: must have at least one row; got none. leave out the search"
+    )
+  if queries.dtype.kind != "f" and queries.dtype.name != "bfloat16":
+    raise ValueError(
+      f"queries: must be floating point; got {queries.dtype}. convert them"
+    )
+  queries = np.ascontiguousarray(queries, np.float32)
+  bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+  if bad.size:
+    raise ValueError(
+      f"queries: must be finite; got NaN or infinity in row {bad[0]} "
+      f"({bad.size} such rows). look at that query"
+    )
+  return queries

@@ -17,6 +17,7 @@ from etils import epath
 from fs_jax import types
 from fs_jax.gallery import corpus
 from fs_jax.machine import files, provenance
+from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
 _DTYPES = {contracts.PRECISION: np.dtype("<f4")}
@@ -70,7 +71,7 @@ class Writer:
     self._masks: dict[int, BinaryIO] = {}
 
   def __enter__(self) -> "Writer":
-    self._context = files.folder(self._target, "store")
+    self._context = manifests.folder(self._target, "store")
     self._folder = self._context.__enter__()
     return self
 
@@ -179,7 +180,7 @@ class Writer:
       )
     corpus.check_ids(self._ids)
     corpus.write_ids(self._folder, self._ids)
-    files.write_manifest(
+    manifests.write_manifest(
       self._folder,
       {
         "kind": "store",
@@ -218,8 +219,8 @@ class Store:
     hashes: bool = True,
     mend: str = "encode the gallery again: python -m launch.encode",
   ):
-    path = files.local(folder)
-    manifest = files.read_manifest(path, "store", hashes=hashes, mend=mend)
+    path = manifests.local(folder)
+    manifest = manifests.read_manifest(path, "store", hashes=hashes, mend=mend)
     provenance.check_all(
       expected,
       manifest["contract"],

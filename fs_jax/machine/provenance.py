@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from etils import epath
 
-from fs_jax.machine import console, files
+from fs_jax.machine import console
+from fs_jax.machine import manifest as manifests
 
 Part = dict[str, Any]  # flat: str, int, float, bool
 Contract = Mapping[str, Mapping[str, Any]]
@@ -129,10 +130,10 @@ def folder_needed(
   path = epath.Path(path)
   if stale == "remake":
     mend = mend or deletable(path)
-  if not (path / files.MANIFEST).exists():
+  if not (path / manifests.MANIFEST).exists():
     return True
   try:
-    manifest = files.read_manifest(path, kind, hashes=hashes, mend=mend)
+    manifest = manifests.read_manifest(path, kind, hashes=hashes, mend=mend)
   except ValueError:
     if stale == "replace":
       return True
@@ -148,7 +149,7 @@ def record(
   if not path.exists():
     return None
   try:
-    values = files.read_record(path, kind, mend="")
+    values = manifests.read_record(path, kind, mend="")
   except ValueError as error:  # of an earlier version, or cut: derived again
     console.say(f"made again: {str(error).rstrip('. ')}")
     return None

@@ -20,7 +20,9 @@ from fs_jax import config, configdict, types
 from fs_jax.runs import checkpoint
 from fs_jax.runs import contract
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.machine import files, processes, provenance
+from fs_jax.machine import processes, provenance
+from fs_jax.machine import files
+from fs_jax.machine import manifest
 from fs_jax.models import build
 
 CONFIG, TOKENIZER, FIT, DONE = (
@@ -127,7 +129,7 @@ def _begin(
     return
   tokenizer.save(where / TOKENIZER)
   if beginning:
-    files.write_record(where / BEGINNING, "stage", beginning, {})
+    manifest.write_record(where / BEGINNING, "stage", beginning, {})
   files.write_text(path, configdict.to_json(cfg))  # last: its folder is whole
 
 
@@ -141,7 +143,7 @@ def _check_beginning(
   mend = f"delete the folder to train it again: rm -r {where}"
   provenance.check_all(
     beginning,
-    files.read_record(path, "stage", mend=mend)["contract"],
+    manifest.read_record(path, "stage", mend=mend)["contract"],
     ours_name="the workdir now",
     theirs_name=f"what {where} began from",
     mend=mend,

@@ -11,7 +11,8 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax.machine import errors, files
+from fs_jax.machine import errors
+from fs_jax.machine import files
 
 EVERY = 15.0  # seconds, at least, between two uploads
 

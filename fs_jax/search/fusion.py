@@ -18,7 +18,7 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
-from fs_jax.machine import files, provenance
+from fs_jax.machine import manifest, provenance
 from fs_jax.runs import stages
 
 KIND = "weights"  # of the record
@@ -302,7 +302,7 @@ def save(
 ) -> None:
   """What was fitted on validation, with the contracts it holds for."""
   path = epath.Path(where) / stages.FIT
-  files.write_record(path, KIND, made_from, {"fit": fit.to_dict()})
+  manifest.write_record(path, KIND, made_from, {"fit": fit.to_dict()})
 
 
 def load(
@@ -318,7 +318,7 @@ def load(
     f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
   )
   try:
-    values = files.read_record(path, KIND, mend=mend)
+    values = manifest.read_record(path, KIND, mend=mend)
     fit = Fit.from_dict(values["fit"])
   except FileNotFoundError as error:
     raise ValueError(str(error)) from None

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int
 
 from fs_jax import types
-from fs_jax.gallery import encode, index
+from fs_jax.gallery import encode, exact
 from fs_jax.machine import compile_cache, console
 from fs_jax.runs import stages
-from fs_jax.search import fusion, rerank
+from fs_jax.search import fusion, rerank, scorer
 
 Text = Int[np.ndarray, "Q L"]
 PATIENCE = 5.0  # seconds that Slow ranks before it says how far it is
@@ -53,7 +53,7 @@ class Fast:
     depth: candidates a query.
   """
 
-  def __init__(self, run: stages.Run, gallery: index.Index, depth: int = 100):
+  def __init__(self, run: stages.Run, gallery: exact.Index, depth: int = 100):
     self._encode = encode.text_encoder(run)
     self._gallery = gallery
     self._depth = min(depth, gallery.size)
@@ -83,7 +83,7 @@ class Reranked:
   """
 
   def __init__(
-    self, base: Ranker, scorer: rerank.Scorer, fit: fusion.Fit, k: int
+    self, base: Ranker, scorer: scorer.Scorer, fit: fusion.Fit, k: int
   ):
     self._base, self._scorer, self._fit, self._k = base, scorer, fit, k
     self.stages_ms: dict[str, float] = {}
@@ -113,7 +113,7 @@ class Slow:
     depth: candidates returned.
   """
 
-  def __init__(self, scorer: rerank.Scorer, depth: int = 100):
+  def __init__(self, scorer: scorer.Scorer, depth: int = 100):
     self._scorer, self._depth = scorer, min(depth, len(scorer))
     self.stages_ms: dict[str, float] = {}
 
@@ -146,7 +146,7 @@ def fast_in_group(
 
 def reranked_in_group(
   fast: types.Candidates,
-  scorer: rerank.Scorer,
+  scorer: scorer.Scorer,
   fit: fusion.Fit,
   text: Text,
 ) -> types.Candidates:
@@ -160,7 +160,7 @@ def reranked_in_group(
 
 
 def slow_in_group(
-  scorer: rerank.Scorer, text: Text, groups: np.ndarray
+  scorer: scorer.Scorer, text: Text, groups: np.ndarray
 ) -> types.Candidates:
   """h of each query's own group."""
   return types.Candidates(groups, scorer(text, groups))

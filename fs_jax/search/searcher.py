@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fs_jax import types
-from fs_jax.gallery import encode, index
+from fs_jax.gallery import encode, exact
 from fs_jax.machine import compile_cache
 from fs_jax.runs import stages
-from fs_jax.search import fusion, rankers, rerank
+from fs_jax.search import fusion, rankers, rerank, scorer
 
 MOST = 256  # candidates that `Retriever.warm` prepares for
 
@@ -36,8 +36,8 @@ class Retriever:
   def __init__(
     self,
     fast: stages.Run,
-    gallery: index.Index,
-    scorer: rerank.Scorer | None = None,
+    gallery: exact.Index,
+    scorer: scorer.Scorer | None = None,
     fit: fusion.Fit | None = None,
   ):
     self._fast, self._gallery = fast, gallery

@@ -12,6 +12,7 @@ from fs_jax.gallery import encode, exact, memories
 from fs_jax.machine import processes, provenance
 from fs_jax.runs import contract, stages
 from fs_jax.search import fusion, rerank
+from fs_jax.search import scorer as scorers
 
 
 def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
@@ -105,7 +106,7 @@ def _fit(
   queries = encode.text_vectors(fast, text)
   rows, dots = exact.nearest(vectors, queries, min(candidates, len(vectors)))
   rows = np.asarray(rows)
-  scorer = rerank.Scorer(slow, memories)
+  scorer = scorers.Scorer(slow, memories)
   scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
   return fusion.fit(
     scorer(text, rows),

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from etils import epath
 
 from fs_jax.data import sources
-from fs_jax.gallery import encode, index
+from fs_jax.gallery import encode, exact, index
 from fs_jax.gallery import memories as memory_store
 from fs_jax.runs import stages
-from fs_jax.search import fusion, rerank, searcher
+from fs_jax.search import fusion, scorer, searcher
 
 
 class Found(NamedTuple):
@@ -81,16 +81,16 @@ class Opened(NamedTuple):
   found: Found
   source: sources.Source  # its visuals, decoded as they are asked for
   fast: stages.Run
-  searched: index.Index
+  searched: exact.Index
   slow: stages.Run | None  # this and what follows: None where Fast is alone
   memories: memory_store.Store | None
   fit: fusion.Fit | None
 
-  def scorer(self) -> rerank.Scorer | None:
+  def scorer(self) -> scorer.Scorer | None:
     """Slow over the gallery."""
     if self.slow is None or self.memories is None:
       return None
-    return rerank.Scorer(self.slow, self.memories)
+    return scorer.Scorer(self.slow, self.memories)
 
   def retriever(self) -> searcher.Retriever:
     """What answers questions."""

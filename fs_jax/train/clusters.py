@@ -11,9 +11,9 @@ from etils import epath
 from fs_jax import config
 from fs_jax.data import pipeline, sources
 from fs_jax.gallery import encode, exact
-from fs_jax.machine import console, files, provenance
+from fs_jax.machine import console, files, manifest, provenance
 from fs_jax.runs import contract, stages
-from fs_jax.search import rerank
+from fs_jax.search import scorer as scorers
 
 JUDGED = 128  # lists between two words of progress
 
@@ -61,10 +61,12 @@ def clusters(
     seeds = rng.permutation(np.resize(np.arange(len(captioned)), lists))
     visual, _ = exact.nearest(vectors, vectors[seeds], size)
     text, _ = exact.nearest(vectors[: len(captioned)], vectors[seeds], size)
-    with files.folder(path, "clusters") as temporary:
+    with manifest.folder(path, "clusters") as temporary:
       files.write_array(temporary / "visual.npy", np.asarray(visual, "<i4"))
       files.write_array(temporary / "text.npy", np.asarray(text, "<i4"))
-      files.write_manifest(temporary, {"kind": "clusters", "contract": parts})
+      manifest.write_manifest(
+        temporary, {"kind": "clusters", "contract": parts}
+      )
   return pipeline.Clusters(
     both,
     files.read_array(path / "visual.npy"),
@@ -106,7 +108,7 @@ def judged(
     memories = encode.write_store(
       teacher, sources.take(found.source, shown), kept, stale="remake"
     )
-    scorer = rerank.Scorer(teacher, memories)
+    scorer = scorers.Scorer(teacher, memories)
     places = places.reshape(found.visual.shape)
     n, size = found.visual.shape
     h = np.empty((n, size, size), np.float32)
@@ -117,8 +119,8 @@ def judged(
         text = tokens[some].reshape(len(rows), -1)
         h[some] = scorer(text, rows).reshape(-1, size, size)
         bar.advance(min(start + JUDGED, n))
-    with files.folder(path, "judged") as temporary:
+    with manifest.folder(path, "judged") as temporary:
       files.write_array(temporary / "h.npy", h.astype("<f4"))
-      files.write_manifest(temporary, {"kind": "judged", "contract": parts})
+      manifest.write_manifest(temporary, {"kind": "judged", "contract": parts})
     kept.rmtree()
   return found._replace(judged=files.read_array(path / "h.npy"))

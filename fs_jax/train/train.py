@@ -19,7 +19,7 @@ from fs_jax.machine import processes, sharding
 from fs_jax.runs import stages
 from fs_jax.search import fusion, rerank, weigh
 from fs_jax.train import clusters as clustering
-from fs_jax.train import lineage, loop, tasks
+from fs_jax.train import lineage, loop, step, tasks
 
 MakeValidate = Callable[[config.Config, tokenizers.Tokenizer], loop.Validate]
 
@@ -55,7 +55,7 @@ def train(
   tokenizer = _tokenizer(cfg, source, donor or teacher)
   if cfg.stage == "distill":
     # Says what is wrong before anything is fitted or mined.
-    loop.program(cfg, tokenizer.vocab_size, sharding.mesh(cfg.mesh))
+    step.program(cfg, tokenizer.vocab_size, sharding.mesh(cfg.mesh))
   first = _first_params(cfg, donor)
   fit = _teacher_fit(cfg, workdir, teacher)
   frozen = None if teacher is None else teacher.params

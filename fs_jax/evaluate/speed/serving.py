@@ -18,7 +18,7 @@ from fs_jax.gallery import memories
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.runs import stages
-from fs_jax.search import rerank, searcher, workdir
+from fs_jax.search import scorer, searcher, workdir
 
 RERANKED = 20  # candidates a query, as launch.search
 LATER = 5  # calls of each batch after its first
@@ -141,13 +141,13 @@ def _exact(
 ) -> Callable[[], np.ndarray]:
   """The same scores in blocks as large as their pairs are many."""
   model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)
-  score = jax.jit(functools.partial(rerank.score_pairs, model))
-  lengths = rerank.cut_lengths(text)
+  score = jax.jit(functools.partial(scorer.score_pairs, model))
+  lengths = scorer.cut_lengths(text)
   blocks = []
   for length in np.unique(lengths):
     at = np.argwhere((lengths == length)[:, None] & (rows >= 0))
-    for start in range(0, len(at), rerank.PAIRS):
-      queries, columns = at[start : start + rerank.PAIRS].T
+    for start in range(0, len(at), scorer.PAIRS):
+      queries, columns = at[start : start + scorer.PAIRS].T
       blocks.append((length, queries, columns))
 
   def run() -> np.ndarray:

@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fs_jax import config, types
+from fs_jax.gallery import exact as exact_search
 from fs_jax.gallery import index, tuner
 from fs_jax.machine import compile_cache, sharding
 from fs_jax.models import slow as slow_models
-from fs_jax.search import rerank
+from fs_jax.search import scorer
 from fs_jax.train import losses, ring
 
 RUNS = 20
@@ -86,7 +87,7 @@ def rerank_speed(
   latent = jax.random.normal(key, (pairs, side * side, cfg.d_mem))
   seen = jnp.ones(latent.shape[:2], bool)
   memory = types.Memory((types.Level(latent, seen),))
-  score = jax.jit(functools.partial(rerank.score_pairs, model))
+  score = jax.jit(functools.partial(scorer.score_pairs, model))
   which = np.zeros(pairs, np.int32)
   peak = matmul_flops(jnp.dtype(compute))
   seconds = median_seconds(
@@ -123,7 +124,7 @@ def search_speed(
   owner = rng.integers(len(centres), size=rows)
   vectors = _unit(centres[owner] + 0.7 * rng.normal(size=(rows, width)))
   asked = _unit(centres[rng.integers(len(centres), size=queries)])
-  exact = index.exact(vectors)
+  exact = exact_search.index(vectors)
   result: dict[str, Any] = {"rows": rows}
   for name, searcher in (("exact", exact), ("scann", _scann(vectors))):
     if searcher is None:
@@ -136,7 +137,7 @@ def search_speed(
       listed, found = (
         np.asarray(x.search(asked, k).rows) for x in (searcher, exact)
       )
-      result[f"{name}_recall_at_{k}"] = index.recall(listed, found)
+      result[f"{name}_recall_at_{k}"] = exact_search.recall(listed, found)
     if searcher.manifest:
       result["settings"] = searcher.manifest["settings"]
       result["warning"] = searcher.manifest["warning"]
@@ -226,11 +227,13 @@ def free_bytes() -> float:
   return 1024 * int(kilobytes[0])
 
 
-def _found(searcher: index.Index, asked: np.ndarray, k: int) -> types.Array:
+def _found(
+  searcher: exact_search.Index, asked: np.ndarray, k: int
+) -> types.Array:
   return searcher.search(asked, k).rows
 
 
-def _scann(vectors: np.ndarray) -> index.Index | None:
+def _scann(vectors: np.ndarray) -> exact_search.Index | None:
   import tempfile
 
   with tempfile.TemporaryDirectory() as folder:

@@ -38,7 +38,8 @@ from fs_jax import config, types
 from fs_jax.evaluate.speed import baseline
 from fs_jax.machine import compile_cache, hardware, sharding
 from fs_jax.models import build, layers, vision
-from fs_jax.train import gradients, loop, losses
+from fs_jax.train import gradients, losses
+from fs_jax.train import step as steps
 
 PEER = str(pathlib.Path(__file__).with_name("baseline_open_clip.py"))
 VOCABULARY, LENGTH = 49_408, 77  # of open_clip's ViT-B-16
@@ -151,7 +152,7 @@ class Ours:
 
   def __init__(self, cfg: config.Config):
     on = sharding.mesh(cfg.mesh, jax.devices()[:1])
-    made = loop.program(cfg, cfg.tokens.vocabulary, on)
+    made = steps.program(cfg, cfg.tokens.vocabulary, on)
     self.pieces = pieces(cfg, made)
     self._ran: set[str] = set()
     self.facts = {
@@ -176,11 +177,11 @@ class Ours:
 
 
 def pieces(
-  cfg: config.Config, made: loop.Program
+  cfg: config.Config, made: steps.Program
 ) -> dict[str, Callable[[], Any]]:
   """Calls without arguments: of the whole step, and of Fast also its parts."""
   batch = sharding.put(_batch(cfg), sharding.batch(made.on))
-  state = loop.fresh(cfg, made)
+  state = steps.fresh(cfg, made)
   step = made.step.lower(made.state, made.frozen, made.batch).compile()
   gradient = jax.jit(gradients.of(made.task, cfg.train.accumulate))
   key = jax.random.key(0)

@@ -19,6 +19,7 @@ from fs_jax.data import sources
 from fs_jax.evaluate import results
 from fs_jax.evaluate.studies import checklist, gallery
 from fs_jax.machine import files, provenance
+from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract
 from fs_jax.search import rankers
 
@@ -93,7 +94,7 @@ def rank(
       return
     found, stages_ms = rankers.timed(make(), tokens)
     kept = {"found": found, "in_group": in_group()}
-    with files.folder(folder, "answers") as temporary:
+    with manifests.folder(folder, "answers") as temporary:
       for what, candidates in kept.items():
         for field, array in candidates._asdict().items():
           path = temporary / f"{what}-{field}.npy"
@@ -103,7 +104,7 @@ def rank(
         "stages_ms": stages_ms,
         "contract": made_from,
       }
-      files.write_manifest(temporary, fields)
+      manifests.write_manifest(temporary, fields)
 
   parts.do(f"rank-{name}", made_from, run, needed)
   return read_answers(folder)
@@ -112,7 +113,7 @@ def rank(
 def read_answers(folder: epath.Path) -> Answers:
   """Reads what `rank` kept."""
   mend = provenance.deletable(folder)
-  manifest = files.read_manifest(folder, "answers", mend=mend)
+  manifest = manifests.read_manifest(folder, "answers", mend=mend)
 
   def candidates(what: str) -> types.Candidates:
     return types.Candidates(

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax.machine import console, files, provenance
+from fs_jax.machine import console, manifest, provenance
 
 KIND = "step"
 
@@ -47,7 +47,7 @@ class Parts:
       run()
       seconds = round(time.perf_counter() - began, 2)
       done = {"seconds": seconds, "ended": time.time()}
-      files.write_record(path, KIND, contract, done)
+      manifest.write_record(path, KIND, contract, done)
     self._done[name] = done
     return done["seconds"]
 

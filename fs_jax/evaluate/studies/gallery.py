@@ -12,11 +12,12 @@ from etils import epath
 
 from fs_jax.data import pipeline, sources
 from fs_jax.evaluate.studies import checklist
-from fs_jax.gallery import corpus, encode, index
+from fs_jax.gallery import corpus, encode, exact, index
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import provenance
 from fs_jax.runs import stages
-from fs_jax.search import fusion, rerank
+from fs_jax.search import fusion
+from fs_jax.search import scorer as scorers
 
 
 class Gallery(NamedTuple):
@@ -26,9 +27,9 @@ class Gallery(NamedTuple):
   source: sources.Source
   fasts: dict[str, stages.Run]  # "fast", "distill", ...
   slow: stages.Run
-  indices: dict[str, index.Index]  # of each Fast
+  indices: dict[str, exact.Index]  # of each Fast
   vectors: dict[str, np.ndarray]
-  scorer: rerank.Scorer
+  scorer: scorers.Scorer
   fits: dict[str, fusion.Fit]  # of each Fast that re-ranking takes
   visuals: provenance.Contract  # whose they are: parts split and items
   models: dict[str, provenance.Contract]  # of each Fast and of "slow"
@@ -93,7 +94,7 @@ def open_gallery(
       run = loaded[name]
       where = judge.folder if run.cfg.stage == "fast" else run.folder
       fits[name] = fusion.load(where, {**run.contract, **judge.contract})
-  scorer = rerank.Scorer(judge, memories)
+  scorer = scorers.Scorer(judge, memories)
   models: dict[str, provenance.Contract] = {
     name: run.contract for name, run in loaded.items()
   }

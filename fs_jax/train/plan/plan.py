@@ -20,7 +20,8 @@ from jax.experimental import topologies
 from fs_jax import config
 from fs_jax.machine import hardware, sharding
 from fs_jax.models import flops
-from fs_jax.train import loop, pair_scores
+from fs_jax.train import pair_scores
+from fs_jax.train import step as steps
 from fs_jax.train.plan import hlo
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -194,7 +195,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
   chip = hardware.tpu(topology)
   on = sharding.mesh(cfg.mesh, devices(topology, slices))
   count = flops.train_step(cfg, cfg.tokens.vocabulary)
-  made = loop.program(cfg, cfg.tokens.vocabulary, on)
+  made = steps.program(cfg, cfg.tokens.vocabulary, on)
   began = time.perf_counter()
   memory, program = compiled(made, chip.hbm)
   validated = validating(cfg, made, chip.hbm) if program else None
@@ -231,7 +232,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
 
 
 def compiled(
-  made: loop.Program, available: int
+  made: steps.Program, available: int
 ) -> tuple[Memory, hlo.Program | None]:
   """Memory of the step and what it does; None where it does not fit.
 
@@ -249,7 +250,7 @@ def compiled(
 
 
 def validating(
-  cfg: config.Config, made: loop.Program, available: int
+  cfg: config.Config, made: steps.Program, available: int
 ) -> Memory:
   """Memory of a validation between two steps of `made`, which stay there."""
   of = pair_scores.program(cfg, cfg.tokens.vocabulary, made.on)
@@ -300,7 +301,7 @@ def counted(cfg: config.Config) -> tuple[float, float]:
   """
   cfg = flops.shallow(cfg)
   on = sharding.mesh(cfg.mesh, jax.devices("cpu")[:1])
-  made = loop.program(cfg, cfg.tokens.vocabulary, on)
+  made = steps.program(cfg, cfg.tokens.vocabulary, on)
   step = made.step.lower(made.state, made.frozen, made.batch)
   ours = flops.train_step(cfg, cfg.tokens.vocabulary).hardware
   return ours, step.cost_analysis()["flops"]

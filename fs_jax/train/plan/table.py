@@ -22,7 +22,7 @@ import rich.table
 from etils import epath
 
 from fs_jax import config
-from fs_jax.machine import console, files, hardware, provenance
+from fs_jax.machine import console, files, hardware, manifest, provenance
 from fs_jax.train.plan import advice, plan
 
 ROW = "plan"  # kind of a record
@@ -160,7 +160,7 @@ def _show(readme: str, rows: list[plan.Plan]) -> None:
 
 def keep(path: epath.Path, made: plan.Plan, cfg: config.Config) -> None:
   """Writes a row beside what it was planned from."""
-  files.write_record(path, ROW, _made_from(cfg), {"plan": made.to_json()})
+  manifest.write_record(path, ROW, _made_from(cfg), {"plan": made.to_json()})
 
 
 def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
