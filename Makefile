@@ -58,7 +58,7 @@ format-check: $(READY) ## ruff format, without writing
 types: $(READY) ## mypy
 	$(VENV)/bin/mypy $(MYPY_ARGS)
 
-unit: $(READY) ## pytest (PYTEST_ARGS="tests/test_losses.py -k ring")
+unit: $(READY) ## pytest (PYTEST_ARGS="tests/train/test_losses.py -k ring")
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 format: $(READY) ## write the format, and the fixes of ruff that are safe
@@ -72,13 +72,13 @@ bench: $(READY) ## benchmarks (ARGS)
 	$(PY) -m launch.bench $(ARGS)
 
 pod-test: $(READY) ## two processes, 8, 4 and 1 devices train the same; runs move between them
-	$(PY) -m pytest -m own -s tests/test_pod_run.py $(ARGS)
+	$(PY) -m pytest -m own -s tests/launch/test_pod_run.py $(ARGS)
 
 crash-test: $(READY) ## kill -9 at ten moments changes no bit
-	$(PY) -m pytest -m own -s tests/test_crash.py $(ARGS)
+	$(PY) -m pytest -m own -s tests/launch/test_crash.py $(ARGS)
 
 soak: $(READY) ## half an hour of training, whose memory must not grow (SOAK_MINUTES)
-	$(PY) -m pytest -m own -s tests/test_soak.py $(ARGS)
+	$(PY) -m pytest -m own -s tests/launch/test_soak.py $(ARGS)
 
 bench-train: $(READY) .venv-bench/.ready ## a train step beside open_clip's on PyTorch (ARGS PEERS)
 	$(PY) -m launch.bench train $(ARGS)
@@ -98,7 +98,7 @@ plan-here: $(READY)
 
 plan-test: ## small steps by a TPU's own compiler, without a TPU
 	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=dev,aot \
-	  PYTEST_ARGS=tests/test_plan_tpu.py unit
+	  PYTEST_ARGS=tests/train/test_plan_tpu.py unit
 
 clean: ## remove what tools left; .venv and runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

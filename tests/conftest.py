@@ -39,14 +39,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_report_header():
-  from tests import versions  # fs_jax must not be imported above the hook
+  from tests.support import (
+    versions,  # fs_jax must not be imported above the hook
+  )
 
   return versions.said()
 
 
 def pytest_collection_modifyitems(items):
   """What compilers may change is only promised where it was tried."""
-  from tests import versions
+  from tests.support import versions
 
   if versions.tested():
     return

@@ -13,7 +13,7 @@ import pytest
 
 from fs_jax import config, configdict
 from fs_jax.train import tasks
-from tests import small
+from tests.support import synthetic
 
 
 def data(**fields):
@@ -21,7 +21,7 @@ def data(**fields):
 
 
 def slow(**fields):
-  return lambda: small.slow(**fields)
+  return lambda: synthetic.slow(**fields)
 
 
 def train(**fields):
@@ -29,7 +29,7 @@ def train(**fields):
 
 
 def whole(stage="fast", **fields):
-  return lambda: small.cfg(stage, **fields)
+  return lambda: synthetic.cfg(stage, **fields)
 
 
 # What is made, the field that the error names, and what came.
@@ -41,18 +41,18 @@ REFUSED = [
   (data(std=(0.5, 0.0, 0.5)), "std", (0.5, 0.0, 0.5)),
   (lambda: config.Tokens(length=2), "length", 2),
   (lambda: config.Tokens(vocabulary=7), "vocabulary", 7),
-  (lambda: small.stack(heads=3), "heads", 3),
-  (lambda: small.stack(heads=0), "heads", 0),
-  (lambda: small.stack(0), "layers", 0),
-  (lambda: small.stack(dropout=1.0), "dropout", 1.0),
-  (lambda: small.stack(dropout=-0.1), "dropout", -0.1),
-  (lambda: config.Vision(small.stack(), patch=0), "patch", 0),
-  (lambda: config.Vision(small.stack(), 8, stem=-1), "stem", -1),
-  (lambda: config.Vision(small.stack(), 6, stem=4), "stem", 4),
+  (lambda: synthetic.stack(heads=3), "heads", 3),
+  (lambda: synthetic.stack(heads=0), "heads", 0),
+  (lambda: synthetic.stack(0), "layers", 0),
+  (lambda: synthetic.stack(dropout=1.0), "dropout", 1.0),
+  (lambda: synthetic.stack(dropout=-0.1), "dropout", -0.1),
+  (lambda: config.Vision(synthetic.stack(), patch=0), "patch", 0),
+  (lambda: config.Vision(synthetic.stack(), 8, stem=-1), "stem", -1),
+  (lambda: config.Vision(synthetic.stack(), 6, stem=4), "stem", 4),
   (slow(levels=3), "levels", 3),
   (slow(levels=0), "levels", 0),
-  (slow(decoder=small.stack(1)), "decoder.layers", 1),
-  (slow(levels=5, widths=(8,) * 4, decoder=small.stack(5)), "levels", 5),
+  (slow(decoder=synthetic.stack(1)), "decoder.layers", 1),
+  (slow(levels=5, widths=(8,) * 4, decoder=synthetic.stack(5)), "levels", 5),
   (slow(finer_frames=0), "finer_frames", 0),
   (slow(text_layers=-1), "text_layers", -1),
   (slow(null_rate=1.0), "null_rate", 1.0),
@@ -76,12 +76,16 @@ REFUSED = [
   (lambda: config.Optim(schedule="rsqrt", warmup=0), "warmup", 0),
   (lambda: config.Mesh(slices=0), "slices", 0),
   (
-    lambda: config.Fast(small.vision(), config.Text(small.stack()), chunk=-1),
+    lambda: config.Fast(
+      synthetic.vision(), config.Text(synthetic.stack()), chunk=-1
+    ),
     "chunk",
     -1,
   ),
   (
-    lambda: config.Fast(small.vision(), config.Text(small.stack()), scale=-1.0),
+    lambda: config.Fast(
+      synthetic.vision(), config.Text(synthetic.stack()), scale=-1.0
+    ),
     "scale",
     -1.0,
   ),
@@ -90,13 +94,15 @@ REFUSED = [
   (whole("slow", slow=None), "slow", None),
   (whole(data={"image_size": 20}), "data.image_size", 20),
   (
-    whole("slow", slow=small.slow(vision=config.Vision(small.stack(), 32))),
+    whole(
+      "slow", slow=synthetic.slow(vision=config.Vision(synthetic.stack(), 32))
+    ),
     "data.image_size",
     16,
   ),
   (whole("distill", init=config.Init("fast")), "init.teacher", ""),
   (whole("distill", init=config.Init(teacher="slow")), "init.stage", ""),
-  (whole("slow", slow=small.slow(loss="matching")), "init.teacher", ""),
+  (whole("slow", slow=synthetic.slow(loss="matching")), "init.teacher", ""),
 ]
 
 
@@ -131,14 +137,14 @@ def test_every_rule_of_the_schema_has_a_case_above():
 
 @pytest.mark.parametrize("stage", ["fast", "slow", "distill"])
 def test_editing_and_json_lose_nothing(stage):
-  cfg = small.cfg(stage)
+  cfg = synthetic.cfg(stage)
   assert configdict.parse(configdict.edit(cfg)) == cfg
   assert configdict.from_json(configdict.to_json(cfg)) == cfg
   hash(configdict.from_json(configdict.to_json(cfg)))  # lists became tuples
 
 
 def test_a_field_can_be_edited_and_arrives():
-  c = configdict.edit(small.cfg("slow"))
+  c = configdict.edit(synthetic.cfg("slow"))
   c.optim.learning_rate = 1.0
   c.slow.decoder.layers = 3
   c.mesh.rules = ((".*", ("data",)),)
@@ -149,13 +155,13 @@ def test_a_field_can_be_edited_and_arrives():
 
 
 def test_a_new_key_is_refused_where_it_is_set():
-  c = configdict.edit(small.cfg())
+  c = configdict.edit(synthetic.cfg())
   with pytest.raises(AttributeError, match="lerning_rate"):
     c.optim.lerning_rate = 1.0
 
 
 def edited(path, value):
-  values = dataclasses.asdict(small.cfg("slow"))
+  values = dataclasses.asdict(synthetic.cfg("slow"))
   *groups, last = path.split(".")
   inner = values
   for group in groups:
@@ -224,41 +230,44 @@ def test_json_of_something_else_is_refused(text, says):
 
 
 def test_differences_name_fields_of_any_depth():
-  a = small.cfg("slow")
-  b = small.cfg("slow", optim={"warmup": 9}, slow={"d_mem": 4}, seed=1)
+  a = synthetic.cfg("slow")
+  b = synthetic.cfg("slow", optim={"warmup": 9}, slow={"d_mem": 4}, seed=1)
   assert configdict.differences(a, a) == []
   assert configdict.differences(a, b) == [
     "optim.warmup: 2 != 9",
     "seed: 0 != 1",
     "slow.d_mem: 8 != 4",
   ]
-  assert "slow: None != None" not in configdict.differences(small.cfg(), a)
+  assert "slow: None != None" not in configdict.differences(synthetic.cfg(), a)
   assert any(
     d.startswith("slow.d_mem: None")
-    for d in configdict.differences(small.cfg(), a)
+    for d in configdict.differences(synthetic.cfg(), a)
   )
 
 
 def test_a_scale_of_its_loss_is_the_number_that_it_was():
   """Stages were written down with 14.0, whatever their loss."""
   with_number = lambda fast: configdict.from_json(
-    configdict.to_json(small.cfg(fast={"scale": 14.0} | fast))
+    configdict.to_json(synthetic.cfg(fast={"scale": 14.0} | fast))
   )
   assert with_number({}).fast.first_scale == 14
-  assert configdict.differences(with_number({}), small.cfg()) == []
+  assert configdict.differences(with_number({}), synthetic.cfg()) == []
   sigmoid = {"loss": "sigmoid"}
   assert with_number(sigmoid).fast.first_scale == 14
   assert configdict.differences(
-    with_number(sigmoid), small.cfg(fast=sigmoid)
+    with_number(sigmoid), synthetic.cfg(fast=sigmoid)
   ) == ["fast.scale: 14.0 != 10.0"]
 
 
 def test_finer_levels_get_the_layers_left_over():
-  slow = small.slow(
-    levels=3, widths=(8, 8), decoder=small.stack(8), vision=small.vision()
+  slow = synthetic.slow(
+    levels=3,
+    widths=(8, 8),
+    decoder=synthetic.stack(8),
+    vision=synthetic.vision(),
   )
   assert slow.groups == (2, 3, 3)
-  assert small.slow(levels=1, decoder=small.stack(5)).groups == (5,)
+  assert synthetic.slow(levels=1, decoder=synthetic.stack(5)).groups == (5,)
 
 
 @pytest.mark.parametrize("name", [*config.VISION])
@@ -273,11 +282,11 @@ def test_usual_sizes_hold_together(name):
   ("loss", "start"), [("softmax", 14.0), ("sigmoid", 10.0)]
 )
 def test_the_scale_starts_where_the_loss_wants_it(loss, start):
-  c = configdict.edit(small.cfg())
+  c = configdict.edit(synthetic.cfg())
   c.fast.loss = loss
   cfg = configdict.parse(c)
   assert cfg.fast.first_scale == start
-  params = tasks.make(cfg, small.VOCABULARY).init(jax.random.key(0))
+  params = tasks.make(cfg, synthetic.VOCABULARY).init(jax.random.key(0))
   first = np.exp(params["fast"]["log_scale"])
   np.testing.assert_allclose(first, start, rtol=1e-6)
   c.fast.scale = 12.0

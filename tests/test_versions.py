@@ -14,7 +14,7 @@ import yaml
 from packaging import requirements, specifiers, version
 
 from launch import doctor
-from tests import versions
+from tests.support import versions
 
 ROOT = pathlib.Path(__file__).parent.parent
 OLDEST, NEWEST = versions.SETS.values()

@@ -1,1 +1,10 @@
-"""What is stored of a gallery."""
+"""What is stored of a gallery: vectors, memories, index.
+
+corpus    vectors and ids: written, validated, read
+exact     nearest neighbours by all dot products, and the type Index
+tuner     the cheapest settings of a tree that reach a recall
+scann     ScaNN, the one module that knows it
+index     an index of either kind: built, measured, loaded
+memories  the token store: what Slow reads of each visual
+encode    a gallery encoded: vectors and memories
+"""

@@ -1,1 +1,9 @@
-"""A trained stage on disk."""
+"""A trained stage on disk.
+
+contract    what a stage, a gallery and a split are made of
+checksums   digests of arrays, computed where they lie
+uploads     metrics to object stores, off the loop
+journal     metrics.jsonl, TensorBoard and the progress line
+checkpoint  states saved and restored, the best ones kept
+stages      a stage: its folder begun, finished, loaded
+"""

@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from fs_jax import config, types
-from fs_jax.runs import checksums
 from fs_jax.machine import errors
+from fs_jax.runs import checksums
 
 _WINDOW, _SUMS = "window", "sums"
 

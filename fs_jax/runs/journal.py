@@ -17,9 +17,8 @@ import numpy as np
 import tensorboardX
 from etils import epath
 
+from fs_jax.machine import console, errors, files, hardware, processes
 from fs_jax.runs import uploads
-from fs_jax.machine import console, errors, hardware, processes
-from fs_jax.machine import files
 
 METRICS = "metrics.jsonl"
 

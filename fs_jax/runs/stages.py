@@ -17,13 +17,10 @@ from clu import parameter_overview
 from etils import epath
 
 from fs_jax import config, configdict, types
-from fs_jax.runs import checkpoint
-from fs_jax.runs import contract
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.machine import processes, provenance
-from fs_jax.machine import files
-from fs_jax.machine import manifest
+from fs_jax.machine import files, manifest, processes, provenance
 from fs_jax.models import build
+from fs_jax.runs import checkpoint, contract
 
 CONFIG, TOKENIZER, FIT, DONE = (
   "config.json",

@@ -11,8 +11,7 @@ from concurrent import futures
 
 from etils import epath
 
-from fs_jax.machine import errors
-from fs_jax.machine import files
+from fs_jax.machine import errors, files
 
 EVERY = 15.0  # seconds, at least, between two uploads
 

@@ -1,1 +1,11 @@
-"""A question to an answer."""
+"""From a question to an answer.
+
+fusion     the weights of Slow and Fast: fitted, saved, loaded
+scorer     Slow as a judge of pairs, compiled for any question
+rerank     Fast's candidates in the order of both
+rankers    exact, ScaNN, re-ranked, Slow alone: one protocol
+weigh      the weights of two stages, fitted where they are missing
+grounding  where Slow looks at each word
+searcher   a query encoded, searched, re-ranked, timed
+workdir    the parts of a workdir that answer queries
+"""

@@ -1,0 +1,77 @@
+"""The benchmark of a searcher: what it calls, never a time."""
+
+from typing import NamedTuple, cast
+
+import jax
+import numpy as np
+
+from fs_jax.evaluate.speed import serving
+from fs_jax.gallery import memories as memory_store
+from fs_jax.runs import stages
+from fs_jax.search import scorer, workdir
+from tests.search import test_rerank
+from tests.support import inprocess
+
+
+class Searcher:
+  """Compiles a program for each new number of queries, unless warmed."""
+
+  def __init__(self):
+    self.double, self.warmed = jax.jit(lambda x: 2 * x), False
+
+  def warm(self):
+    self.double(np.ones(9))
+    self.warmed = True
+    return 1.5
+
+  def __call__(self, queries, rerank_k):
+    assert rerank_k == serving.RERANKED
+    self.double(np.ones(9 if self.warmed else len(queries)))
+
+
+class Opened(NamedTuple):
+  """As much of a `workdir.Opened` as the benchmark asks for."""
+
+  slow: stages.Run | None = None
+  memories: memory_store.Store | None = None
+
+  def retriever(self):
+    return Searcher()
+
+  def scorer(self):
+    return scorer.Scorer(self.slow, self.memories)
+
+
+def served(texts=("a", "b"), **fields):
+  return serving.Served(cast(workdir.Opened, Opened(**fields)), texts)
+
+
+def test_first_answers_are_told_from_later_ones():
+  made = served()
+  assert serving.warm_up(made) == {"warm_seconds": 1.5, "warm_programs": 1}
+  rows = list(serving.waits(made, (1, 3), later=2))
+  assert [row.queries for row in rows] == [1, 3]
+  for row in rows:
+    assert (row.cold.programs, row.warm.programs) == (1, 0)
+    assert row.cold.first_ms > 0 and row.warm.later_ms > 0
+    assert len(serving.line(row)) == len(serving.head().splitlines()[0])
+
+
+def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
+  run, memory = test_rerank.judge()
+  with memory_store.Writer(
+    tmp_path / "s", {"slow": run.slow_contract}
+  ) as writer:
+    writer.append(memory, [f"v{i}" for i in range(test_rerank.C)])
+  memories = memory_store.Store(tmp_path / "s")
+  texts = ("1 2 3", "1", "4 5 6 7")
+  made = served(texts, slow=run, memories=memories)
+  found = serving.padding(made, 3, 5, calls=2)
+  assert (found["queries"], found["k"]) == (3, 5)
+  assert found["ratio"] > 0 and found["apart"] < 1e-5
+
+
+def test_a_workdir_without_a_stage_is_refused(tmp_path):
+  done = inprocess.launch("bench", "serve", f"--workdir={tmp_path}")
+  assert done.code == 2
+  assert "must hold a trained fast or distill; got neither" in done.err

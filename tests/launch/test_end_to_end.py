@@ -1,0 +1,220 @@
+"""From pictures to answers, twice: the same both times, by whatever door.
+
+The first time is by the programs, which other tests share; the second by the
+library, from nothing, with data made anew in another folder.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from fs_jax import configdict, types
+from fs_jax.data import sources
+from fs_jax.evaluate import validation
+from fs_jax.gallery import corpus, encode, exact, index, memories
+from fs_jax.runs import journal, stages
+from fs_jax.search import fusion, rerank, searcher, weigh
+from fs_jax.search import scorer as scorers
+from fs_jax.train import tasks, train
+from tests.support import inprocess, recipe, synthetic
+
+STAGES = ("fast", "slow", "distill")
+CLOCK = synthetic.CLOCKED  # what a clock said
+
+
+class Made(NamedTuple):
+  """A workdir, and what was made of it."""
+
+  workdir: pathlib.Path
+  stages: dict[str, stages.Run]
+  corpus: types.Corpus
+  memories: memories.Store
+  index: exact.Index
+  source: sources.Source  # the gallery
+
+
+def cfg_of(stage, data):
+  cfg = configdict.parse(recipe.get_config(stage))
+  return dataclasses.replace(
+    cfg, data=dataclasses.replace(cfg.data, dir=str(data))
+  )
+
+
+def opened(workdir, source):
+  loaded = {stage: stages.load(workdir / stage) for stage in STAGES}
+  gallery = workdir / "gallery"
+  fast = {"fast": loaded["distill"].fast_contract}
+  slow = {"slow": loaded["slow"].slow_contract}
+  return Made(
+    workdir,
+    loaded,
+    corpus.load(gallery / "corpus", fast),
+    memories.Store(gallery / "store", slow),
+    index.load(gallery / "index", fast),
+    source,
+  )
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+  workdir = inprocess.trained(tmp_path_factory)
+  cfg = cfg_of("fast", workdir.parent / "data")
+  return opened(workdir, sources.open_split(cfg.data, "test"))
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("second")
+  workdir, data = epath.Path(folder / "W"), folder / "data"
+  one = jax.devices()[:1]
+  with mock.patch.object(jax, "devices", return_value=one):
+    for stage in STAGES:
+      train.train(cfg_of(stage, data), workdir, validation.quick_recall)
+      if stage == "slow":
+        weigh.weigh(workdir, "fast", "slow")
+    weigh.weigh(workdir, "distill", "slow")
+    source = sources.open_split(cfg_of("fast", data).data, "test")
+    fast = stages.load(workdir / "distill")
+    gallery = workdir / "gallery"
+    made = encode.write_corpus(fast, source, gallery / "corpus")
+    encode.write_store(stages.load(workdir / "slow"), source, gallery / "store")
+    index.build(made, gallery / "index", {"fast": fast.fast_contract})
+  return opened(workdir, source)
+
+
+@pytest.mark.bitwise
+def test_parameters_are_equal_bit_for_bit(first, second):
+  for stage in STAGES:
+    a, b = first.runs[stage], second.runs[stage]
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    assert a.tokenizer.hash == b.tokenizer.hash
+    assert a.step == b.step == a.cfg.train.steps
+  for stage in ("fast", "distill"):
+    assert first.runs[stage].fast_contract == second.runs[stage].fast_contract
+  digests = {
+    first.runs[stage].fast_contract["digest"] for stage in ("fast", "distill")
+  }
+  assert len(digests) == 2  # distilling learned something
+  contracts = (x.runs["slow"].slow_contract for x in (first, second))
+  assert next(contracts) == next(contracts)
+
+
+@pytest.mark.bitwise
+def test_metrics_are_equal_but_for_the_clock(first, second):
+  for stage in STAGES:
+    a, b = (
+      [
+        {k: v for k, v in line.items() if k not in CLOCK}
+        for line in journal.read(made.workdir / stage)
+      ]
+      for made in (first, second)
+    )
+    assert a == b
+    assert a and all(np.isfinite(line["loss"]) for line in a if "loss" in line)
+
+
+@pytest.mark.bitwise
+def test_what_was_fitted_and_mined_is_equal(first, second):
+  for stage in ("slow", "distill"):
+    a, b = (
+      json.loads((made.workdir / stage / "fit.json").read_text())
+      for made in (first, second)
+    )
+    assert a == b
+  for name in ("visual.npy", "text.npy"):
+    a, b = (
+      np.load(made.workdir / "distill" / "clusters" / name)
+      for made in (first, second)
+    )
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.bitwise
+def test_galleries_are_equal(first, second):
+  assert first.corpus.ids == second.corpus.ids == first.index.ids
+  np.testing.assert_array_equal(first.corpus.vectors, second.corpus.vectors)
+  rows = np.arange(len(first.store))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    first.store.read(rows),
+    second.store.read(rows),
+  )
+
+
+def test_a_stage_starts_where_another_ended(second):
+  """Slow's tower is where Fast's was, but for what a few steps move."""
+  fast, slow = (second.runs[stage] for stage in ("fast", "slow"))
+  task = tasks.make(slow.cfg, slow.tokenizer.vocab_size)
+  fresh = task.init(jax.random.key(slow.cfg.seed))["slow"]
+  start = fast.params["fast"]["vision"]
+  moved, apart = (
+    np.sqrt(
+      sum(
+        float(((a - b) ** 2).sum())
+        for a, b in zip(
+          jax.tree.leaves(tower["encoder"]["vision"]),
+          jax.tree.leaves(start),
+          strict=True,
+        )
+      )
+    )
+    for tower in (slow.params["slow"], fresh)
+  )
+  assert 0 < moved < 0.5 * apart
+
+
+@pytest.fixture(scope="module")
+def queries(second):
+  return [second.source.captions(i)[0] for i in (0, 3, 5)]
+
+
+@pytest.fixture(scope="module")
+def retriever(second):
+  fast, slow = second.runs["distill"], second.runs["slow"]
+  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract}
+  fit = fusion.load(second.workdir / "distill", parts)
+  scorer = scorers.Scorer(slow, second.store)
+  return searcher.Retriever(fast, second.index, scorer, fit), scorer, fit
+
+
+def test_answers_are_what_the_parts_say(second, queries, retriever):
+  search, scorer, fit = retriever
+  answer = search(queries, k=4, rerank_k=6)
+  fast = second.runs["distill"]
+  text = fast.tokenizer.encode(queries)
+  dots = encode.text_vectors(fast, text) @ second.corpus.vectors.T
+  near = np.argsort(-dots, axis=1, kind="stable")[:, :6]
+  np.testing.assert_array_equal(answer.fast.rows, near)
+  both = scorer(text, near) / rerank.targets(text)[:, None] ** fit.gamma
+  both = both + fit.beta * np.take_along_axis(dots, near, axis=1)
+  order = np.argsort(-both, axis=1, kind="stable")[:, :4]
+  np.testing.assert_array_equal(
+    answer.final.rows, np.take_along_axis(near, order, axis=1)
+  )
+  assert answer.unknown == ((),) * len(queries)
+  assert list(answer.stages_ms) == ["encode", "search", "rerank"]
+
+
+def test_an_answer_does_not_depend_on_who_else_asks(queries, retriever):
+  search, *_ = retriever
+  together = search(queries, k=4, rerank_k=6).final
+  for q, query in enumerate(queries):
+    alone = search([query], k=4, rerank_k=6).final
+    np.testing.assert_array_equal(alone.rows[0], together.rows[q])
+    np.testing.assert_allclose(
+      alone.scores[0], together.scores[q], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_without_reranking_fast_answers(queries, retriever):
+  search, *_ = retriever
+  answer = search(queries, k=4, rerank_k=0)
+  np.testing.assert_array_equal(answer.final.rows, answer.fast.rows[:, :4])
+  assert "rerank" not in answer.stages_ms

@@ -1,0 +1,245 @@
+"""Plans in words: the table, and the rows that are kept."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from fs_jax.train.plan import plan, table
+from tests.support import lowered
+from tests.train.test_plan import made
+
+
+@pytest.mark.parametrize(
+  ("name", "file"),
+  [
+    ("configs/coco.py:fast", "coco-fast.json"),
+    ("configs/cc12m.py:fast@2*v5e:16x16", "cc12m-fast-2-v5e-16x16.json"),
+    (
+      "configs/coco.py:fast --config.train.batch_size=8",
+      "coco-fast-config.train.batch_size-8.json",
+    ),
+  ],
+)
+def test_a_plan_s_file_is_named_after_it(name, file):
+  assert table.file_name(name) == file
+
+
+def test_a_table_is_rewritten_between_its_markers():
+  text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+  new = table.rewrite(text, "| new |")
+  assert new == f"before\n{table.BEGIN}\n| new |\n{table.END}\nafter\n"
+  assert table.rewrite(new, "| new |") == new
+
+
+@pytest.mark.parametrize(
+  "text", ["", table.BEGIN, table.END, f"{table.END} {table.BEGIN}"]
+)
+def test_a_text_without_markers_is_left_alone(text):
+  with pytest.raises(ValueError, match=r"must hold .*put them back"):
+    table.rewrite(text, "| new |")
+
+
+REFUSED = made(
+  memory=plan.Memory(0, 20 * 2**30, 15 * 2**30), times=None, validation=None
+)
+
+
+@pytest.mark.parametrize("it", [made(), REFUSED])
+def test_a_row_has_the_table_s_columns(it):
+  row = table.row(it)
+  assert len(row) == len(table.COLUMNS)
+  lines = table.table([row]).splitlines()
+  assert len({line.count("|") for line in lines}) == 1
+  assert lines[0].startswith("| config | topology |")
+
+
+def test_a_row_and_a_summary_say_what_fits():
+  row = dict(zip(table.COLUMNS, table.row(made()), strict=True))
+  assert row["config"] == "x.py:fast"
+  assert row["mesh"] == "data=4 fsdp=2"
+  assert row["GiB/chip of"] == "2.00 / 15.75"
+  assert (row["step s"], row["bound by"]) == ("2.000", "compute")
+  assert (row["MFU"], row["days"]) == ("50%", "1.00")
+  said = table.summary(made())
+  assert "fits: 2.00 of 15.75 GiB a chip" in said
+  assert "8 chips as data 4 x fsdp 2" in said
+
+
+def test_a_row_and_a_summary_say_what_does_not():
+  row = table.row(REFUSED)
+  assert "20.00 / 15.00: does not fit" in row
+  assert set(row[row.index("MB sent/chip") :] if "-" not in row else "-") == {
+    "-"
+  }
+  said = table.summary(REFUSED)
+  assert "DOES NOT FIT: needs 20.00 of 15.00 GiB a chip, 5.00 too many" in said
+  assert "steps" not in said
+
+
+def test_a_row_and_a_summary_say_whether_validation_fits():
+  of = lambda it: dict(zip(table.COLUMNS, table.row(it), strict=True))
+  assert of(made())["validating"] == "3.00"
+  assert of(REFUSED)["validating"] == "-"
+  said = table.summary(made())
+  assert "validation     fits: 3.00 of 15.75 GiB a chip at its peak" in said
+  assert "train.eval_every=0 leaves it out" in said
+  assert "leaves it out" not in table.summary(made(validates=True))
+  large = made(validation=plan.Memory(0, 20 * 2**30, 15 * 2**30))
+  assert of(large)["validating"] == "20.00: does not fit"
+  assert of(large)["GiB/chip of"] == "2.00 / 15.75"
+  assert "validation     DOES NOT FIT: needs 20.00 of" in table.summary(large)
+  assert "validation" not in table.summary(REFUSED)
+
+
+def test_a_plan_of_several_slices_says_so():
+  assert table.place(made()) == "v5e:2x4"
+  assert table.place(made(slices=2)) == "2 x v5e:2x4"
+
+
+def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
+  cfg, path = lowered.step(), epath.Path(tmp_path) / "row.json"
+  assert table.kept(path, cfg) is None
+  table.keep(path, made(), cfg)
+  assert table.kept(path, cfg) == made(steps=cfg.train.steps)
+  other = dataclasses.replace(cfg, seed=1)
+  assert table.kept(path, other) is None
+  with monkeypatch.context() as newer:
+    newer.setattr(plan, "versions", lambda: {"jax": "newer"})
+    assert table.kept(path, cfg) is None
+  values = json.loads(path.read_text())
+  for spoilt in (
+    json.dumps(values)[:-20],
+    "[]",
+    "",
+    json.dumps({"key": table.key(cfg)}),  # of an earlier version
+    json.dumps(values | {"plan": {"memory": {"needed": 1}}}),
+  ):
+    path.write_text(spoilt)
+    assert table.kept(path, cfg) is None, spoilt
+
+
+def test_code_that_is_edited_meanwhile_is_not_what_planned(monkeypatch):
+  cfg = lowered.step("fast")
+  before = table.key(cfg)
+  monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: b"edited")
+  assert table.key(cfg) == before
+
+
+def test_every_source_that_the_key_reads_is_there():
+  package = pathlib.Path(table.__file__).parents[2]
+  assert all((package / name).exists() for name in table._SOURCE)
+
+
+def test_only_what_changed_is_compiled_again(tmp_path, monkeypatch, capsys):
+  asked = []
+
+  def compiled(name, cfg):
+    asked.append(name)
+    return dataclasses.replace(made(), config=name)
+
+  monkeypatch.setattr(plan, "plan", compiled)
+  readme = tmp_path / "README.md"
+  readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+  recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
+  for _ in range(2):
+    table.everything(recipes, str(tmp_path), str(readme))
+  assert asked == ["a.py:fast", "b.py:slow"]
+  recipes["b.py:slow"] = lowered.step("slow", seed=1)
+  table.everything(recipes, str(tmp_path), str(readme))
+  assert asked == ["a.py:fast", "b.py:slow", "b.py:slow"]
+  assert readme.read_text().count("| a.py:fast | v5e:2x4 |") == 1
+  assert "1/2  a.py:fast: 2.000 s a step" in capsys.readouterr().err
+
+
+def test_a_table_is_replaced_by_a_whole_one_only(tmp_path, monkeypatch):
+  def compiled(name, cfg):
+    if name.startswith("b"):
+      raise RuntimeError("the compiler failed")
+    return dataclasses.replace(made(), config=name)
+
+  monkeypatch.setattr(plan, "plan", compiled)
+  readme = tmp_path / "README.md"
+  readme.write_text(f"{table.BEGIN}\n| all of them |\n{table.END}\n")
+  recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
+  with pytest.raises(RuntimeError, match="failed"):
+    table.everything(recipes, str(tmp_path), str(readme))
+  assert "| all of them |" in readme.read_text()
+  assert [p.name for p in (tmp_path / "rows").iterdir()] == ["a-fast.json"]
+
+
+def test_all_are_what_pods_are_planned_for():
+  """launch.plan --all: each dataset's stages, and where else CC12M may run."""
+  listed = subprocess.run(
+    [
+      sys.executable,
+      "-c",
+      "from launch import plan\n"
+      "for name, cfg in plan._recipes().items():\n"
+      "  print(name, cfg.mesh.slices, cfg.mesh.topology)",
+    ],
+    cwd=pathlib.Path(__file__).parents[2],
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.splitlines()
+  found = {line.removeprefix("configs/") for line in listed}
+  stages = ("fast", "slow", "distill")
+  for name, topology in {
+    "coco": "v5e:2x4",
+    "flickr30k": "v5e:2x4",
+    "vatex": "v5e:4x4",
+    "cc12m": "v5e:16x16",
+  }.items():
+    assert {f"{name}.py:{stage} 1 {topology}" for stage in stages} <= found
+  for size in ("fast", "fast_l14"):
+    assert {
+      f"cc12m.py:{size}@v6e:16x16 1 v6e:16x16",
+      f"cc12m.py:{size}@v5p:4x4x4 1 v5p:4x4x4",
+      f"cc12m.py:{size}@2*v5e:16x16 2 v5e:16x16",
+    } <= found
+
+
+def test_configs_of_one_step_are_compiled_once(tmp_path, monkeypatch):
+  """Other pictures and more steps; never another seed, batch or teacher."""
+  cfg = lowered.step()
+  same = lowered.step(data={"dataset": "coco"}, train={"batch_size": 96})
+  same = dataclasses.replace(
+    same, train=dataclasses.replace(cfg.train, steps=9)
+  )
+  other = lowered.step(train={"batch_size": 192})
+  asked = []
+
+  def compiled(name, cfg):
+    asked.append(name)
+    return dataclasses.replace(made(), config=name, steps=cfg.train.steps)
+
+  monkeypatch.setattr(plan, "plan", compiled)
+  readme = tmp_path / "README.md"
+  readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+  recipes = {"a.py:fast": cfg, "b.py:fast": same, "c.py:fast": other}
+  for _ in range(2):
+    rows = table.everything(recipes, str(tmp_path), str(readme))
+    assert asked == ["a.py:fast", "c.py:fast"]
+    assert [row.config for row in rows] == list(recipes)
+    assert [row.steps for row in rows] == [4, 9, 4]
+  # The steps of a kept row are those of today's config.
+  more = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, steps=7))
+  rows = table.everything({"a.py:fast": more}, str(tmp_path), str(readme))
+  assert (rows[0].steps, len(asked)) == (7, 2)
+  teacher = {"teacher": "offline", "lists": 9}
+  lists = lowered.step("distill", distill=teacher)
+  assert table.key(lists) != table.key(lowered.step("distill"))
+
+
+def test_several_are_compiled_at_once():
+  """In processes of their own, and in no order; what fails is not hidden."""
+  cfg = lowered.step()  # has no topology: libtpu is not asked
+  with pytest.raises(ValueError, match="a plan is for a topology"):
+    list(table._compiled({"a.py:fast": cfg, "b.py:fast": cfg}, 2))
+  assert 1 <= table.at_once() <= (os.cpu_count() or 1)
