@@ -40,7 +40,7 @@ SAID = RuntimeError(f"INTERNAL: [{os.strerror(errno.EROFS)}]")
     (OSError(errno.EIO, "input/output"), errors.unanswered),
     (RuntimeError("UNAVAILABLE: 503"), errors.unanswered),
   ],
-  ids=str,
+  ids=lambda x: getattr(x, "__name__", type(x).__name__),
 )
 def test_a_cause_is_found_below_what_wraps_it(cause, classified_by):
   assert classified_by(cause)
