@@ -71,6 +71,29 @@ def check_rules(
       )
 
 
+def select(tree: Mapping, keep: Callable[[str], bool]) -> dict:
+  """The leaves of nested dicts whose names `keep` wants."""
+
+  def walk(part: Mapping, prefix: str) -> dict:
+    kept = {}
+    for key, value in part.items():
+      own = f"{prefix}{key}"
+      if isinstance(value, Mapping):
+        if below := walk(value, f"{own}/"):
+          kept[key] = below
+      elif keep(own):
+        kept[key] = value
+    return kept
+
+  return walk(tree, "")
+
+
+def nest(name: str, leaf: Any) -> dict:
+  """{"a": {"b": leaf}} of "a/b"."""
+  head, _, rest = name.partition("/")
+  return {head: nest(rest, leaf) if rest else leaf}
+
+
 def merge(into: Mapping, part: Mapping) -> dict:
   """Nested dicts, `part` winning; neither argument changes."""
   merged = dict(into)

@@ -17,6 +17,7 @@ from etils import epath
 from fs_jax.evaluate import results
 from fs_jax.evaluate.studies import study
 from fs_jax.machine import compile_cache
+from fs_jax.runs import layout
 from fs_jax.search import weigh
 from launch import cli
 
@@ -29,14 +30,14 @@ _FIT = flags.DEFINE_bool("fit", False, "fit the weights, and no more")
 def main(_) -> None:
   cli.need("workdir")
   workdir = epath.Path(_WORKDIR.value)
-  compile_cache.keep(workdir)
+  compile_cache.enable()
   if _FIT.value:
     names = weigh.weigh_all(workdir)
     print(f"{workdir}: weights of slow with {' and '.join(names)} are fitted")
     return
   made = study.evaluate_split(workdir, _SPLIT.value, _QUERIES.value)
   results.show(made)
-  print(f"written: {study.report_path(workdir, _SPLIT.value, _QUERIES.value)}")
+  print(f"written: {layout.report(workdir, _SPLIT.value, _QUERIES.value)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main(_) -> None:
     if not seed.isdigit():
       raise ValueError(f"--seeds: must be numbers; got {seed!r}. try 3,4,5")
     seeds.append(int(seed))
-  compile_cache.keep(_WORKDIR.value)
+  compile_cache.enable()
   evidence.evidence(scenes.get_config, _WORKDIR.value, seeds)
 
 

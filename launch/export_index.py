@@ -1,9 +1,10 @@
 """Builds the index that serves Fast retrieval, and measures its recall.
 
-  python -m launch.export_index --corpus=runs/x/gallery/corpus \\
-      --out=runs/x/gallery/index --run=runs/x/distill
+  python -m launch.export_index --gallery=runs/x/gallery/test \\
+      --run=runs/x/distill
 
-ScaNN where it is installed, exact search elsewhere. How hard it searches is
+Reads the vectors of the gallery and writes the index beside them. ScaNN where
+it is installed, exact search elsewhere. How hard it searches is
 tuned: the cheapest that finds --recall of the best 10 and of the best 100.
 With --run, recall against exact search is measured on real queries, the
 validation captions of that run; without, on noisy copies of the vectors, which
@@ -11,19 +12,18 @@ flatters. An index that is there is built anew; one of other models or visuals
 only with --replace.
 """
 
+import shlex
 from typing import Any, cast
 
 from absl import flags
 from etils import epath
 
-from fs_jax.data import pipeline, sources
 from fs_jax.gallery import corpus, encode, index, scann
 from fs_jax.machine import provenance
-from fs_jax.runs import stages
+from fs_jax.runs import layout, stages
 from launch import cli
 
-_CORPUS = flags.DEFINE_string("corpus", None, "folder that encode wrote")
-_OUT = flags.DEFINE_string("out", None, "folder of the index")
+_GALLERY = flags.DEFINE_string("gallery", None, "folder that encode wrote")
 _RUN = flags.DEFINE_string("run", "", "stage whose queries measure recall")
 _KIND = flags.DEFINE_enum("kind", "auto", ["auto", "scann", "exact"], "backend")
 _REPLACE = flags.DEFINE_bool(
@@ -52,26 +52,24 @@ _REORDER = flags.DEFINE_integer(
 
 
 def main(_) -> None:
-  cli.need("corpus", "out")
-  parts, queries = corpus.read_contract(_CORPUS.value), None
-  expected = None
+  cli.need("gallery")
+  where = layout.Gallery(epath.Path(_GALLERY.value))
+  parts = corpus.read_contract(where.vectors)
+  expected, queries = None, None
   if _RUN.value:
     run = stages.load(_RUN.value)
-    expected = run.contract
-    source = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
-    text, _ = pipeline.caption_table(source, run.tokenizer)
-    queries = encode.text_vectors(run, text[:1024])
-  gallery = corpus.load(_CORPUS.value, expected, mend=_encode_again(parts))
+    expected, queries = run.contract, encode.queries_of(run)
+  vectors = corpus.load(where.vectors, expected, mend=_encode_again(parts))
   provenance.folder_needed(
-    _OUT.value,
+    where.index,
     "index",
     parts,
     stale="replace" if _REPLACE.value else "refuse",
     mend=f"make it anew: {_command()} --replace",
   )
   manifest = index.build(
-    gallery,
-    _OUT.value,
+    vectors,
+    where.index,
     parts,
     kind=cast(Any, _KIND.value),
     settings=scann.Settings(
@@ -85,35 +83,34 @@ def main(_) -> None:
   if manifest["warning"]:
     print(f"warning: {manifest['warning']}")
   print(
-    f"{_OUT.value}: {manifest['backend']}, {manifest['count']} rows, "
+    f"{where.index}: {manifest['backend']}, {manifest['count']} rows, "
     f"recall@10 {manifest['recall_at_10']:.4f} and "
     f"recall@100 {manifest['recall_at_100']:.4f} of exact search on "
     f"{manifest['recall_queries']} queries ({manifest['recall_measured_on']})"
   )
-  # A workdir holds gallery/index: where search and evaluate look.
-  workdir = epath.Path(_OUT.value).parent.parent
-  cli.then(f'python -m launch.search "a fox left of a car" --workdir={workdir}')
+  workdir, split = where.folder.parent.parent, where.folder.name
+  if where == layout.gallery(workdir, split):  # where search looks
+    words = ["python", "-m", "launch.search", "a fox left of a car"]
+    words.append(f"--workdir={workdir}")
+    cli.then(shlex.join(words) + f" --split={split}" * (split != "test"))
 
 
 def _command() -> str:
   """What was typed, for who has to type it again."""
-  run = f" --run={_RUN.value}" if _RUN.value else ""
-  return (
-    f"python -m launch.export_index --corpus={_CORPUS.value} "
-    f"--out={_OUT.value}{run}"
-  )
+  words = ["python", "-m", "launch.export_index"]
+  words.append(f"--gallery={_GALLERY.value}")
+  return shlex.join(words + [f"--run={_RUN.value}"] * bool(_RUN.value))
 
 
 def _encode_again(parts: provenance.Contract) -> str:
   """The command that encodes the same split with the run of this one."""
-  if not _RUN.value:
-    return "encode it again: python -m launch.encode"
-  named = parts.get("split", {}).get("split")
-  split = f"--split={named} " if named else ""
-  return (
-    f"encode it again: python -m launch.encode --run={_RUN.value} {split}"
-    f"--out={epath.Path(_CORPUS.value).parent} --replace"
-  )
+  words = ["python", "-m", "launch.encode"]
+  if _RUN.value:
+    words.append(f"--run={_RUN.value}")
+    named = parts.get("split", {}).get("split")
+    words += [f"--split={named}"] * bool(named)
+    words += [f"--out={_GALLERY.value}", "--replace"]
+  return f"encode it again: {shlex.join(words)}"
 
 
 if __name__ == "__main__":

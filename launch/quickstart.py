@@ -25,7 +25,7 @@ _BUDGET = flags.DEFINE_enum(
 
 
 def main(_) -> None:
-  compile_cache.keep(_WORKDIR.value)
+  compile_cache.enable()
   made = study.quickstart(
     lambda stage: scenes.get_config(stage),
     _WORKDIR.value,

@@ -33,7 +33,7 @@ def main(_) -> None:
   cli.need("config", "workdir")
   processes.share_freed_memory()
   processes.start()
-  compile_cache.keep(_WORKDIR.value)
+  compile_cache.enable()
   cfg = configdict.parse(_CONFIG.value)
   where = train.train(cfg, _WORKDIR.value, validation.quick_recall)
   if cfg.stage == "slow" and cfg.init.stage:

@@ -1,6 +1,6 @@
 """One way to keep a result: nothing writes files past it.
 
-`files.write_manifest` and `files.write_record` refuse what does not say what it
+`manifest.write_manifest` and `manifest.write_record` refuse what does not say what it
 was made from. Whatever else writes is listed here, with what it writes.
 """
 
@@ -13,44 +13,63 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONTRACTED = {"write_manifest", "write_record"}
 # Writers inside a folder that `write_manifest` closes.
 INSIDE = {
-  "corpus.py": {"write_ids", "write_vectors"},
-  "answers.py": {"rank"},
-  "index.py": {"_write_scann"},
-  "mine.py": {"clusters", "judged"},
-  "store.py": {"append", "_append_mask", "_create"},
+  "gallery/corpus.py": {"write_ids", "write_vectors"},
+  "evaluate/studies/answers.py": {"rank"},
+  "gallery/scann.py": {"_write"},
+  "train/clusters.py": {"clusters", "judged"},
+  "search/packed.py": {"write", "_thumbnail"},
+  "runs/stages.py": {"save_part"},
+  "gallery/memories.py": {"append", "_append_mask", "_create"},
 }
 # What is no result found again by name.
 OTHERS = {
-  "cases.py": {"contact_sheet": "a picture for people"},
-  "evidence.py": {"evidence": "tables for people, never read back"},
-  "page.py": {"write": "a page for people", "_image": "a picture in it"},
-  "plans.py": {"_show": "a table in a guide", "_write": "a plan for people"},
-  "report.py": {
+  "evaluate/page/sheet.py": {"contact_sheet": "a picture for people"},
+  "evaluate/studies/evidence.py": {
+    "evidence": "tables for people, never read back"
+  },
+  "evaluate/page/page.py": {
+    "write": "a page for people",
+    "_image": "a picture in it",
+  },
+  "train/plan/table.py": {
+    "_show": "a table in a guide",
+    "_write": "a plan for people",
+  },
+  "runs/journal.py": {
     "__init__": "metrics, dropped past the checkpoint",
     "write": "metrics",
   },
-  "runs.py": {
+  "runs/stages.py": {
     "_begin": "the config, compared before a run goes on",
     "finish": "says that a stage is done",
     "describe": "parameters for people",
   },
-  "study.py": {"begin": "what a study began with, compared by itself"},
+  "evaluate/studies/study.py": {
+    "begin": "what a study began with, compared by itself"
+  },
   "data/tokenizer.py": {"save": "the vocabulary, whose hash is in contracts"},
 }
 # Modules that own a format of their own.
 OWNERS = {
-  "files.py": "where all is written",
-  "checkpoint.py": "orbax, with sums of its arrays",
-  "uploads.py": "copies of logs in an object store",
-  "processes.py": "locks",
-  "compiled.py": "jax keys its programs itself",
+  "machine/files.py": "where all is written",
+  "machine/manifest.py": "which refuses what has no contract",
+  "runs/checkpoint.py": "orbax, with sums of its arrays",
+  "runs/uploads.py": "copies of logs in an object store",
+  "machine/processes.py": "locks",
+  "machine/compile_cache.py": "jax keys its programs itself",
   "data/prepare.py": "TFDS keys its datasets by version and config",
 }
 WRITES = {
   *("write_bytes", "write_text", "write_json", "write_array", "write_to"),
   *("save", "savez", "tofile", "dump", "serialize", "touch", "mkstemp"),
 }
-SAVERS = {"corpus", "saved", "tokenizer"}  # whose `save` is listed by itself
+SAVERS = {
+  "corpora",
+  "corpus",
+  "fusion",
+  "saved",
+  "tokenizer",
+}  # whose `save` is listed by itself
 OPENED = ("w", "a", "x", "+")
 
 

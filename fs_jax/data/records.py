@@ -5,6 +5,7 @@ Reads and checks everything but the pixels; `sources.py` makes examples of it.
 
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ class Records(NamedTuple):
   objects: tuple[Any, ...] | None
   origin: Mapping[str, Any]  # what a generated one was drawn from
   contents: Callable[[], str]  # SHA-256 of the files; "" where origin says all
+  paths: Sequence[str] = ()  # of each visual's file; () where it has none
 
 
 def generated(cfg: config.Data, split: str) -> Records:
@@ -152,6 +154,7 @@ def folder(cfg: config.Data, split: str) -> Records:
         {line.name: line.path for line in lines}, cfg.threads
       )
     ),
+    paths=[os.fspath(line.path) for line in lines],
   )
 
 

@@ -54,6 +54,7 @@ class Source:
   all_objects: tuple[Any, ...] | None = None  # of datasets that know them
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   contents: Callable[[], str] = str  # SHA-256; reads the files the first time
+  paths: tuple[str, ...] = ()  # of each visual's file; () where it has none
 
   def __post_init__(self):
     counts = collections.Counter(self.ids)
@@ -154,6 +155,7 @@ def open_split(
     all_objects=stored.objects,
     origin={"dataset": cfg.dataset, "split": split, **stored.origin},
     contents=stored.contents,
+    paths=tuple(stored.paths),
   )
 
 
@@ -203,6 +205,7 @@ def join(*parts: Source) -> Source:
       for name in dict.fromkeys(itertools.chain(*(p.origin for p in parts)))
     },
     contents=lambda: " + ".join(filter(None, (p.contents() for p in parts))),
+    paths=tuple(itertools.chain(*(p.paths or ("",) * len(p) for p in parts))),
   )
 
 
@@ -216,6 +219,7 @@ def take(source: Source, rows: np.ndarray) -> Source:
     groups=np.asarray(source.groups)[rows],
     visuals=lambda some: source.visuals(rows[np.asarray(some, int)]),
     all_objects=objects and tuple(objects[i] for i in rows),
+    paths=source.paths and tuple(source.paths[i] for i in rows),
   )
 
 

@@ -6,5 +6,6 @@ tuner     the cheapest settings of a tree that reach a recall
 scann     ScaNN, the one module that knows it
 index     an index of either kind: built, measured, loaded
 memories  the token store: what Slow reads of each visual
-encode    a gallery encoded: vectors and memories
+items     what a person is shown: path, captions, a small picture
+encode    a gallery encoded: vectors, memories, items
 """

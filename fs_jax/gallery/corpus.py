@@ -41,13 +41,13 @@ def save(
     ValueError: as `validate`; a full disk.
   """
   validate(corpus)
-  with manifests.folder(folder, "corpus") as temporary:
+  with manifests.folder(folder, "vectors") as temporary:
     write_ids(temporary, corpus.ids)
     write_vectors(temporary, corpus.vectors, shard_bytes=shard_bytes)
     return manifests.write_manifest(
       temporary,
       {
-        "kind": "corpus",
+        "kind": "vectors",
         "dtype": "float32",
         "shape": list(corpus.vectors.shape),
         "count": len(corpus.ids),
@@ -58,7 +58,7 @@ def save(
 
 def load(
   folder: epath.PathLike,
-  expected_contract: Mapping[str, provenance.Part] | None = None,
+  expected_contract: provenance.Contract | None = None,
   *,
   hashes: bool = True,
   mend: str = "encode the gallery again: python -m launch.encode",
@@ -75,12 +75,14 @@ def load(
     FileNotFoundError: no such corpus.
     ValueError: damaged, of another contract, or against `validate`.
   """
-  manifest = manifests.read_manifest(folder, "corpus", hashes=hashes, mend=mend)
+  manifest = manifests.read_manifest(
+    folder, "vectors", hashes=hashes, mend=mend
+  )
   provenance.check_all(
     expected_contract,
     manifest["contract"],
     ours_name="what is asked for",
-    theirs_name=f"corpus {epath.Path(folder)}",
+    theirs_name=f"vectors {epath.Path(folder)}",
     mend=mend,
   )
   corpus = types.Corpus(
@@ -92,7 +94,7 @@ def load(
 
 def read_contract(folder: epath.PathLike) -> dict[str, provenance.Part]:
   """Parts of the contract of a corpus, without reading its vectors."""
-  return manifests.read_manifest(folder, "corpus", hashes=False)["contract"]
+  return manifests.read_manifest(folder, "vectors", hashes=False)["contract"]
 
 
 def validate(corpus: types.Corpus) -> None:

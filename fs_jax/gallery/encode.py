@@ -9,7 +9,7 @@ from etils import epath
 
 from fs_jax import types
 from fs_jax.data import pipeline, sources
-from fs_jax.gallery import corpus
+from fs_jax.gallery import corpus, items
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import console, provenance
 from fs_jax.models import build
@@ -57,7 +57,7 @@ def text_encoder(run: stages.Run) -> Callable[[types.Array], np.ndarray]:
   return encode
 
 
-def memories(
+def encode_memories(
   run: stages.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> Iterator[types.Memory]:
   """What Slow keeps of every visual, batch by batch, without padding rows."""
@@ -67,7 +67,7 @@ def memories(
     yield jax.tree.map(lambda x, keep=batch.mask: x[keep], memory)
 
 
-def write_corpus(
+def write_vectors(
   run: stages.Run,
   source: sources.Source,
   folder: epath.PathLike,
@@ -89,7 +89,7 @@ def write_corpus(
   """
   parts = contracts_of(run, source)
   if not provenance.folder_needed(
-    folder, "corpus", parts, stale=stale, mend=mend
+    folder, "vectors", parts, stale=stale, mend=mend
   ):
     return corpus.load(folder, parts, hashes=False, mend=mend)  # just checked
   made = types.Corpus(visual_vectors(run, source), source.ids)
@@ -97,29 +97,57 @@ def write_corpus(
   return made
 
 
-def write_store(
+def write_memories(
   run: stages.Run,
   source: sources.Source,
   folder: epath.PathLike,
   *,
   stale: provenance.Stale = "refuse",
   mend: str = "",
-) -> memory_store.Store:
+) -> memory_store.Memories:
   """Encodes a gallery's memories into `folder`, unless they are there.
 
-  Arguments and errors as `write_corpus`; `run` is a trained Slow.
+  Arguments and errors as `write_vectors`; `run` is a trained Slow.
   """
   parts = contracts_of(run, source)
-  if provenance.folder_needed(folder, "store", parts, stale=stale, mend=mend):
+  if provenance.folder_needed(
+    folder, "memories", parts, stale=stale, mend=mend
+  ):
     with memory_store.Writer(folder, parts) as writer:
       start = 0
-      for memory in memories(run, source):
+      for memory in encode_memories(run, source):
         size = len(memory.levels[0].mask)
         writer.append(memory, source.ids[start : start + size])
         start += size
-  return memory_store.Store(
+  return memory_store.Memories(
     folder, parts, hashes=False, mend=mend
   )  # just checked
+
+
+def write_items(
+  source: sources.Source,
+  folder: epath.PathLike,
+  parts: provenance.Contract | None = None,
+) -> None:
+  """Writes what a person is shown of a gallery, unless it is there.
+
+  They follow from the data alone: items of other data are made anew.
+
+  Args:
+    source: the gallery.
+    folder: of the items.
+    parts: what they follow from, where that is known already.
+  """
+  parts = parts or items.contract_of(source)
+  if provenance.folder_needed(folder, items.KIND, parts, stale="replace"):
+    items.write(folder, source, parts)
+
+
+def queries_of(run: stages.Run, most: int = 1024) -> np.ndarray:
+  """Vectors of validation captions: what recall is measured on."""
+  some = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
+  text, _ = pipeline.caption_table(some, run.tokenizer)
+  return text_vectors(run, text[:most])
 
 
 def contracts_of(

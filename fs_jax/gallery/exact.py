@@ -6,7 +6,7 @@ serving compiles a few programs and not one for every gallery and request.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -174,7 +174,7 @@ class Index(NamedTuple):
 def index(
   vectors: np.ndarray,
   ids: Sequence[str] = (),
-  contract: Mapping[str, provenance.Part] | None = None,
+  contract: provenance.Contract | None = None,
   *,
   score_bytes: int = SCORE_BYTES,
 ) -> Index:
@@ -195,7 +195,7 @@ def index(
     size,
     width,
     tuple(ids),
-    dict(contract or {}),
+    {name: dict(part) for name, part in (contract or {}).items()},
     {},
     functools.partial(warm, placed, score_bytes=score_bytes),
   )

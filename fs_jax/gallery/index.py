@@ -89,7 +89,7 @@ def build(
 
 def load(
   folder: epath.PathLike,
-  expected: Mapping[str, provenance.Part] | None = None,
+  expected: provenance.Contract | None = None,
   *,
   hashes: bool = True,
   mend: str = scann.MEND,

@@ -1,6 +1,6 @@
 """Visual memories on disk, read by row through memory maps.
 
-    store/  manifest.json  ids.txt  level0-00000.bin  mask0-00000.bin ...
+    memories/  manifest.json  ids.txt  level0-00000.bin  mask0-00000.bin ...
 
 Each level is fixed-size records in row order, little-endian, cut into shards of
 a fixed number of rows. A shard has a mask file (one byte a token) only if some
@@ -8,7 +8,7 @@ token in it is masked. The manifest says precision, tokens and width per level.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,7 +28,7 @@ class Writer:
   """Appends memories in row order; the folder appears when all is written.
 
   ```
-  with store.Writer(folder, {"slow": slow_contract}) as writer:
+  with memories.Writer(folder, {"slow": slow_contract}) as writer:
     for batch in batches:
       writer.append(memory, ids)
   ```
@@ -71,7 +71,7 @@ class Writer:
     self._masks: dict[int, BinaryIO] = {}
 
   def __enter__(self) -> "Writer":
-    self._context = manifests.folder(self._target, "store")
+    self._context = manifests.folder(self._target, "memories")
     self._folder = self._context.__enter__()
     return self
 
@@ -183,7 +183,7 @@ class Writer:
     manifests.write_manifest(
       self._folder,
       {
-        "kind": "store",
+        "kind": "memories",
         "dtype": self._precision,
         "levels": [{"tokens": n, "d_mem": d} for n, d in self._shapes],
         "count": len(self._ids),
@@ -194,7 +194,7 @@ class Writer:
     )
 
 
-class Store:
+class Memories:
   """Reads what `Writer` wrote, in its precision, from the disk's cache.
 
   Args:
@@ -213,19 +213,21 @@ class Store:
   def __init__(
     self,
     folder: epath.PathLike,
-    expected: Mapping[str, provenance.Part] | None = None,
+    expected: provenance.Contract | None = None,
     *,
     ids: Sequence[str] | None = None,
     hashes: bool = True,
     mend: str = "encode the gallery again: python -m launch.encode",
   ):
     path = manifests.local(folder)
-    manifest = manifests.read_manifest(path, "store", hashes=hashes, mend=mend)
+    manifest = manifests.read_manifest(
+      path, "memories", hashes=hashes, mend=mend
+    )
     provenance.check_all(
       expected,
       manifest["contract"],
       ours_name="what is asked for",
-      theirs_name=f"store {epath.Path(folder)}",
+      theirs_name=f"memories {epath.Path(folder)}",
       mend=mend,
     )
     self.contract: dict[str, provenance.Part] = manifest["contract"]

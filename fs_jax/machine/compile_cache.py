@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator
 
 import jax
-from etils import epath
+
+from fs_jax.machine import console, errors, files
 
 FOLDER = "compiled"
 _CPU = pathlib.Path("/proc/cpuinfo")
@@ -23,15 +24,29 @@ _SECONDS = 0.2  # what compiles faster is not worth a file
 _MADE = "/jax/core/compile/backend_compile_duration"
 
 
-def keep(workdir: epath.PathLike) -> None:
-  """Keeps them in `workdir`, unless JAX_COMPILATION_CACHE_DIR names a folder.
+def enable() -> None:
+  """Keeps programs in the user's own cache, ~/.cache/fs_jax/compiled.
 
+  Never in what is shared: a program from there is run as it is. A folder that
+  others may write to is not used. JAX_COMPILATION_CACHE_DIR names another one.
   A damaged or unwritable file costs a compilation and nothing else.
   """
   if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     return
-  where = epath.Path(workdir).absolute() / FOLDER / _machine()
-  jax.config.update("jax_compilation_cache_dir", os.fspath(where))
+  folder = pathlib.Path(files.cache()) / FOLDER
+  try:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    seen = folder.stat()
+  except OSError as error:
+    console.say(f"compiled programs are not kept: {errors.reason(error)}")
+    return
+  if seen.st_uid != os.getuid() or seen.st_mode & 0o022:
+    console.say(
+      f"compiled programs are not kept: {folder} must be writable by you "
+      f"alone; got mode {seen.st_mode & 0o777:o}. chmod 700 {folder}"
+    )
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder / _machine()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
   # Its caches of kernels put the folder into every key: moved, none would fit.
   jax.config.update("jax_persistent_cache_enable_xla_caches", "none")

@@ -23,8 +23,8 @@ from fs_jax.machine import files
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MAKES = {  # what to run for a folder of each kind
-  "corpus": "python -m launch.encode",
-  "store": "python -m launch.encode",
+  "vectors": "python -m launch.encode",
+  "memories": "python -m launch.encode",
   "index": "python -m launch.export_index",
 }
 
@@ -181,7 +181,7 @@ def read_manifest(
 
   Args:
     path: the folder.
-    kind: "corpus", "store", "index", ...
+    kind: "vectors", "memories", "index", ...
     hashes: False checks names and sizes only: for folders too large to read.
     mend: said where it cannot be used; if "", what makes the kind.
 

@@ -1,5 +1,6 @@
 """A trained stage on disk.
 
+layout      where everything of a workdir lies
 contract    what a stage, a gallery and a split are made of
 checksums   digests of arrays, computed where they lie
 uploads     metrics to object stores, off the loop

@@ -18,9 +18,7 @@ import tensorboardX
 from etils import epath
 
 from fs_jax.machine import console, errors, files, hardware, processes
-from fs_jax.runs import uploads
-
-METRICS = "metrics.jsonl"
+from fs_jax.runs import layout, uploads
 
 
 def every(n: int, step: int, last: int) -> bool:
@@ -33,7 +31,7 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
 
   A last line that a kill cut short is left out.
   """
-  path = epath.Path(folder) / METRICS
+  path = epath.Path(folder) / layout.METRICS
   lines = path.read_text().splitlines() if path.exists() else []
   parsed = []
   for number, line in enumerate(lines):
@@ -117,10 +115,12 @@ class Report:
     known = read(folder)
     kept = [x for x in known if x["step"] <= start or x.get("split") == START]
     lines = [json.dumps(line) + "\n" for line in kept]
-    files.write_text(folder / METRICS, "".join(lines))
-    events = os.fspath(folder / "tb")
+    files.write_text(folder / layout.METRICS, "".join(lines))
+    events = os.fspath(folder / layout.BOARD)
     if files.remote(folder):
-      self._uploads = uploads.Uploads(folder / METRICS, folder / "tb", lines)
+      self._uploads = uploads.Uploads(
+        folder / layout.METRICS, folder / layout.BOARD, lines
+      )
       events = self._uploads.events
     self._board = tensorboardX.SummaryWriter(
       events,
@@ -224,7 +224,7 @@ class Report:
       self._board.flush()
       self._uploads.add(json.dumps(line) + "\n")
     else:
-      with open(self._folder / METRICS, "a") as file:
+      with open(self._folder / layout.METRICS, "a") as file:
         file.write(json.dumps(line) + "\n")
     if split == START:
       return

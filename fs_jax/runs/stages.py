@@ -13,23 +13,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from clu import parameter_overview
 from etils import epath
 
-from fs_jax import config, configdict, types
+from fs_jax import config, configdict, trees, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import files, manifest, processes, provenance
 from fs_jax.models import build
-from fs_jax.runs import checkpoint, contract
+from fs_jax.runs import checkpoint, contract, layout
 
-CONFIG, TOKENIZER, FIT, DONE = (
-  "config.json",
-  "tokenizer.json",
-  "fit.json",
-  "DONE",
-)
-BEGINNING = "contract.json"
-PARAMETERS = "parameters.txt"
+_PART_KIND = "part of a stage"
 # What may change while a run goes on: where it runs, how often it speaks, and
 # what is fitted once it is trained.
 FREE = (
@@ -46,6 +40,8 @@ class Run(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   params: types.Params  # {"fast": ...} or {"slow": ...}
   step: int
+  # Where only a part of the parameters is there: the contract of all of them.
+  whole: dict[str, provenance.Part] | None = None
 
   @property
   def fast_contract(self) -> provenance.Part:
@@ -58,16 +54,14 @@ class Run(NamedTuple):
   @property
   def contract(self) -> dict[str, provenance.Part]:
     """Parts of whatever is made with this stage: its model, its config."""
+    if self.whole is not None:
+      return self.whole
     if "slow" in self.params:
       model = {"slow": self.slow_contract}
     else:
       model = {"fast": self.fast_contract}
     (name,) = model
     return {**model, f"{name}_config": contract.recipe(self.cfg)}
-
-
-def folder(workdir: epath.PathLike, stage: str) -> epath.Path:
-  return epath.Path(workdir) / stage
 
 
 def begin(
@@ -101,7 +95,7 @@ def _begin(
   tokenizer: tokenizers.Tokenizer,
   beginning: provenance.Contract | None,
 ) -> None:
-  path = where / CONFIG
+  path = where / layout.CONFIG
   if path.exists():
     old = configdict.from_json(path.read_text())
     differ = configdict.differences(old, cfg)
@@ -113,7 +107,7 @@ def _begin(
         f"({shown}). choose another --workdir, or delete that folder to start "
         "again"
       )
-    kept = tokenizers.load(where / TOKENIZER)
+    kept = tokenizers.load(where / layout.TOKENIZER)
     if kept.hash != tokenizer.hash:
       raise ValueError(
         f"{where}: a run goes on with the vocabulary it began with; got "
@@ -124,9 +118,9 @@ def _begin(
     if differ and processes.is_first():
       files.write_text(path, configdict.to_json(cfg))
     return
-  tokenizer.save(where / TOKENIZER)
+  tokenizer.save(where / layout.TOKENIZER)
   if beginning:
-    manifest.write_record(where / BEGINNING, "stage", beginning, {})
+    manifest.write_record(where / layout.CONTRACT, "stage", beginning, {})
   files.write_text(path, configdict.to_json(cfg))  # last: its folder is whole
 
 
@@ -134,7 +128,7 @@ def _check_beginning(
   where: epath.Path, beginning: provenance.Contract | None
 ) -> None:
   """Of a stage that an earlier version began, nobody knows its beginning."""
-  path = where / BEGINNING
+  path = where / layout.CONTRACT
   if not beginning or not path.exists():
     return
   mend = f"delete the folder to train it again: rm -r {where}"
@@ -150,7 +144,7 @@ def _check_beginning(
 def finish(where: epath.Path, values: dict[str, Any]) -> None:
   """Marks a stage as done; `values` are kept for those who ask."""
   if processes.is_first():
-    files.write_json(where / DONE, values)
+    files.write_json(where / layout.DONE, values)
 
 
 def describe(
@@ -168,13 +162,13 @@ def describe(
   table = parameter_overview.get_parameter_overview(
     params, include_stats="sharding"
   )
-  files.write_text(where / PARAMETERS, table + "\n")
+  files.write_text(where / layout.PARAMETERS, table + "\n")
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-  say(f"{count:,} parameters, laid out as in {where / PARAMETERS}")
+  say(f"{count:,} parameters, laid out as in {where / layout.PARAMETERS}")
 
 
 def finished(where: epath.Path) -> bool:
-  return (where / DONE).exists()
+  return (where / layout.DONE).exists()
 
 
 def read_config(where: epath.PathLike) -> config.Config:
@@ -184,13 +178,13 @@ def read_config(where: epath.PathLike) -> config.Config:
     ValueError: no such stage.
   """
   where = epath.Path(where)
-  if not (where / CONFIG).exists():
+  if not (where / layout.CONFIG).exists():
     raise ValueError(
-      f"{where}: must be the folder of a stage, with {CONFIG}; got none. train "
-      "it: python -m launch.train --config=configs/<name>.py:<stage> "
-      "--workdir=<folder above>"
+      f"{where}: must be the folder of a stage, with {layout.CONFIG}; got "
+      "none. train it: python -m launch.train "
+      "--config=configs/<name>.py:<stage> --workdir=<folder above>"
     )
-  return configdict.from_json((where / CONFIG).read_text())
+  return configdict.from_json((where / layout.CONFIG).read_text())
 
 
 def load(where: epath.PathLike) -> Run:
@@ -204,8 +198,10 @@ def load(where: epath.PathLike) -> Run:
   """
   where = epath.Path(where)
   cfg = read_config(where)
-  tokenizer = tokenizers.load(where / TOKENIZER)
-  saved = checkpoint.Checkpoints(where / "checkpoints", cfg.train, alone=True)
+  tokenizer = tokenizers.load(where / layout.TOKENIZER)
+  saved = checkpoint.Checkpoints(
+    where / layout.CHECKPOINTS, cfg.train, alone=True
+  )
   step = saved.best()
   if step is None:
     raise ValueError(
@@ -213,9 +209,48 @@ def load(where: epath.PathLike) -> Run:
       "the first save"
     )
   shapes = build.shapes(cfg, tokenizer.vocab_size)
+  part = _read_part(where)
+  if part is not None:
+    shapes = trees.select(shapes, set(part["names"]).__contains__)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   where_to = jax.tree.map(lambda _: here, shapes)
-  item = "ema" if cfg.optim.ema else "params"
+  item = "ema" if cfg.optim.ema and part is None else "params"
   params = saved.params(step, checkpoint.abstract(shapes, where_to), item)
   saved.close()
-  return Run(where, cfg, tokenizer, params, step)
+  whole = None if part is None else part["contract"]
+  return Run(where, cfg, tokenizer, params, step, whole)
+
+
+def save_part(
+  folder: epath.Path, run: Run, keep: Callable[[str], bool]
+) -> None:
+  """Writes a stage that does less: some of its parameters, and no history.
+
+  It is loaded like any other, and belongs to what the whole stage made: its
+  contract is that of all parameters.
+
+  Args:
+    folder: that is not there yet.
+    run: the stage.
+    keep: name of a parameter -> whether it is kept.
+  """
+  params = trees.select(run.params, keep)
+  names = trees.names(params)
+  run.tokenizer.save(folder / layout.TOKENIZER)
+  with checkpoint.Checkpoints(
+    folder / layout.CHECKPOINTS, config.Train(keep=1)
+  ) as saved:
+    saved.save(types.TrainState(jnp.int32(run.step), params, {}, None))
+  manifest.write_record(
+    folder / layout.PART, _PART_KIND, run.contract, {"names": names}
+  )
+  files.write_text(folder / layout.CONFIG, configdict.to_json(run.cfg))
+  files.write_json(folder / layout.DONE, {"step": run.step})
+
+
+def _read_part(where: epath.Path) -> dict[str, Any] | None:
+  path = where / layout.PART
+  if not path.exists():
+    return None
+  mend = "copy the whole folder again from where it was made"
+  return manifest.read_record(path, _PART_KIND, mend=mend)

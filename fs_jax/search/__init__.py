@@ -6,6 +6,7 @@ rerank     Fast's candidates in the order of both
 rankers    exact, ScaNN, re-ranked, Slow alone: one protocol
 weigh      the weights of two stages, fitted where they are missing
 grounding  where Slow looks at each word
-searcher   a query encoded, searched, re-ranked, timed
-workdir    the parts of a workdir that answer queries
+commands   what a person types to make a gallery
+packed     a gallery that travels
+searcher   the front door: a folder opened, a question answered
 """

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
 from fs_jax.machine import manifest, provenance
-from fs_jax.runs import stages
+from fs_jax.runs import layout
 
 KIND = "weights"  # of the record
 GAMMAS = (0.0, 0.5, 1.0)  # exponents tried: none, half and full length norm
@@ -34,7 +34,7 @@ _SHARES = np.linspace(0, 1, 21)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Weights:
   """The weights, and how well they explain validation."""
 
   gamma: float  # of h / n^gamma
@@ -50,7 +50,7 @@ class Fit:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_dict(cls, values: Mapping[str, Any]) -> "Fit":
+  def from_dict(cls, values: Mapping[str, Any]) -> "Weights":
     """What `to_dict` gave, from JSON or not.
 
     Raises:
@@ -88,7 +88,7 @@ def fit(
   *,
   gammas: tuple[float, ...] = GAMMAS,
   errors: float = 1.0,
-) -> Fit:
+) -> Weights:
   """Fits gamma, beta and tau to validation queries and Fast's top K of each.
 
   Queries without positive among their candidates say nothing and are counted
@@ -135,7 +135,7 @@ def fit(
     )
   u = normalised(h[useful], np.asarray(n)[useful], gamma)
   a, c = _smallest(a, c, u, v, positives, mask, errors)
-  return Fit(
+  return Weights(
     gamma=float(gamma),
     beta=float(scale * c / a),
     tau=float(1 / a),
@@ -298,28 +298,28 @@ def _check(h, n, dots, scale, positives, mask) -> None:
 
 
 def save(
-  where: epath.PathLike, fit: Fit, made_from: provenance.Contract
+  where: epath.PathLike, fit: Weights, made_from: provenance.Contract
 ) -> None:
   """What was fitted on validation, with the contracts it holds for."""
-  path = epath.Path(where) / stages.FIT
+  path = epath.Path(where) / layout.WEIGHTS
   manifest.write_record(path, KIND, made_from, {"fit": fit.to_dict()})
 
 
 def load(
   where: epath.PathLike, expected: provenance.Contract | None = None
-) -> Fit:
+) -> Weights:
   """Reads what `save` wrote.
 
   Raises:
     ValueError: none there, or one of other parameters than `expected`.
   """
-  path = epath.Path(where) / stages.FIT
+  path = epath.Path(where) / layout.WEIGHTS
   mend = (
     f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
   )
   try:
     values = manifest.read_record(path, KIND, mend=mend)
-    fit = Fit.from_dict(values["fit"])
+    fit = Weights.from_dict(values["fit"])
   except FileNotFoundError as error:
     raise ValueError(str(error)) from None
   except (KeyError, TypeError) as error:

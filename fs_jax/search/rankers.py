@@ -4,6 +4,7 @@ Each keeps `stages_ms`, wall time per query of its last call by stage.
 """
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -45,18 +46,23 @@ def timed(
 
 
 class Fast:
-  """Encode the query, search the index.
+  """Encodes queries and searches the index.
 
   Args:
-    run: whose vectors the index holds.
-    gallery: the index.
+    encode_text: tokens to vectors, of the Fast whose vectors the index holds.
+    index: of the gallery.
     depth: candidates a query.
   """
 
-  def __init__(self, run: stages.Run, gallery: exact.Index, depth: int = 100):
-    self._encode = encode.text_encoder(run)
-    self._gallery = gallery
-    self._depth = min(depth, gallery.size)
+  def __init__(
+    self,
+    encode_text: Callable[[Text], np.ndarray],
+    index: exact.Index,
+    depth: int = 100,
+  ):
+    self._encode = encode_text
+    self._index = index
+    self._depth = min(depth, index.size)
     self.stages_ms: dict[str, float] = {}
 
   def warm(self, text: Text) -> None:
@@ -66,7 +72,7 @@ class Fast:
     clock = Clock(len(text))
     vectors = self._encode(text)
     clock.lap("encode")
-    found = self._gallery.search(vectors, self._depth)
+    found = self._index.search(vectors, self._depth)
     clock.lap("search")
     self.stages_ms = clock.laps
     return found
@@ -78,14 +84,15 @@ class Reranked:
   Args:
     base: gives at least k candidates.
     scorer: Slow over the same gallery.
-    fit: how to weigh the two.
+    weights: of Slow beside the base.
     k: candidates that Slow looks at; the rest stay behind them.
   """
 
   def __init__(
-    self, base: Ranker, scorer: scorer.Scorer, fit: fusion.Fit, k: int
+    self, base: Ranker, scorer: scorer.Scorer, weights: fusion.Weights, k: int
   ):
-    self._base, self._scorer, self._fit, self._k = base, scorer, fit, k
+    self._base, self._scorer, self._k = base, scorer, k
+    self._weights = weights
     self.stages_ms: dict[str, float] = {}
 
   def warm(self, text: Text) -> None:
@@ -94,12 +101,15 @@ class Reranked:
     self._scorer.warm(self._scorer.shapes(text, min(self._k, listed)))
 
   def __call__(self, text: Text) -> types.Candidates:
-    found = self._base(text)
+    return self.order(text, self._base(text))
+
+  def order(self, text: Text, found: types.Candidates) -> types.Candidates:
+    """What the base just found, in the order of both."""
     clock = Clock(len(text))
     rows = np.asarray(found.rows)[:, : self._k]
     with console.Bar("re-ranking", rows.size, patience=PATIENCE) as bar:
       h = self._scorer(text, rows, bar.advance)
-    best = rerank.rerank(found, h, rerank.targets(text), self._fit)
+    best = rerank.rerank(found, h, rerank.targets(text), self._weights)
     clock.lap("rerank")
     self.stages_ms = self._base.stages_ms | clock.laps
     return best
@@ -147,7 +157,7 @@ def fast_in_group(
 def reranked_in_group(
   fast: types.Candidates,
   scorer: scorer.Scorer,
-  fit: fusion.Fit,
+  fit: fusion.Weights,
   text: Text,
 ) -> types.Candidates:
   """u + beta f.g of the same groups; rows stay in the order they came."""

@@ -13,7 +13,7 @@ def rerank(
   found: types.Candidates,
   h: Float[np.ndarray, "Q K"],
   n: Float[np.ndarray, " Q"],
-  fit: fusion.Fit,
+  fit: fusion.Weights,
 ) -> types.Candidates:
   """The first K candidates ordered by u + beta f.g, the others behind them.
 

@@ -59,7 +59,7 @@ class Scorer:
   """
 
   def __init__(
-    self, run: stages.Run, memories: memories.Store, *, pairs: int = PAIRS
+    self, run: stages.Run, memories: memories.Memories, *, pairs: int = PAIRS
   ):
     self._params, self._store = run.params["slow"], memories
     self._length = run.cfg.tokens.length

@@ -10,7 +10,7 @@ from etils import epath
 from fs_jax.data import pipeline, sources
 from fs_jax.gallery import encode, exact, memories
 from fs_jax.machine import processes, provenance
-from fs_jax.runs import contract, stages
+from fs_jax.runs import contract, layout, stages
 from fs_jax.search import fusion, rerank
 from fs_jax.search import scorer as scorers
 
@@ -32,8 +32,8 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
   """
   with processes.first("weigh"):
     if processes.is_first():
-      fast = stages.load(stages.folder(workdir, fast_name))
-      slow = stages.load(stages.folder(workdir, slow_name))
+      fast = stages.load(layout.stage(workdir, fast_name))
+      slow = stages.load(layout.stage(workdir, slow_name))
       _weigh(fast, slow)
 
 
@@ -46,9 +46,9 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
   names = [
     name
     for name in ("fast", "distill")
-    if stages.finished(stages.folder(workdir, name))
+    if stages.finished(layout.stage(workdir, name))
   ]
-  if not names or not stages.finished(stages.folder(workdir, "slow")):
+  if not names or not stages.finished(layout.stage(workdir, "slow")):
     raise ValueError(
       f"{workdir}: must hold a trained slow, and fast or distill; got "
       f"{', '.join(names) or 'no Fast'}. train what is missing: python -m "
@@ -71,7 +71,9 @@ def weights_needed(
     "captions": contract.captions(source.all_captions),
     "weights": {"candidates": last.cfg.weights.candidates},
   }
-  known = provenance.record(last.folder / stages.FIT, fusion.KIND, made_from)
+  known = provenance.record(
+    last.folder / layout.WEIGHTS, fusion.KIND, made_from
+  )
   return known is None, made_from
 
 
@@ -86,8 +88,8 @@ def _weigh(fast: stages.Run, slow: stages.Run) -> None:
     return
   last = _last(fast, slow)
   source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
-  memories = encode.write_store(
-    slow, source, slow.folder / "validation", stale="remake"
+  memories = encode.write_memories(
+    slow, source, slow.folder / layout.VALIDATION, stale="remake"
   )
   fit = _fit(fast, slow, memories, source, last.cfg.weights.candidates)
   fusion.save(last.folder, fit, made_from)
@@ -96,10 +98,10 @@ def _weigh(fast: stages.Run, slow: stages.Run) -> None:
 def _fit(
   fast: stages.Run,
   slow: stages.Run,
-  memories: memories.Store,
+  memories: memories.Memories,
   source: sources.Source,
   candidates: int,
-) -> fusion.Fit:
+) -> fusion.Weights:
   """gamma, beta and tau from all validation captions."""
   vectors = encode.visual_vectors(fast, source)
   text, owner = pipeline.caption_table(source, fast.tokenizer)

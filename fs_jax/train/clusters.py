@@ -12,7 +12,7 @@ from fs_jax import config
 from fs_jax.data import pipeline, sources
 from fs_jax.gallery import encode, exact
 from fs_jax.machine import console, files, manifest, provenance
-from fs_jax.runs import contract, stages
+from fs_jax.runs import contract, layout, stages
 from fs_jax.search import scorer as scorers
 
 JUDGED = 128  # lists between two words of progress
@@ -53,7 +53,7 @@ def clusters(
       f"distill.cluster_size: must be at most the {len(captioned)} captioned "
       f"visuals of {cfg.data.train!r}; got {size}. lower it"
     )
-  path = folder / "clusters"
+  path = folder / layout.CLUSTERS
   assert run is not None  # the config names it for "top_k"
   parts = {**encode.contracts_of(run, both), "config": contract.recipe(cfg)}
   if provenance.folder_needed(path, "clusters", parts):
@@ -93,7 +93,7 @@ def judged(
   Raises:
     ValueError: damaged scores.
   """
-  path = folder / "judged"
+  path = folder / layout.JUDGED
   tokens = pipeline.cluster_texts(captioned, teacher.tokenizer, cfg, found)
   lists = {"visual": found.visual, "text": found.text, "tokens": tokens}
   parts = {
@@ -104,8 +104,8 @@ def judged(
   if provenance.folder_needed(path, "judged", parts):
     # Lists share visuals: each is encoded once.
     shown, places = np.unique(found.visual, return_inverse=True)
-    kept = folder / "memories"
-    memories = encode.write_store(
+    kept = folder / layout.JUDGED_MEMORIES
+    memories = encode.write_memories(
       teacher, sources.take(found.source, shown), kept, stale="remake"
     )
     scorer = scorers.Scorer(teacher, memories)

@@ -16,7 +16,7 @@ from etils import epath
 from fs_jax import config, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors, hardware, processes, sharding, trace
-from fs_jax.runs import checkpoint, journal, stages
+from fs_jax.runs import checkpoint, journal, layout, stages
 from fs_jax.train import step as steps
 
 Validate = Callable[[types.Params], Mapping[str, float]]
@@ -52,7 +52,7 @@ def fit(
     report.NonFinite: the loss diverged.
     processes.Preempted: the machine is wanted elsewhere; all is saved.
   """
-  where = stages.folder(workdir, cfg.folder)
+  where = layout.stage(workdir, cfg.folder)
   made = steps.program(
     cfg,
     tokenizer.vocab_size,
@@ -61,7 +61,7 @@ def fit(
   )
   stages.begin(where, cfg, tokenizer)
   began = time.perf_counter()
-  with checkpoint.Checkpoints(where / "checkpoints", cfg.train) as saved:
+  with checkpoint.Checkpoints(where / layout.CHECKPOINTS, cfg.train) as saved:
     if (saved.latest() or 0) < cfg.train.steps:
       state = _train(
         cfg, where, made, saved, batches, frozen or {}, start_from, validate
@@ -101,7 +101,7 @@ def _train(
   try:
     with (
       processes.Notice() as notice,
-      trace.Tracer(where / "profile", cfg.train.profile) as tracer,
+      trace.Tracer(where / layout.TRACE, cfg.train.profile) as tracer,
     ):
       stages.describe(where, made.state.params, log.say)
       state = _first_state(cfg, made, saved, start_from)

@@ -16,7 +16,7 @@ from fs_jax import config, trees, types
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import processes, sharding
-from fs_jax.runs import stages
+from fs_jax.runs import layout, stages
 from fs_jax.search import fusion, rerank, weigh
 from fs_jax.train import clusters as clustering
 from fs_jax.train import lineage, loop, step, tasks
@@ -47,7 +47,7 @@ def train(
       f"train.eval_every: must be 0 where nothing validates; got "
       f"{cfg.train.eval_every}. pass make_validate=validation.quick_recall"
     )
-  where = stages.folder(workdir, cfg.folder)
+  where = layout.stage(workdir, cfg.folder)
   source = sources.open_split(cfg.data, cfg.data.train, train=True)
   donor = _earlier(workdir, cfg.init.stage)
   teacher = _earlier(workdir, cfg.init.teacher)
@@ -99,7 +99,7 @@ def train(
 
 def _teacher_fit(
   cfg: config.Config, workdir: epath.PathLike, teacher: stages.Run | None
-) -> fusion.Fit | None:
+) -> fusion.Weights | None:
   """What was fitted for the teacher's own scores, for these parameters.
 
   With the Fast that it began with; weights that are missing, or were made from
@@ -109,7 +109,7 @@ def _teacher_fit(
   if teacher is None or cfg.stage != "distill":
     return None
   began = teacher.cfg.init.stage or cfg.init.stage
-  if stages.finished(stages.folder(workdir, began)):
+  if stages.finished(layout.stage(workdir, began)):
     weigh.weigh(workdir, began, teacher.cfg.folder)
   return fusion.load(teacher.folder, teacher.contract)
 
@@ -143,7 +143,7 @@ def _listen(
 
 def _earlier(workdir: epath.PathLike, stage: str) -> stages.Run | None:
   """A stage of this workdir, if one is named."""
-  return stages.load(stages.folder(workdir, stage)) if stage else None
+  return stages.load(layout.stage(workdir, stage)) if stage else None
 
 
 def _clusters(
@@ -191,10 +191,5 @@ def _first_params(
         f"{theirs!r}. its names look like {trees.names(donor.params)[0]!r}"
       )
   return functools.reduce(
-    trees.merge, (_nested(name, leaf) for name, leaf in given.items()), {}
+    trees.merge, (trees.nest(name, leaf) for name, leaf in given.items()), {}
   )
-
-
-def _nested(name: str, leaf: jax.Array) -> dict:
-  head, _, rest = name.partition("/")
-  return {head: _nested(rest, leaf) if rest else leaf}

@@ -7,8 +7,7 @@ import numpy as np
 
 from fs_jax.evaluate.speed import serving
 from fs_jax.gallery import memories as memory_store
-from fs_jax.runs import stages
-from fs_jax.search import scorer, workdir
+from fs_jax.search import fusion, scorer, searcher
 from tests.search import test_rerank
 from tests.support import inprocess
 
@@ -24,31 +23,26 @@ class Searcher:
     self.warmed = True
     return 1.5
 
-  def __call__(self, queries, rerank_k):
-    assert rerank_k == serving.RERANKED
+  def search(self, queries, rerank):
+    assert rerank == serving.RERANKED
     self.double(np.ones(9 if self.warmed else len(queries)))
 
 
-class Opened(NamedTuple):
-  """As much of a `workdir.Opened` as the benchmark asks for."""
+class Judging(NamedTuple):
+  """As much of a Searcher as the benchmark of padding asks for."""
 
-  slow: stages.Run | None = None
-  memories: memory_store.Store | None = None
-
-  def retriever(self):
-    return Searcher()
-
-  def scorer(self):
-    return scorer.Scorer(self.slow, self.memories)
+  judge: searcher.Judge
+  scorer: scorer.Scorer
 
 
-def served(texts=("a", "b"), **fields):
-  return serving.Served(cast(workdir.Opened, Opened(**fields)), texts)
+def served(search, texts=("a", "b")):
+  return serving.Served(cast(searcher.Searcher, search), texts)
 
 
 def test_first_answers_are_told_from_later_ones():
-  made = served()
+  made = served(Searcher())
   assert serving.warm_up(made) == {"warm_seconds": 1.5, "warm_programs": 1}
+  made = served(Searcher())  # that nobody has warmed
   rows = list(serving.waits(made, (1, 3), later=2))
   assert [row.queries for row in rows] == [1, 3]
   for row in rows:
@@ -63,9 +57,11 @@ def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
     tmp_path / "s", {"slow": run.slow_contract}
   ) as writer:
     writer.append(memory, [f"v{i}" for i in range(test_rerank.C)])
-  memories = memory_store.Store(tmp_path / "s")
+  memories = memory_store.Memories(tmp_path / "s")
   texts = ("1 2 3", "1", "4 5 6 7")
-  made = served(texts, slow=run, memories=memories)
+  weights = fusion.Weights(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
+  judge = searcher.Judge(run, memories, weights)
+  made = served(Judging(judge, scorer.Scorer(run, memories)), texts)
   found = serving.padding(made, 3, 5, calls=2)
   assert (found["queries"], found["k"]) == (3, 5)
   assert found["ratio"] > 0 and found["apart"] < 1e-5

@@ -19,7 +19,7 @@ from fs_jax.train import tasks
 from tests.support import synthetic
 
 N = 11
-MEMORIES = encode.memories
+MEMORIES = encode.encode_memories
 WORDS = " ".join(map(str, range(synthetic.VOCABULARY - 4)))
 
 
@@ -80,7 +80,7 @@ def test_every_visual_has_one_vector_whatever_the_batch(fast, batch_size):
 
 def test_memories_of_any_batch_are_those_of_all(slow):
   source, _ = make_source()
-  parts = list(encode.memories(slow, source, batch_size=4))
+  parts = list(encode.encode_memories(slow, source, batch_size=4))
   assert [len(p.levels[0].mask) for p in parts] == [4, 4, 3]
   got = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)
@@ -123,10 +123,10 @@ def test_texts_are_encoded_in_few_shapes(fast):
 
 def test_a_corpus_is_encoded_once(fast, tmp_path):
   source, asked = make_source()
-  made = encode.write_corpus(fast, source, tmp_path / "corpus")
+  made = encode.write_vectors(fast, source, tmp_path / "corpus")
   assert isinstance(made, types.Corpus)
   assert len(asked) == N
-  again = encode.write_corpus(fast, source, tmp_path / "corpus")
+  again = encode.write_vectors(fast, source, tmp_path / "corpus")
   assert len(asked) == N  # read, not made
   np.testing.assert_array_equal(made.vectors, again.vectors)
   assert made.ids == again.ids == source.ids
@@ -134,26 +134,26 @@ def test_a_corpus_is_encoded_once(fast, tmp_path):
 
 def test_a_corpus_of_another_fast_or_gallery_is_refused(fast, tmp_path):
   source, _ = make_source()
-  encode.write_corpus(fast, source, tmp_path / "corpus")
+  encode.write_vectors(fast, source, tmp_path / "corpus")
   params = jax.tree.map(lambda x: x + 1, fast.params)
   with pytest.raises(ValueError, match=r"fast\.digest"):
-    encode.write_corpus(
+    encode.write_vectors(
       fast._replace(params=params), source, tmp_path / "corpus"
     )
   with pytest.raises(ValueError, match=r"items\.count"):
-    encode.write_corpus(fast, make_source(5)[0], tmp_path / "corpus")
+    encode.write_vectors(fast, make_source(5)[0], tmp_path / "corpus")
   for stale in ("remake", "replace"):
-    made = encode.write_corpus(
+    made = encode.write_vectors(
       fast, make_source(5)[0], tmp_path / "corpus", stale=stale
     )
     assert len(made.ids) == 5
-    encode.write_corpus(fast, source, tmp_path / "corpus", stale=stale)
+    encode.write_vectors(fast, source, tmp_path / "corpus", stale=stale)
   with open(tmp_path / "corpus" / "vectors-00000-of-00001.npy", "ab") as file:
     file.write(b"x")
   for stale in ("remake", "refuse"):
     with pytest.raises(ValueError, match=r"must have .* bytes"):
-      encode.write_corpus(fast, source, tmp_path / "corpus", stale=stale)
-  encode.write_corpus(fast, source, tmp_path / "corpus", stale="replace")
+      encode.write_vectors(fast, source, tmp_path / "corpus", stale=stale)
+  encode.write_vectors(fast, source, tmp_path / "corpus", stale="replace")
 
 
 def test_the_same_ids_of_other_data_are_other_visuals(fast, tmp_path):
@@ -163,9 +163,9 @@ def test_the_same_ids_of_other_data_are_other_visuals(fast, tmp_path):
     dataclasses.replace(source, origin={"dataset": "scenes", "seed": seed})
     for seed in (0, 1)
   )
-  encode.write_corpus(fast, here, tmp_path / "corpus")
+  encode.write_vectors(fast, here, tmp_path / "corpus")
   with pytest.raises(ValueError, match=r"split\.seed"):
-    encode.write_corpus(fast, there, tmp_path / "corpus")
+    encode.write_vectors(fast, there, tmp_path / "corpus")
 
 
 def test_pictures_that_were_replaced_are_other_visuals(fast, tmp_path):
@@ -174,10 +174,10 @@ def test_pictures_that_were_replaced_are_other_visuals(fast, tmp_path):
     dataclasses.replace(source, contents=lambda digest=digest: digest)
     for digest in ("a", "b")
   )
-  encode.write_corpus(fast, here, tmp_path / "corpus")
-  encode.write_corpus(fast, here, tmp_path / "corpus")
+  encode.write_vectors(fast, here, tmp_path / "corpus")
+  encode.write_vectors(fast, here, tmp_path / "corpus")
   with pytest.raises(ValueError, match=r"split\.contents"):
-    encode.write_corpus(fast, there, tmp_path / "corpus")
+    encode.write_vectors(fast, there, tmp_path / "corpus")
   both = sources.join(here, renamed(there))
   assert both.contents() == "a + b"
 
@@ -189,11 +189,13 @@ def renamed(source):
 def test_a_store_holds_every_memory_in_order(slow, tmp_path):
   source, asked = make_source()
   with mock.patch.object(
-    encode, "memories", lambda run, source: MEMORIES(run, source, batch_size=4)
+    encode,
+    "encode_memories",
+    lambda run, source: MEMORIES(run, source, batch_size=4),
   ):
-    made = encode.write_store(slow, source, tmp_path / "store")
+    made = encode.write_memories(slow, source, tmp_path / "store")
   assert made.ids == source.ids
-  encode.write_store(slow, source, tmp_path / "store")
+  encode.write_memories(slow, source, tmp_path / "store")
   assert len(asked) == N
   (want,) = MEMORIES(slow, source)
   got = made.read(np.arange(N))
@@ -202,4 +204,6 @@ def test_a_store_holds_every_memory_in_order(slow, tmp_path):
     np.testing.assert_allclose(ours.latent, theirs.latent, atol=1e-4)
   params = jax.tree.map(lambda x: x + 1, slow.params)
   with pytest.raises(ValueError, match=r"slow\.digest"):
-    encode.write_store(slow._replace(params=params), source, tmp_path / "store")
+    encode.write_memories(
+      slow._replace(params=params), source, tmp_path / "store"
+    )

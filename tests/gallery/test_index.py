@@ -405,11 +405,10 @@ def test_an_older_index_still_opens(tree, tmp_path):
 
 @needs_scann
 def test_the_program_tells_both_recalls_and_takes_both_knobs(tmp_path):
-  corpora.save(tmp_path / "corpus", gallery(20_000, 8), {"fast": FAST})
-  made = f"--corpus={tmp_path / 'corpus'}", f"--out={tmp_path / 'index'}"
+  corpora.save(tmp_path / "vectors", gallery(20_000, 8), {"fast": FAST})
   knobs = "--leaves_to_search=2", "--reorder=120", "--recall=0.999"
   with pytest.warns(UserWarning, match="must reach its target"):
-    done = inprocess.launch("export_index", *made, *knobs)
+    done = inprocess.launch("export_index", f"--gallery={tmp_path}", *knobs)
   assert done.code == 0, done.err
   manifest = index.load(tmp_path / "index").manifest
   assert manifest["settings"]["leaves_to_search"] == 2

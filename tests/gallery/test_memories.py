@@ -64,7 +64,7 @@ def same(a, b):
 def test_round_trip(tmp_path, batch, shard_rows, masked):
   memory = memories(11, masked=masked)
   write(tmp_path / "s", memory, batch=batch, shard_rows=shard_rows)
-  read = memory_store.Store(tmp_path / "s", expected={"slow": SLOW})
+  read = memory_store.Memories(tmp_path / "s", expected={"slow": SLOW})
   assert len(read) == 11
   assert read.ids == tuple(names(11))
   assert read.bytes_per_item == ROW
@@ -84,7 +84,7 @@ def test_records_are_plain_little_endian(tmp_path):
 
 def test_missing_rows_are_zero_and_masked(tmp_path):
   write(tmp_path / "s", memories(5))
-  read = memory_store.Store(tmp_path / "s")
+  read = memory_store.Memories(tmp_path / "s")
   got = read.read(np.array([[4, -1], [-1, -1]], np.int32))
   for (tokens, width), (latent, mask) in zip(SHAPES, got.levels, strict=True):
     assert latent.shape == (2, 2, tokens, width)
@@ -102,7 +102,7 @@ def test_missing_rows_are_zero_and_masked(tmp_path):
 def test_a_store_may_hold_more_than_the_index(tmp_path):
   memory = memories(6, masked=(2,))
   write(tmp_path / "s", memory, shard_rows=2)
-  read = memory_store.Store(tmp_path / "s", ids=["v5", "v2", "v3"])
+  read = memory_store.Memories(tmp_path / "s", ids=["v5", "v2", "v3"])
   assert (len(read), read.ids) == (3, ("v5", "v2", "v3"))
   same(read.read(np.array([0, 1, 2])), cut(memory, [5, 2, 3]))
   got = read.read(np.array([[1, -1]]))
@@ -110,7 +110,7 @@ def test_a_store_may_hold_more_than_the_index(tmp_path):
   with pytest.raises(ValueError, match=r"rows: must be -1 or in 0\.\.2"):
     read.read(np.array([3]))
   with pytest.raises(ValueError, match=r"1 of 2 missing, first 'd'. do this"):
-    memory_store.Store(tmp_path / "s", ids=["v1", "d"], mend="do this")
+    memory_store.Memories(tmp_path / "s", ids=["v1", "d"], mend="do this")
 
 
 def test_arrays_of_jax_are_taken(tmp_path):
@@ -119,7 +119,7 @@ def test_arrays_of_jax_are_taken(tmp_path):
     tuple(types.Level(jnp.asarray(x), jnp.asarray(m)) for x, m in memory.levels)
   )
   write(tmp_path / "s", on_device)
-  same(memory_store.Store(tmp_path / "s").read(np.arange(2)), memory)
+  same(memory_store.Memories(tmp_path / "s").read(np.arange(2)), memory)
 
 
 def test_what_does_not_fit_is_refused_and_nothing_stays(tmp_path):
@@ -167,15 +167,15 @@ def test_full_disk_keeps_the_old_store(tmp_path, monkeypatch):
   with pytest.raises(errors.DiskFull, match=r"/s: needs space"):
     write(tmp_path / "s", memories(9, seed=1))
   assert [p.name for p in tmp_path.iterdir()] == ["s"]
-  same(memory_store.Store(tmp_path / "s").read(np.arange(5)), old)
+  same(memory_store.Memories(tmp_path / "s").read(np.arange(5)), old)
 
 
 def test_damaged_or_foreign_stores_are_refused(tmp_path):
   write(tmp_path / "s", memories(5))
   with pytest.raises(ValueError, match=r"slow\.digest.*do this"):
     other = {"slow": SLOW | {"digest": "xyz"}}
-    memory_store.Store(tmp_path / "s", expected=other, mend="do this")
+    memory_store.Memories(tmp_path / "s", expected=other, mend="do this")
   with open(tmp_path / "s/level0-00001.bin", "r+b") as file:
     file.truncate(100)
   with pytest.raises(ValueError, match=r"'level0-00001\.bin' must have 128"):
-    memory_store.Store(tmp_path / "s")
+    memory_store.Memories(tmp_path / "s")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fs_jax.machine import files
 from fs_jax.machine import manifest as manifests
-from fs_jax.runs import stages
+from fs_jax.runs import layout
 from tests.support import inprocess
 from tests.support import subprocesses as saved
 
@@ -99,7 +99,7 @@ def test_a_real_process_with_a_wrong_field(tmp_path):
 
 
 def test_a_flag_that_is_missing():
-  refused(inprocess.launch("encode", "--run=x"), "--out: must be given")
+  refused(inprocess.launch("encode", "--split=x"), "--run: must be given")
 
 
 def test_another_config_than_the_run_began_with(workdir):
@@ -152,16 +152,14 @@ def again(path):
 
 
 def test_nan_in_a_corpus(mine):
-  corpus = mine / "gallery" / "corpus"
-  (path,) = corpus.glob("vectors-*.npy")
+  folder = mine / "gallery" / "test"
+  (path,) = (folder / "vectors").glob("vectors-*.npy")
   vectors = np.load(path)
   vectors[3, 5] = np.nan
   np.save(path, vectors)
-  again(corpus)
+  again(folder / "vectors")
   before = inprocess.digest(mine)
-  done = inprocess.launch(
-    "export_index", f"--corpus={corpus}", f"--out={mine / 'gallery' / 'index'}"
-  )
+  done = inprocess.launch("export_index", f"--gallery={folder}")
   refused(done, "finite", "NaN")
   assert inprocess.digest(mine) == before
 
@@ -187,9 +185,9 @@ def largest(path):
   )
 
 
-@pytest.mark.parametrize("part", ["index", "store"])
+@pytest.mark.parametrize("part", ["index", "memories", "items"])
 def test_truncated_folder(mine, part):
-  path = largest(mine / "gallery" / part)
+  path = largest(mine / "gallery" / "test" / part)
   path.write_bytes(path.read_bytes()[:-3])
   refused(search(mine, "a big fox"), path.name, "must have", "bytes")
 
@@ -207,7 +205,7 @@ def test_damaged_checkpoint(mine):
 def begun(mine):
   """A Fast that stands at step 2 of 4, its newest checkpoint."""
   shutil.rmtree(mine / "fast" / "checkpoints" / "4")
-  (mine / "fast" / stages.DONE).unlink()
+  (mine / "fast" / layout.DONE).unlink()
   return mine
 
 
@@ -253,18 +251,18 @@ def test_training_on_a_full_disk(begun, workdir):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   refused(done, "fast/checkpoints", "make room", "step 2 is whole")
-  assert not (begun / "fast" / stages.DONE).exists()
+  assert not (begun / "fast" / layout.DONE).exists()
   assert_trained(begun, workdir)
 
 
 def test_damaged_config(mine):
-  path = mine / "distill" / stages.CONFIG
+  path = mine / "distill" / layout.CONFIG
   path.write_text(path.read_text()[:100])
   refused(search(mine, "a big fox"), "config.json")
 
 
 def test_damaged_fit(mine):
-  (mine / "distill" / stages.FIT).write_text("{")
+  (mine / "distill" / layout.WEIGHTS).write_text("{")
   refused(search(mine, "a big fox"), "fit.json", "launch.evaluate --fit")
 
 
@@ -280,7 +278,7 @@ def test_an_index_that_missed_its_target_says_so(mine):
 
 
 def test_another_tokenizer(mine):
-  path = mine / "distill" / stages.TOKENIZER
+  path = mine / "distill" / layout.TOKENIZER
   tree = json.loads(path.read_text())
   vocabulary = tree["model"]["vocab"]
   one, other = list(vocabulary)[4:6]
@@ -292,7 +290,7 @@ def test_another_tokenizer(mine):
 
 
 def test_weights_of_another_slow(mine):
-  path = mine / "distill" / stages.FIT
+  path = mine / "distill" / layout.WEIGHTS
   values = json.loads(path.read_text())
   values["contract"]["slow"]["digest"] = "0" * 64
   path.write_text(json.dumps(values))
@@ -333,14 +331,11 @@ def test_full_disk(mine, tmp_path, monkeypatch, write):
     whole(file, data)
 
   monkeypatch.setattr(files, "write_to", write_to)
-  out = mine / "gallery" / "index"
   said = inprocess.launch(
-    "export_index",
-    f"--corpus={mine / 'gallery' / 'corpus'}",
-    f"--out={out}",
-    "--kind=exact",
+    "export_index", f"--gallery={mine / 'gallery' / 'test'}", "--kind=exact"
   )
   refused(said, "index", "space", "unchanged")
+  out = mine / "gallery" / "other"
   said = inprocess.launch("encode", f"--run={mine / 'fast'}", f"--out={out}")
   refused(said, "space", "unchanged")
   assert inprocess.digest(mine) == before

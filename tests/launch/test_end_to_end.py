@@ -19,7 +19,7 @@ from fs_jax import configdict, types
 from fs_jax.data import sources
 from fs_jax.evaluate import validation
 from fs_jax.gallery import corpus, encode, exact, index, memories
-from fs_jax.runs import journal, stages
+from fs_jax.runs import journal, layout, stages
 from fs_jax.search import fusion, rerank, searcher, weigh
 from fs_jax.search import scorer as scorers
 from fs_jax.train import tasks, train
@@ -33,9 +33,9 @@ class Made(NamedTuple):
   """A workdir, and what was made of it."""
 
   workdir: pathlib.Path
-  stages: dict[str, stages.Run]
+  runs: dict[str, stages.Run]
   corpus: types.Corpus
-  memories: memories.Store
+  memories: memories.Memories
   index: exact.Index
   source: sources.Source  # the gallery
 
@@ -49,15 +49,15 @@ def cfg_of(stage, data):
 
 def opened(workdir, source):
   loaded = {stage: stages.load(workdir / stage) for stage in STAGES}
-  gallery = workdir / "gallery"
+  gallery = layout.gallery(workdir, "test")
   fast = {"fast": loaded["distill"].fast_contract}
   slow = {"slow": loaded["slow"].slow_contract}
   return Made(
     workdir,
     loaded,
-    corpus.load(gallery / "corpus", fast),
-    memories.Store(gallery / "store", slow),
-    index.load(gallery / "index", fast),
+    corpus.load(gallery.vectors, fast),
+    memories.Memories(gallery.memories, slow),
+    index.load(gallery.index, fast),
     source,
   )
 
@@ -82,10 +82,14 @@ def second(tmp_path_factory):
     weigh.weigh(workdir, "distill", "slow")
     source = sources.open_split(cfg_of("fast", data).data, "test")
     fast = stages.load(workdir / "distill")
-    gallery = workdir / "gallery"
-    made = encode.write_corpus(fast, source, gallery / "corpus")
-    encode.write_store(stages.load(workdir / "slow"), source, gallery / "store")
-    index.build(made, gallery / "index", {"fast": fast.fast_contract})
+    gallery = layout.gallery(workdir, "test")
+    made = encode.write_vectors(fast, source, gallery.vectors)
+    encode.write_items(source, gallery.items)
+    encode.write_memories(
+      stages.load(workdir / "slow"), source, gallery.memories
+    )
+    parts = encode.contracts_of(fast, source)
+    index.build(made, gallery.index, parts)
   return opened(workdir, source)
 
 

@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from fs_jax.evaluate import results
 from fs_jax.evaluate.studies import study
 from fs_jax.machine import errors
-from fs_jax.runs import journal, stages
+from fs_jax.runs import journal, layout, stages
 from fs_jax.search import fusion
 from launch import cli
 from tests.support import inprocess, synthetic
@@ -90,12 +90,8 @@ def test_everything_again_changes_nothing(workdir, tmp_path):
   mine = inprocess.copy(workdir, tmp_path)
   (tmp_path / "data").symlink_to(workdir.parent / "data")
   before = inprocess.digest(mine)
-  gallery = mine / "gallery"
   again = inprocess.launch(
-    "encode",
-    f"--run={mine / 'distill'}",
-    f"--slow={mine / 'slow'}",
-    f"--out={gallery}",
+    "encode", f"--run={mine / 'distill'}", f"--slow={mine / 'slow'}"
   )
   assert again.code == 0, again.err
   assert inprocess.digest(mine) == before
@@ -129,17 +125,17 @@ def test_search_with_fast_alone(workdir, tmp_path):
 
 def test_evaluate(workdir, tmp_path, monkeypatch):
   mine = inprocess.copy(workdir, tmp_path)
-  (mine / "slow" / stages.FIT).unlink()
+  (mine / "slow" / layout.WEIGHTS).unlink()
   monkeypatch.setattr(study, "KS", (20,))
   fitted = inprocess.launch("evaluate", f"--workdir={mine}", "--fit")
   assert fitted.code == 0, fitted.err
-  assert (mine / "slow" / stages.FIT).exists()
+  assert (mine / "slow" / layout.WEIGHTS).exists()
   assert "fast and distill are fitted" in fitted.out
   assert not (mine / "gallery" / "test").exists()  # no more than that
-  (mine / "slow" / stages.FIT).unlink()  # evaluating fits what is missing
+  (mine / "slow" / layout.WEIGHTS).unlink()  # evaluating fits what is missing
   done = inprocess.launch("evaluate", f"--workdir={mine}", "--queries=8")
   assert done.code == 0, done.err
-  assert (mine / "slow" / stages.FIT).exists()
+  assert (mine / "slow" / layout.WEIGHTS).exists()
   path = done.out.split("written:")[1].strip()
   made = json.loads(pathlib.Path("".join(path.split())).read_text())
   names = {row["name"] for row in made["rows"]}

@@ -13,7 +13,7 @@ import tarfile
 
 import pytest
 
-from fs_jax.runs import contract, stages
+from fs_jax.runs import contract, layout, stages
 from fs_jax.search import fusion
 
 ARCHIVE = (
@@ -35,7 +35,7 @@ def test_a_stage_opens_with_the_parameters_it_had(workdir, stage):
   assert run.step == run.cfg.train.steps
   where = "distill" if stage == "distill" else "slow"
   # What that version noted of the parameters it fitted weights for.
-  noted = json.loads((workdir / where / stages.FIT).read_text())["contract"]
+  noted = json.loads((workdir / where / layout.WEIGHTS).read_text())["contract"]
   model = "slow" if stage == "slow" else "fast"
   assert contract.digest(run.params[model]) == noted[model]["digest"]
   assert run.tokenizer.hash == noted[model]["tokenizer"]

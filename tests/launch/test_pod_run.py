@@ -149,7 +149,7 @@ def test_a_run_goes_on_elsewhere(donors, stage):
 
 LATE = """
 import time
-from fs_jax import processes
+from fs_jax.machine import processes
 processes.start()
 with processes.first("data"):
   if processes.is_first():

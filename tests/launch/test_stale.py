@@ -17,7 +17,7 @@ from etils import epath
 
 from fs_jax.evaluate.studies import answers, study
 from fs_jax.machine import manifest as manifests
-from fs_jax.runs import stages
+from fs_jax.runs import layout
 from fs_jax.search import rankers
 from tests.support import inprocess
 
@@ -109,17 +109,19 @@ def test_kept_tables_are_read_where_nothing_changed(evaluated, monkeypatch):
   assert changed == {f"report-{QUERIES}.json"}
 
 
-@pytest.mark.parametrize("lost", ["gallery/test/store", "gallery/test/distill"])
+@pytest.mark.parametrize(
+  "lost", ["memories", "vectors", "index", "items", "fast"]
+)
 def test_what_was_deleted_is_made_again(evaluated, tmp_path, lost):
   """Ticks that outlive what they stand for skip nothing."""
   before, table = evaluated
   workdir = inprocess.copy(before, tmp_path)
-  shutil.rmtree(workdir / lost)
+  shutil.rmtree(workdir / "gallery" / "test" / lost)
   assert evaluate(workdir) == table
 
 
 def fit_with(workdir: pathlib.Path, **changes) -> None:
-  path = workdir / "distill" / stages.FIT
+  path = workdir / "distill" / layout.WEIGHTS
   values = json.loads(path.read_text())
   values["fit"] |= changes
   path.write_text(json.dumps(values))

@@ -1,5 +1,5 @@
-"""Programs are compiled once for a workdir, loaded wherever it goes, and never
-in what is timed."""
+"""Programs are compiled once for a user, kept where nobody else writes, and
+never in what is timed."""
 
 import os
 import subprocess
@@ -14,12 +14,11 @@ import pytest
 from fs_jax.machine import compile_cache
 
 PROGRAM = """
-import sys
 import jax, jax.numpy as jnp
-from fs_jax import compiled
-compiled._SECONDS = 0.0
-compiled.keep(sys.argv[1])
-with compiled.counting() as count:
+from fs_jax.machine import compile_cache
+compile_cache._SECONDS = 0.0
+compile_cache.enable()
+with compile_cache.counting() as count:
   x = jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.ones((8, 8)))
 print(float(x), count.programs > 0)
 """
@@ -27,8 +26,13 @@ print(float(x), count.programs > 0)
 
 def files_after_a_run(folder, **environ):
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, os.fspath(folder)],
-    env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "true"} | environ,
+    [sys.executable, "-c", PROGRAM],
+    env=os.environ
+    | {
+      "JAX_ENABLE_COMPILATION_CACHE": "true",
+      "XDG_CACHE_HOME": os.fspath(folder),
+    }
+    | environ,
     capture_output=True,
     text=True,
     check=True,
@@ -47,6 +51,17 @@ def test_a_second_start_loads_what_the_first_compiled(tmp_path):
   for path in (tmp_path / "moved").rglob("*-cache"):
     path.write_bytes(path.read_bytes()[:9])  # killed while it was written
   assert files_after_a_run(tmp_path / "moved") == (first, said)
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path):
+  folder = tmp_path / "fs_jax" / "compiled"
+  folder.mkdir(parents=True)
+  folder.chmod(0o777)
+  made, _ = files_after_a_run(tmp_path)
+  assert not made
+  folder.chmod(0o700)
+  made, _ = files_after_a_run(tmp_path)
+  assert made
 
 
 def test_a_folder_that_the_environment_names_is_used(tmp_path):

@@ -17,7 +17,7 @@ from fs_jax.machine.pods import local
 
 MEET = """
 import fcntl, sys, time
-from fs_jax import processes
+from fs_jax.machine import processes
 processes.start()
 with open(sys.argv[1], "a") as lock:
   fcntl.flock(lock, fcntl.LOCK_EX)
@@ -48,7 +48,7 @@ def test_a_peer_that_does_not_come_is_named(index, who):
     JAX_PROCESS_ID=str(index),
     FS_JAX_PEER_TIMEOUT="2",
   )
-  done = ran("from fs_jax import processes; processes.start()", env)
+  done = ran("from fs_jax.machine import processes; processes.start()", env)
   assert done.returncode == 1
   assert "all 2 must meet at 127.0.0.1:" in done.stderr
   assert f"within 2 s; got no word of {who}" in done.stderr
@@ -65,7 +65,7 @@ def test_one_may_wait_for_a_lock_that_another_holds(tmp_path):
 
 ORPHAN = """
 import os, sys, time
-from fs_jax import processes
+from fs_jax.machine import processes
 processes.start()
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(600)
@@ -75,7 +75,7 @@ time.sleep(600)
 # Ends as its word says: "bad" input, "die", or "busy" with something else.
 END = """
 import os, signal, sys, time
-from fs_jax import processes
+from fs_jax.machine import processes
 from launch import cli
 def main(argv):
   "Nothing."
@@ -127,7 +127,7 @@ def test_bad_input_is_believed_where_no_peer_died(words, ends):
 def test_without_its_supervisor_nobody_goes_on(tmp_path):
   wrote = tmp_path / "pid"
   job = f"local.Job([{sys.executable!r}, '-c', {ORPHAN!r}, {str(wrote)!r}], 1)"
-  code = f"from fs_jax import local; local.run({job}, print)"
+  code = f"from fs_jax.machine.pods import local; local.run({job}, print)"
   supervisor = subprocess.Popen([sys.executable, "-c", code], env=environment())
   until = time.monotonic() + 120
   while not (wrote.exists() and wrote.read_text()):
@@ -171,7 +171,7 @@ def test_alone_there_is_nobody_to_wait_for():
 
 ALLOCATE = """
 import ctypes, threading
-from fs_jax import processes
+from fs_jax.machine import processes
 processes.share_freed_memory()
 def allocate(at):
   held = [bytes(1000) for _ in range(1000)]
@@ -206,7 +206,7 @@ def test_hosts_that_do_not_meet_say_so():
     SLURM_PROCID="1",
     SLURM_LOCALID="0",
   )
-  done = ran("from fs_jax import processes; processes.start()", env)
+  done = ran("from fs_jax.machine import processes; processes.start()", env)
   assert done.returncode == 1
   assert "of all hosts must meet within 2 s; got no word" in done.stderr
   assert "FS_JAX_PEER_TIMEOUT=600 waits longer" in done.stderr

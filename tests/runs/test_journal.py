@@ -12,14 +12,14 @@ import pytest
 from etils import epath
 
 from fs_jax.machine import console, errors, processes
-from fs_jax.runs import journal, uploads
+from fs_jax.runs import journal, layout, uploads
 
 WINDOW = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 4.0, "grad_norm": 3.0}]
 
 
 @pytest.fixture
 def folder(tmp_path):
-  (tmp_path / journal.METRICS).write_text(
+  (tmp_path / layout.METRICS).write_text(
     "".join(json.dumps({"step": s, "loss": s / 8}) + "\n" for s in (2, 4, 6))
   )
   return tmp_path
@@ -44,7 +44,7 @@ def steps(folder):
 def test_a_folder_of_a_store_gets_whole_files(bucket):
   """Nothing can be appended there: lines and events are written together."""
   where = epath.Path("gs://bucket/W/fast")
-  (where / journal.METRICS).write_text('{"step": 2, "split": "train"}\n')
+  (where / layout.METRICS).write_text('{"step": 2, "split": "train"}\n')
   log = journal.Report(where, "fast", 4, 10)
   log.train(6, WINDOW, 8)
   assert steps(where) == [2]  # at the next upload
@@ -137,13 +137,13 @@ def test_nothing_written_is_nothing_read(tmp_path):
 
 
 def test_a_last_line_cut_short_is_left_out(folder):
-  with open(folder / journal.METRICS, "a") as file:
+  with open(folder / layout.METRICS, "a") as file:
     file.write('{"step": 8, "lo')
   assert steps(folder) == [2, 4, 6]
 
 
 def test_a_broken_line_in_the_middle_is_named(folder):
-  path = folder / journal.METRICS
+  path = folder / layout.METRICS
   path.write_text(path.read_text().replace('{"step": 4', '{"step" 4'))
   with pytest.raises(ValueError, match=r'line 2 must be JSON; got .*"step" 4'):
     journal.read(folder)
@@ -153,11 +153,11 @@ def test_a_broken_line_in_the_middle_is_named(folder):
   ("start", "kept"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6])]
 )
 def test_lines_past_the_checkpoint_are_dropped(folder, start, kept):
-  before = (folder / journal.METRICS).read_text().splitlines()
-  with open(folder / journal.METRICS, "a") as file:
+  before = (folder / layout.METRICS).read_text().splitlines()
+  with open(folder / layout.METRICS, "a") as file:
     file.write('{"step": 8, "lo')
   log = journal.Report(folder, "fast", start, 10)
-  after = (folder / journal.METRICS).read_text().splitlines()
+  after = (folder / layout.METRICS).read_text().splitlines()
   assert after[:-1] == before[: len(kept)]
   assert json.loads(after[-1])["split"] == journal.START
   log.write(start + 1, "train", {"loss": 1.0})  # starts a line of its own

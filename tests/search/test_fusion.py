@@ -242,6 +242,6 @@ def test_teacher_entropy():
 def test_a_fit_survives_json():
   fitted = fusion.fit(**drawn(0.7, 0.4, 0.5, queries=100))
   values = json.loads(json.dumps(fitted.to_dict()))
-  assert fusion.Fit.from_dict(values) == fitted
+  assert fusion.Weights.from_dict(values) == fitted
   with pytest.raises(ValueError, match="fields"):
-    fusion.Fit.from_dict({"beta": 1.0})
+    fusion.Weights.from_dict({"beta": 1.0})

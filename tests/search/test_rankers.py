@@ -75,7 +75,7 @@ class Base:
 
 
 def fit_of(gamma=0.5, beta=3.0):
-  return fusion.Fit(gamma, beta, 1.0, 0.0, (), 5, Q, 0)
+  return fusion.Weights(gamma, beta, 1.0, 0.0, (), 5, Q, 0)
 
 
 def judge():
@@ -129,16 +129,13 @@ def encoded(monkeypatch):
   """Text vectors of a stand-in for Fast."""
   rng = np.random.default_rng(2)
   queries = rng.normal(size=(Q, 4)).astype(np.float32)
-  monkeypatch.setattr(
-    rankers.encode, "text_encoder", lambda run: lambda text: queries
-  )
   monkeypatch.setattr(rankers.encode, "text_vectors", lambda run, text: queries)
   return queries
 
 
 def test_fast_is_the_index(encoded):
   vectors = np.random.default_rng(3).normal(size=(C, 4)).astype(np.float32)
-  ranker = rankers.Fast(cast(stages.Run, None), exact.index(vectors), depth=9)
+  ranker = rankers.Fast(lambda text: encoded, exact.index(vectors), depth=9)
   found = ranker(text_of(Q))
   order = np.argsort(-encoded @ vectors.T, axis=1)[:, :9]
   np.testing.assert_array_equal(found.rows, order)
@@ -207,7 +204,7 @@ def small_gallery(tmp_path):
   some = jax.tree.map(lambda x: np.resize(x, (16, *x.shape[1:])), memory)
   with memories.Writer(tmp_path / "s", {"slow": run.slow_contract}) as writer:
     writer.append(some, [f"v{i}" for i in range(16)])
-  return scorers.Scorer(run, memories.Store(tmp_path / "s"), pairs=16)
+  return scorers.Scorer(run, memories.Memories(tmp_path / "s"), pairs=16)
 
 
 def test_slow_over_few_visuals_is_timed_without_compiling(small_gallery):

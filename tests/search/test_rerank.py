@@ -24,7 +24,7 @@ C = 11
 
 
 def fit_of(gamma=0.5, beta=3.0):
-  return fusion.Fit(gamma, beta, 1.0, 0.0, (), 5, 1, 0)
+  return fusion.Weights(gamma, beta, 1.0, 0.0, (), 5, 1, 0)
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def memories(tmp_path):
     tmp_path / "s", {"slow": run.slow_contract}
   ) as writer:
     writer.append(memory, [f"v{i}" for i in range(C)])
-  return memory_store.Store(tmp_path / "s", {"slow": run.slow_contract})
+  return memory_store.Memories(tmp_path / "s", {"slow": run.slow_contract})
 
 
 @functools.cache

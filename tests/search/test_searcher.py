@@ -1,6 +1,6 @@
-"""A searcher that was warmed: no question waits for a compiler.
+"""A Searcher answers as its parts would, and once warmed compiles nothing.
 
-What it answers is for test_end_to_end.py.
+That folders are opened, and what does not fit is refused, is for tests/launch.
 """
 
 import functools
@@ -13,8 +13,9 @@ import pytest
 from etils import epath
 
 from fs_jax import types
+from fs_jax.data import sources
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.gallery import encode, exact
+from fs_jax.gallery import encode, exact, items
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
@@ -26,17 +27,18 @@ from fs_jax.train import tasks
 from tests.support import synthetic
 
 C = 270  # more than the most candidates
+VECTORS: list[np.ndarray] = []  # of the gallery, once it is made
 WORDS = tuple(map(str, range(synthetic.VOCABULARY - 4)))
 
 
 class Made(NamedTuple):
   """A searcher and its parts."""
 
-  search: searcher.Retriever
+  search: searcher.Searcher
   scorer: scorers.Scorer
   fast: stages.Run
   slow: stages.Run
-  memories: memory_store.Store
+  memories: memory_store.Memories
 
 
 def run_of(stage, tokenizer):
@@ -49,6 +51,20 @@ def run_of(stage, tokenizer):
     params,
   )
   return stages.Run(epath.Path("nowhere"), cfg, tokenizer, params, 1)
+
+
+def shown(folder):
+  """Items of the gallery: v0, v1, ..., each with its caption."""
+  source = sources.Source(
+    ids=tuple(f"v{i}" for i in range(C)),
+    all_captions=tuple((f"caption {i}",) for i in range(C)),
+    groups=np.full(C, -1, np.int32),
+    visuals=lambda rows: np.zeros((len(rows), 1, 2, 2, 3), np.uint8),
+    attribution="drawn by nobody",
+    paths=tuple(f"/pictures/{i}.png" for i in range(C)),
+  )
+  items.write(folder.parent / "items", source, items.contract_of(source))
+  return items.Items(folder.parent / "items")
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +80,15 @@ def made(tmp_path_factory):
   folder = tmp_path_factory.mktemp("gallery") / "store"
   with memory_store.Writer(folder, {"slow": slow.slow_contract}) as writer:
     writer.append(types.Memory(tuple(levels)), [f"v{i}" for i in range(C)])
-  memories = memory_store.Store(folder)
+  memories = memory_store.Memories(folder)
   vectors = rng.normal(size=(C, 8)).astype(np.float32)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-  scorer = scorers.Scorer(slow, memories, pairs=64)
-  fit = fusion.Fit(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
-  search = searcher.Retriever(fast, exact.index(vectors), scorer, fit)
-  return Made(search, scorer, fast, slow, memories)
+  VECTORS.append(vectors)
+  weights = fusion.Weights(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
+  judge = searcher.Judge(slow, memories, weights)
+  search = searcher.Searcher(fast, exact.index(vectors), shown(folder), judge)
+  search.scorer = scorers.Scorer(slow, memories, pairs=64)
+  return Made(search, search.scorer, fast, slow, memories)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +118,8 @@ def test_no_question_compiles_after_it_was_warmed(warm):
       k, rerank_k = (int(x) for x in rng.integers(1, 257, size=2))
       if call % 10:  # all pairs of all calls would take long
         rerank_k = min(rerank_k, 1 + 60 // queries)
-      answer = warm.search(asked(rng, queries), k=k, rerank_k=rerank_k)
-      assert answer.final.rows.shape == (queries, k)
+      answers = warm.search.search(asked(rng, queries), k=k, rerank=rerank_k)
+      assert [len(one.hits) for one in answers] == [min(k, C)] * queries
   assert count.programs == 0
 
 
@@ -123,7 +141,8 @@ def test_texts_of_any_width_and_lists_of_any_length_compile_nothing(warm):
 def test_answers_are_those_of_unpadded_shapes(warm, queries, k):
   rng = np.random.default_rng(queries)
   texts = asked(rng, queries)
-  answer = warm.search(texts, k=k, rerank_k=k)
+  answers = warm.search.search(texts, k=k, rerank=k)
+  rows = np.array([one.fast_rows for one in answers])
   text = warm.fast.tokenizer.encode(texts)
   fast = build.fast_model(warm.fast.cfg, synthetic.VOCABULARY)
   embed = functools.partial(
@@ -141,17 +160,77 @@ def test_answers_are_those_of_unpadded_shapes(warm, queries, k):
     return h[:, 0]
 
   words = np.repeat(text, k, axis=0)[:, None]
-  memory = warm.memories.read(answer.fast.rows.reshape(-1))
+  memory = warm.memories.read(rows.reshape(-1))
   want = score(warm.slow.params["slow"], memory, words).reshape(queries, k)
-  got = warm.scorer(text, answer.fast.rows)
+  got = warm.scorer(text, rows)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_fast_alone_is_warmed_too(made):
-  vectors = np.eye(8, dtype=np.float32)
-  search = searcher.Retriever(made.fast, exact.index(vectors))
-  search.warm()
+def test_an_answer_says_what_each_part_said(made):
+  query = "1 2 3"
+  answer = made.search(query, k=6, rerank=4)
+  text = made.fast.tokenizer.encode([query])
+  dots = encode.text_vectors(made.fast, text) @ VECTORS[0].T
+  order = np.argsort(-dots[0], kind="stable")[:6]
+  assert answer.fast_rows == tuple(order)
+  np.testing.assert_allclose(answer.fast_scores, dots[0, order], atol=1e-5)
+  h = made.scorer(text, order[None, :4])[0]
+  both = h / rerank.targets(text)[0] ** 0.5 + 3.0 * dots[0, order[:4]]
+  best = np.argsort(-both, kind="stable")
+  assert [hit.row for hit in answer.hits] == [*order[best], *order[4:]]
+  for at, hit in enumerate(answer.hits):
+    was = list(order).index(hit.row)
+    assert hit.moved == was - at
+    assert hit.id == hit.item.id == f"v{hit.row}"
+    assert hit.item.path == f"/pictures/{hit.row}.png"
+    assert hit.item.caption == f"caption {hit.row}"
+    np.testing.assert_allclose(hit.fast, dots[0, hit.row], atol=1e-5)
+    if was < 4:
+      np.testing.assert_allclose(hit.score, both[was], rtol=1e-4)
+    else:  # behind what Slow looked at
+      assert hit.score is None and hit.moved == 0
+  assert list(answer.stages_ms) == ["encode", "search", "rerank"]
+  assert answer.query in str(answer) and "caption" in str(answer)
+
+
+def test_many_queries_are_answered_as_each_alone(made):
+  texts = asked(np.random.default_rng(5), 3)
+  for text, together in zip(texts, made.search.search(texts), strict=True):
+    alone = made.search(text)
+    assert [hit.id for hit in alone.hits] == [hit.id for hit in together.hits]
+  assert made.search.search([]) == []
+
+
+@pytest.mark.parametrize(
+  ("query", "how", "message"),
+  [
+    ("1", {"k": 0}, "k: must be at least 1; got 0"),
+    ("1", {"rerank": -1}, "rerank: must be at least 0; got -1"),
+    ("zzz", {}, "zzz"),
+  ],
+)
+def test_what_cannot_be_answered_is_refused(made, query, how, message):
+  with pytest.raises(ValueError, match=message):
+    made.search(query, **how)
+
+
+def test_fast_alone_answers_and_refuses_to_re_rank(made, tmp_path):
+  alone = searcher.Searcher(made.fast, made.search.index, made.search.items)
+  alone.warm()
   with compile_cache.counting() as count:
     for queries in (1, 5, 65):
-      search(asked(np.random.default_rng(4), queries), k=queries)
+      texts = asked(np.random.default_rng(4), queries)
+      answers = alone.search(texts, k=queries)
   assert count.programs == 0
+  assert answers[0].hits[0].score is None
+  assert list(answers[0].stages_ms) == ["encode", "search"]
+  for wrong in (lambda: alone("1", rerank=5), lambda: alone.reranker(5)):
+    with pytest.raises(ValueError, match=r"^rerank: .*slow=True"):
+      wrong()
+  with pytest.raises(ValueError, match=r"^pictures: "):
+    alone.pictures([0])
+
+
+def test_a_string_is_not_taken_for_a_list_of_letters(made):
+  with pytest.raises(ValueError, match="must be several; got the string '1 2'"):
+    made.search.search("1 2")

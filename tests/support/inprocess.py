@@ -78,19 +78,16 @@ def trained(tmp_path_factory) -> pathlib.Path:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if (workdir.parent / "made").exists():
       return workdir
-    gallery = workdir / "gallery"
     for done in (
       *(train(workdir, stage) for stage in ("fast", "slow", "distill")),
       launch(
         "encode",
         f"--run={workdir / 'distill'}",
         f"--slow={workdir / 'slow'}",
-        f"--out={gallery}",
       ),
       launch(
         "export_index",
-        f"--corpus={gallery / 'corpus'}",
-        f"--out={gallery / 'index'}",
+        f"--gallery={workdir / 'gallery' / 'test'}",
         f"--run={workdir / 'distill'}",
       ),
     ):

@@ -22,7 +22,7 @@ from etils import epath
 from fs_jax import config, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import errors
-from fs_jax.runs import checkpoint, journal, stages
+from fs_jax.runs import checkpoint, journal, layout, stages
 from fs_jax.train import loop, tasks
 from fs_jax.train import step as steps
 from tests.support import synthetic
@@ -175,7 +175,7 @@ def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
   workdir, want = whole
   assert_same(state, want)
   assert lines(where) == lines(workdir)
-  for name in ("DONE", "config.json", "tokenizer.json", stages.PARAMETERS):
+  for name in ("DONE", "config.json", "tokenizer.json", layout.PARAMETERS):
     assert (where / "fast" / name).exists()
   assert list((where / "fast" / "tb").iterdir())
 
@@ -351,7 +351,7 @@ def test_steps_are_traced_when_asked_for(tmp_path):
 
 def test_parameters_are_listed_with_their_places(whole):
   workdir, _ = whole
-  listed = (workdir / "fast" / stages.PARAMETERS).read_text()
+  listed = (workdir / "fast" / layout.PARAMETERS).read_text()
   assert "fast/a/kernel" in listed and "(3, 2)" in listed
 
 

@@ -202,8 +202,8 @@ import sys
 import jax
 import numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from fs_jax import sharding
-from tests.support import test_ring
+from fs_jax.machine import sharding
+from tests.train import test_ring
 assert jax.process_count() == 2 and len(jax.devices()) == 4
 on = test_ring.mesh(2, 2, 1)
 place = sharding.batch(on)

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from fs_jax import config, trees, types
 from fs_jax.data import tokenizer as tokenizers
 from fs_jax.machine import sharding
-from fs_jax.runs import journal, stages
+from fs_jax.runs import journal, layout, stages
 from fs_jax.train import loop, optim, step, tasks
 from tests.support import lowered, synthetic
 
@@ -186,7 +186,7 @@ def test_parameters_are_listed_with_their_places(tmp_path):
   made = step.program(cfg_of("slow", config.Mesh(2, 2, 2)), 12, on)
   said = []
   stages.describe(epath.Path(tmp_path), made.state.params, said.append)
-  rows = (tmp_path / stages.PARAMETERS).read_text().splitlines()
+  rows = (tmp_path / layout.PARAMETERS).read_text().splitlines()
   (row,) = (r for r in rows if "/level0/" in r and "/up/kernel" in r)
   assert "(None, 'fsdp', 'model')" in row
   (row,) = (r for r in rows if "/level0/" in r and "/up/bias" in r)

@@ -144,7 +144,7 @@ def test_weights_of_other_captions_are_fitted_again(tmp_path):
 
   found, made_from = needed(source)
   assert found
-  fit = fusion.Fit(1.0, 0.0, 1.0, 0.0, (), 2, 1, 0)
+  fit = fusion.Weights(1.0, 0.0, 1.0, 0.0, (), 2, 1, 0)
   fusion.save(slow.folder, fit, made_from)
   assert not needed(source)[0]
   captions = (("another one",), *source.all_captions[1:])

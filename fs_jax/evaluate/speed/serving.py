@@ -18,7 +18,7 @@ from fs_jax.gallery import memories
 from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.runs import stages
-from fs_jax.search import scorer, searcher, workdir
+from fs_jax.search import scorer, searcher
 
 RERANKED = 20  # candidates a query, as launch.search
 LATER = 5  # calls of each batch after its first
@@ -28,7 +28,7 @@ LISTS = ((1, 10), (24, 50))  # queries and candidates that padding is timed at
 class Served(NamedTuple):
   """A workdir's gallery, and what it is asked."""
 
-  opened: workdir.Opened
+  search: searcher.Searcher
   texts: tuple[str, ...]  # captions of the gallery, as queries
 
 
@@ -54,19 +54,16 @@ def serve(where: epath.PathLike, split: str) -> Served:
   Raises:
     ValueError: no trained stage or no index there.
   """
-  found = workdir.find_gallery(epath.Path(where), split)
-  opened = workdir.open_to_search(
-    found, stages.load(found.fast), split, slow=True
-  )
-  rows = np.random.default_rng(0).permutation(len(opened.source))
-  texts = (opened.source.captions(int(i))[0] for i in rows)
-  return Served(opened, tuple(texts))
+  search = searcher.open(where, split)
+  rows = np.random.default_rng(0).permutation(len(search))
+  texts = (search.items[int(i)].caption for i in rows)
+  return Served(search, tuple(texts))
 
 
 def warm_up(made: Served) -> dict[str, float]:
   """What the `warm` of a first searcher takes."""
   jax.clear_caches()
-  search = made.opened.retriever()
+  search = made.search
   with compile_cache.counting() as count:
     seconds = search.warm()
   return {"warm_seconds": seconds, "warm_programs": count.programs}
@@ -82,16 +79,16 @@ def waits(
     for size in sizes
   ]
   jax.clear_caches()
-  search = made.opened.retriever()
+  search = made.search
   cold = [_wait(search, some, later) for some in asked]
   search.warm()
   for some, before in zip(asked, cold, strict=True):
     yield Batch(len(some), before, _wait(search, some, later))
 
 
-def _wait(search: searcher.Retriever, asked: Sequence[str], later: int) -> Wait:
-  def ask() -> searcher.Answer:
-    return search(asked, rerank_k=RERANKED)
+def _wait(search: searcher.Searcher, asked: Sequence[str], later: int) -> Wait:
+  def ask() -> list[searcher.Answer]:
+    return search.search(asked, rerank=RERANKED)
 
   with compile_cache.counting() as first:
     ask()
@@ -106,9 +103,9 @@ def padding(
 
   Both take turns. `apart` is the largest difference of the scores, relative.
   """
-  slow, memories = made.opened.slow, made.opened.memories
-  scorer = made.opened.scorer()
-  assert slow and memories and scorer  # `serve` opens them
+  judge, scorer = made.search.judge, made.search.scorer
+  assert judge and scorer  # `serve` opens them
+  slow, memories = judge.run, judge.memories
   text = slow.tokenizer.encode(list(made.texts[:queries]))
   rng = np.random.default_rng(2)
   rows = rng.integers(len(memories), size=(queries, k))
@@ -137,7 +134,10 @@ def padding(
 
 
 def _exact(
-  slow: stages.Run, memories: memories.Store, text: np.ndarray, rows: np.ndarray
+  slow: stages.Run,
+  memories: memories.Memories,
+  text: np.ndarray,
+  rows: np.ndarray,
 ) -> Callable[[], np.ndarray]:
   """The same scores in blocks as large as their pairs are many."""
   model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)

@@ -20,7 +20,7 @@ from fs_jax.evaluate import results
 from fs_jax.evaluate.studies import checklist, gallery
 from fs_jax.machine import files, provenance
 from fs_jax.machine import manifest as manifests
-from fs_jax.runs import contract
+from fs_jax.runs import contract, layout
 from fs_jax.search import rankers
 
 DEPTH = 100  # Fast's list: what re-ranking and recall look at
@@ -84,7 +84,7 @@ def rank(
   Answers and times of other models, weights, visuals, queries or of another
   machine are made anew.
   """
-  folder = parts.folder / "answers" / name
+  folder = parts.folder / layout.ANSWERS / name
 
   def needed() -> bool:
     return provenance.folder_needed(folder, "answers", made_from)
@@ -143,7 +143,7 @@ def ask_fasts(
     prefix: of the names on disk, apart for other queries.
   """
   results = {}
-  for name in gallery.fasts:
+  for name in gallery.searchers:
     shown = "fast_distilled" if name == "distill" else name
     said = rank(
       parts,
@@ -210,7 +210,7 @@ def _reranked_over(
   """(row of the table, Fast, candidates) of everything that is re-ranked."""
   over = [("fast_rerank@20", "fast", 20)]
   over += [(f"rerank@{k}", "distill", k) for k in ks]
-  return [one for one in over if one[1] in gallery.fits]
+  return [one for one in over if one[1] in gallery.weights]
 
 
 def _asked_of(
@@ -232,7 +232,7 @@ def _asked_of(
   """
   parts: dict[str, Mapping[str, Any]] = {**gallery.visuals}
   if name:
-    manifest = gallery.indices[name].manifest
+    manifest = gallery.searchers[name].index.manifest
     parts |= gallery.models[name]
     parts["index"] = {
       "backend": manifest["backend"],
@@ -242,7 +242,7 @@ def _asked_of(
   if slow:
     parts |= gallery.models["slow"]
   if k:
-    fit = gallery.fits[name].to_dict()
+    fit = gallery.weights[name].to_dict()
     parts["weights"] = {"reranked": k, "digest": provenance.digest_json(fit)}
   truth = {
     field: np.asarray(x)
@@ -263,8 +263,8 @@ def _asked_of(
 def made_from(gallery: gallery.Gallery, asked: Queries) -> provenance.Contract:
   """What a report of all rankers follows from, by ranker."""
   everything: dict[str, Mapping[str, Any]] = {}
-  for name in gallery.fasts:
-    k = DEPTH if name in gallery.fits else 0
+  for name in gallery.searchers:
+    k = DEPTH if name in gallery.weights else 0
     of_name = _asked_of(gallery, asked, name, slow=bool(k), k=k)
     everything |= {f"{name}: {part}": x for part, x in of_name.items()}
   return everything
@@ -289,19 +289,18 @@ def _score(name: str, said: Answers, truth: results.Truth) -> results.Result:
 
 
 def _fast(gallery: gallery.Gallery, name: str) -> rankers.Fast:
-  return rankers.Fast(gallery.fasts[name], gallery.indices[name], DEPTH)
+  return gallery.searchers[name].fast_ranker(DEPTH)
 
 
 def _reranked(gallery: gallery.Gallery, name: str, k: int) -> rankers.Reranked:
-  base = _fast(gallery, name)
-  return rankers.Reranked(base, gallery.scorer, gallery.fits[name], k)
+  return gallery.searchers[name].reranker(k, DEPTH)
 
 
 def _fast_inside(
   gallery: gallery.Gallery, asked: Queries, name: str
 ) -> types.Candidates:
   return rankers.fast_in_group(
-    gallery.fasts[name],
+    gallery.searchers[name].fast,
     gallery.vectors[name],
     asked.tokens,
     _groups(asked.truth),
@@ -313,7 +312,7 @@ def _reranked_inside(
 ) -> types.Candidates:
   inside = _fast_inside(gallery, asked, name)
   return rankers.reranked_in_group(
-    inside, gallery.scorer, gallery.fits[name], asked.tokens
+    inside, gallery.scorer, gallery.weights[name], asked.tokens
   )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from fs_jax.machine import console, manifest, provenance
+from fs_jax.runs import layout
 
 KIND = "step"
 
@@ -39,7 +40,7 @@ class Parts:
       run: does it.
       needed: whether what it makes has to be made, even if it was finished.
     """
-    path = self.folder / "parts" / f"{name}.json"
+    path = self.folder / layout.PARTS / f"{name}.json"
     done = provenance.record(path, KIND, contract)
     if done is None or needed():
       console.say(f"-- {name}")

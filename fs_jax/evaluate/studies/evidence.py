@@ -15,7 +15,7 @@ from fs_jax import config
 from fs_jax.evaluate.studies import answers, checklist, study
 from fs_jax.evaluate.studies import gallery as gallery_module
 from fs_jax.machine import console, files
-from fs_jax.runs import journal, stages
+from fs_jax.runs import journal, layout
 
 SPARE = 1.05  # of the control's time: it never gets less than it stands against
 EVERY = 1 << 20  # more visuals, and captions of each, than any split has
@@ -60,7 +60,7 @@ def _evidence_of(
   asked = answers.questions(gallery.source, tokenizer, study.QUERIES)
   results = answers.ask_all(parts, gallery, asked, (20,))
   return study.write_report(
-    where / "report.json",
+    where / layout.REPORT,
     parts,
     results,
     asked,
@@ -79,7 +79,7 @@ def _as_long(cfg: config.Config, parts: checklist.Parts) -> config.Config:
   """
   rates = [
     line["examples_per_second"]
-    for line in journal.read(stages.folder(parts.folder, "fast"))
+    for line in journal.read(layout.stage(parts.folder, "fast"))
     if "examples_per_second" in line
   ]
   rate = max(rates) / cfg.train.batch_size  # steps a second, undisturbed

@@ -20,14 +20,13 @@ from fs_jax.evaluate.page import examples, page
 from fs_jax.evaluate.studies import answers, checklist
 from fs_jax.evaluate.studies import gallery as gallery_module
 from fs_jax.machine import console, files, provenance
-from fs_jax.runs import contract, journal
+from fs_jax.runs import contract, journal, layout
 from fs_jax.runs import stages as stages_
 from fs_jax.search import grounding, weigh
 from fs_jax.train import train
 
 SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn
-PAGE = "index.html"
 QUERIES = 512  # asked of every ranker, Slow alone among them
 KS = (5, 10, 20, 50)  # candidates that the re-ranker takes
 PAIRS = (  # compared query by query
@@ -39,7 +38,6 @@ PAIRS = (  # compared query by query
   ("fast_distilled", "fast_longer"),
   ("rerank@20", "fast_rerank@20"),
 )
-STUDY = "study.json"
 
 
 def begin(
@@ -50,7 +48,7 @@ def begin(
   Raises:
     ValueError: the folder belongs to another study.
   """
-  path = epath.Path(workdir) / STUDY
+  path = epath.Path(workdir) / layout.STUDY
   if path.exists():
     old = json.loads(path.read_text())
     for key, value in values.items():
@@ -114,29 +112,25 @@ def write_report(
   return json.loads(path.read_text())
 
 
-def report_path(workdir: epath.Path, split: str, queries: int) -> epath.Path:
-  return workdir / "gallery" / split / f"report-{queries}.json"
-
-
 def evaluate_split(
   workdir: epath.Path, split: str, queries: int
 ) -> dict[str, Any]:
   """All rankers of a workdir on a split; returns the report it wrote."""
-  kept = checklist.Parts(workdir / "gallery" / split / f"queries-{queries}")
+  kept = checklist.Parts(layout.queries(workdir, split, queries))
   fasts = tuple(weigh.weigh_all(workdir))
   gallery = gallery_module.open_gallery(checklist.Parts(workdir), split, fasts)
   cfg = gallery.slow.cfg
   asked = answers.questions(gallery.source, gallery.slow.tokenizer, queries)
   results = answers.ask_all(kept, gallery, asked, KS)
   return write_report(
-    report_path(workdir, split, queries),
+    layout.report(workdir, split, queries),
     kept,
     results,
     asked,
     answers.made_from(gallery, asked),
     cfg.seed,
     paired=comparisons(results, PAIRS),
-    fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
+    fits={name: fit.to_dict() for name, fit in gallery.weights.items()},
     used_on=answers.used_on(gallery, KS),
   )
 
@@ -150,7 +144,7 @@ def quickstart(
 ) -> dict[str, Any]:
   """Data to page; see `launch/quickstart.py`. Returns report.json."""
   parts = begin(workdir, {"study": "quickstart", "seed": seed, "small": small})
-  path = parts.folder / "report.json"
+  path = parts.folder / layout.REPORT
   cfgs = {
     stage: of_study(get_config(stage), parts, seed, SMALL if small else 1.0)
     for stage in ("fast", "slow", "distill")
@@ -162,7 +156,7 @@ def quickstart(
   )
   made_from = answers.made_from(gallery, asked)
   made = provenance.record(path, results_.REPORT, made_from)
-  if made is not None and (parts.folder / PAGE).exists():
+  if made is not None and (parts.folder / layout.PAGE).exists():
     console.say(f"{parts.folder}: all parts are done; delete it to start again")
     results_.show(made)
     return made
@@ -175,20 +169,21 @@ def quickstart(
     made_from,
     seed,
     paired=comparisons(results, PAIRS),
-    fits={name: fit.to_dict() for name, fit in gallery.fits.items()},
+    fits={name: fit.to_dict() for name, fit in gallery.weights.items()},
     used_on=answers.used_on(gallery, KS),
     digests=digests(gallery),
     example=asked.texts[0],  # something that this world has
   )
   draw(parts, gallery, asked, made)
   results_.show(made)
-  console.say(f"{path}\n{parts.folder / PAGE}")
+  console.say(f"{path}\n{parts.folder / layout.PAGE}")
   return made
 
 
 def digests(gallery: gallery_module.Gallery) -> dict[str, str]:
   """SHA-256 of every stage's parameters: equal ones were trained equally."""
-  trained = gallery.fasts | {"slow": gallery.slow}
+  trained = {name: one.fast for name, one in gallery.searchers.items()}
+  trained["slow"] = gallery.slow
   return {name: contract.digest(run.params) for name, run in trained.items()}
 
 
@@ -202,7 +197,7 @@ def draw(
   source = gallery.source
   lists = ("fast_distilled", "rerank@20")
   shown = {
-    name: answers.read_answers(parts.folder / "answers" / name)
+    name: answers.read_answers(parts.folder / layout.ANSWERS / name)
     for name in lists
   }
   fast, final = (shown[name].found for name in lists)
@@ -218,9 +213,9 @@ def draw(
     words = grounding.word_attention(gallery.slow, picture, text)
     looks.append(page.Look(text, picture, words))
   stages = ("fast", "slow", "distill")
-  curves = {s: journal.read(stages_.folder(parts.folder, s)) for s in stages}
+  curves = {s: journal.read(layout.stage(parts.folder, s)) for s in stages}
   page.write(
-    parts.folder / PAGE,
+    parts.folder / layout.PAGE,
     made,
     curves,
     found,
@@ -240,7 +235,7 @@ def of_study(
     cfg,
     seed=seed,
     data=dataclasses.replace(
-      cfg.data, seed=seed, dir=os.fspath(parts.folder / "data")
+      cfg.data, seed=seed, dir=os.fspath(parts.folder / layout.DATA)
     ),
     train=dataclasses.replace(cfg.train, steps=steps),
   )
@@ -254,7 +249,7 @@ def train_all(
   origin = {"data": contract.recipe_of(next(iter(cfgs.values())), "data.")}
   parts.do("data", origin, lambda: sources.open_lazily(data, data.train))
   for name, cfg in cfgs.items():
-    folder = stages_.folder(parts.folder, name)
+    folder = layout.stage(parts.folder, name)
     made_from = {"config": contract.recipe(cfg)}
     for role in ("stage", "teacher"):
       earlier = getattr(cfg.init, role)
@@ -262,7 +257,7 @@ def train_all(
         made_from |= {
           f"{role}_{part}": fields
           for part, fields in stages_.load(
-            stages_.folder(parts.folder, earlier)
+            layout.stage(parts.folder, earlier)
           ).contract.items()
         }
     parts.do(
@@ -280,7 +275,7 @@ def train_all(
 def _weigh(parts: checklist.Parts, step: str, fast: str) -> None:
   """The weights of Slow and a Fast; `train` knows whether they hold."""
   run, slow = (
-    stages_.load(stages_.folder(parts.folder, n)) for n in (fast, "slow")
+    stages_.load(layout.stage(parts.folder, n)) for n in (fast, "slow")
   )
   needed, made_from = weigh.weights_needed(run, slow)
   parts.do(

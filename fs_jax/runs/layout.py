@@ -1,0 +1,99 @@
+"""Where everything of a workdir lies: no other module spells these names.
+
+    W/<stage>/           config.json tokenizer.json contract.json fit.json DONE
+                         checkpoints/<step>/ metrics.jsonl tb/ trace/
+    W/gallery/<split>/   items/ vectors/ memories/ index/
+                         <stage>/{vectors,index}/ of a Fast that is compared
+    W/                   parts/ answers/ study.json report.json index.html data/
+
+A packed gallery is a gallery's folder with fast/, slow/ and fit.json in it.
+"""
+
+from typing import NamedTuple
+
+from etils import epath
+
+# In the folder of a stage.
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+CONTRACT = "contract.json"  # of the stages that it began from
+PART = "part.json"  # where only a part of its parameters is there
+PARAMETERS = "parameters.txt"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+BOARD = "tb"
+TRACE = "profile"
+WEIGHTS = "fit.json"
+DONE = "DONE"
+CLUSTERS = "clusters"  # mined
+JUDGED = "judged"  # what the teacher says of them
+JUDGED_MEMORIES = "memories"
+VALIDATION = "validation"  # memories that weights are fitted on
+
+# In a workdir, and in the folder of a study.
+DATA = "data"
+PARTS = "parts"
+ANSWERS = "answers"
+STUDY = "study.json"
+REPORT = "report.json"
+PAGE = "index.html"
+
+FASTS = ("distill", "fast")  # the better one first
+SLOW = "slow"
+
+
+class Gallery(NamedTuple):
+  """Folders of what is stored of a gallery."""
+
+  folder: epath.Path
+
+  @property
+  def items(self) -> epath.Path:
+    return self.folder / "items"
+
+  @property
+  def vectors(self) -> epath.Path:
+    return self.folder / "vectors"
+
+  @property
+  def memories(self) -> epath.Path:
+    return self.folder / "memories"
+
+  @property
+  def index(self) -> epath.Path:
+    return self.folder / "index"
+
+
+def stage(workdir: epath.PathLike, name: str) -> epath.Path:
+  """The folder of a stage."""
+  return epath.Path(workdir) / name
+
+
+def gallery(workdir: epath.PathLike, split: str) -> Gallery:
+  """The gallery of a split, as it is searched."""
+  return Gallery(epath.Path(workdir) / "gallery" / split)
+
+
+def serving(workdir: epath.PathLike) -> str | None:
+  """The best Fast that is trained: whose vectors the gallery holds."""
+  done = (n for n in FASTS if (stage(workdir, n) / DONE).exists())
+  return next(done, None)
+
+
+def compared(workdir: epath.PathLike, split: str, fast: str) -> Gallery:
+  """Where a study keeps the vectors and the index of a Fast.
+
+  Those of the Fast that serves are the gallery's own; another one's lie below.
+  """
+  own = gallery(workdir, split)
+  return own if fast == serving(workdir) else Gallery(own.folder / fast)
+
+
+def queries(workdir: epath.PathLike, split: str, count: int) -> epath.Path:
+  """What evaluating `count` queries of a split keeps."""
+  return gallery(workdir, split).folder / f"queries-{count}"
+
+
+def report(workdir: epath.PathLike, split: str, count: int) -> epath.Path:
+  """The report of `count` queries of a split."""
+  return gallery(workdir, split).folder / f"report-{count}.json"
