@@ -1,7 +1,7 @@
 """One way to keep a result: nothing writes files past it.
 
-`manifest.write_manifest` and `manifest.write_record` refuse what does not say what it
-was made from. Whatever else writes is listed here, with what it writes.
+`manifest.write_manifest` and `manifest.write_record` refuse what does not say
+what it was made from. Whatever else writes is listed here, with what it writes.
 """
 
 import ast

@@ -309,7 +309,7 @@ def _lookup(vocabulary: int, ids: int, width: int) -> Part:
   return _products(ids, vocabulary, width, first=True)
 
 
-def _products(m: float, k: int, n: int, *, first: bool = False) -> Part:
+def _products(m: int | float, k: int, n: int, *, first: bool = False) -> Part:
   """[m,k] times [k,n]; the gradient of a `first` one goes no further."""
   forward = 2.0 * m * k * n
   return Part(forward, forward if first else 2 * forward)

@@ -164,6 +164,7 @@ def made(**changes):
     "steps": 43200,
     "compile_seconds": 1.5,
     "versions": {"jax": "0"},
+    "program": "p",
   }
   return plan.Plan(**values | changes)
 

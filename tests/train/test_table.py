@@ -124,16 +124,47 @@ def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
     assert table.kept(path, cfg) is None, spoilt
 
 
+def test_code_that_moved_changes_nothing_and_another_program_does(
+  tmp_path, monkeypatch
+):
+  """A source that changed is lowered again, and its program compared."""
+  cfg, path = lowered.step(), epath.Path(tmp_path) / "row.json"
+  table.keep(path, made(program="one"), cfg)
+  asked = []
+
+  def fingerprint(cfg):
+    asked.append(cfg)
+    return "one"
+
+  monkeypatch.setattr(plan, "fingerprint", fingerprint)
+  assert table.kept(path, cfg) and not asked  # the source is what it was
+  table._source.cache_clear()
+  with monkeypatch.context() as edited:
+    real = pathlib.Path.read_bytes
+    edited.setattr(
+      pathlib.Path,
+      "read_bytes",
+      lambda path: real(path) + b"#" * (path.name == "losses.py"),
+    )
+    assert table.kept(path, cfg) and len(asked) == 1
+    assert table.kept(path, cfg) and len(asked) == 1  # noted
+    edited.setattr(plan, "fingerprint", lambda cfg: "another")
+    table._source.cache_clear()
+    edited.setattr(pathlib.Path, "read_bytes", lambda path: b"")
+    assert table.kept(path, cfg) is None
+  table._source.cache_clear()
+
+
 def test_code_that_is_edited_meanwhile_is_not_what_planned(monkeypatch):
-  cfg = lowered.step("fast")
-  before = table.key(cfg)
+  before = table._source(table._SOURCE)
   monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: b"edited")
-  assert table.key(cfg) == before
+  assert table._source(table._SOURCE) == before
 
 
-def test_every_source_that_the_key_reads_is_there():
+def test_every_source_that_rows_are_kept_by_is_there():
   package = pathlib.Path(table.__file__).parents[2]
-  assert all((package / name).exists() for name in table._SOURCE)
+  for name in (*table._SOURCE, *table._READER):
+    assert (package / name).exists(), name
 
 
 def test_only_what_changed_is_compiled_again(tmp_path, monkeypatch, capsys):

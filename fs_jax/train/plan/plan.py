@@ -6,6 +6,7 @@ long that takes. No step was timed to make these figures.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import importlib.util
 import math
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fs_jax import config
+from fs_jax import config, types
 from fs_jax.machine import hardware, sharding
 from fs_jax.models import flops
 from fs_jax.train import pair_scores
@@ -95,6 +96,7 @@ class Plan:
   steps: int
   compile_seconds: float
   versions: dict[str, str]
+  program: str  # of the step and of validation, before they are compiled
 
   @property
   def fits(self) -> bool:
@@ -197,8 +199,9 @@ def plan(name: str, cfg: config.Config) -> Plan:
   count = flops.train_step(cfg, cfg.tokens.vocabulary)
   made = steps.program(cfg, cfg.tokens.vocabulary, on)
   began = time.perf_counter()
-  memory, program = compiled(made, chip.hbm)
-  validated = validating(cfg, made, chip.hbm) if program else None
+  lowered = lower(cfg, made)
+  memory, program = compiled(lowered.step, chip.hbm)
+  validated = validating(lowered, made, chip.hbm) if program else None
   seconds = time.perf_counter() - began
   found = hlo.collectives(program) if program else []
   return Plan(
@@ -228,19 +231,51 @@ def plan(name: str, cfg: config.Config) -> Plan:
     steps=cfg.train.steps,
     compile_seconds=round(seconds, 1),
     versions=versions(),
+    program=lowered.digest(),
   )
 
 
-def compiled(
-  made: steps.Program, available: int
-) -> tuple[Memory, hlo.Program | None]:
+class Lowered(NamedTuple):
+  """Programs as they are given to the compiler."""
+
+  step: Any
+  score: Any  # of validation
+  params: types.Params  # shapes of what validation is called with
+
+  def digest(self) -> str:
+    """SHA-256 of both: equal programs are compiled to equal ones."""
+    texts = "\0".join(x.as_text() for x in (self.step, self.score))
+    return hashlib.sha256(texts.encode()).hexdigest()
+
+
+def lower(cfg: config.Config, made: steps.Program) -> Lowered:
+  """The step of `made` and the validation of `cfg`, not yet compiled."""
+  of = pair_scores.program(cfg, cfg.tokens.vocabulary, made.on)
+  return Lowered(
+    made.step.lower(made.state, made.frozen, made.batch),
+    of.score.lower(of.params, of.visual, of.text),
+    of.params,
+  )
+
+
+def fingerprint(cfg: config.Config) -> str:
+  """`Plan.program` of a config, without compiling: seconds, not minutes.
+
+  Raises:
+    ValueError: as `plan`.
+  """
+  on = sharding.mesh(cfg.mesh, devices(cfg.mesh.topology, cfg.mesh.slices))
+  return lower(cfg, steps.program(cfg, cfg.tokens.vocabulary, on)).digest()
+
+
+def compiled(lowered: Any, available: int) -> tuple[Memory, hlo.Program | None]:
   """Memory of the step and what it does; None where it does not fit.
 
   The compiler is who knows: temporaries may add up to more than `available`
   bytes and still fit one after the other.
   """
   try:
-    step = made.step.lower(made.state, made.frozen, made.batch).compile()
+    step = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     return refused(str(error), available), None
   said = step.memory_analysis()
@@ -249,15 +284,12 @@ def compiled(
   return memory, hlo.parse(step.as_text())
 
 
-def validating(
-  cfg: config.Config, made: steps.Program, available: int
-) -> Memory:
+def validating(lowered: Lowered, made: steps.Program, available: int) -> Memory:
   """Memory of a validation between two steps of `made`, which stay there."""
-  of = pair_scores.program(cfg, cfg.tokens.vocabulary, made.on)
   beside = _local_bytes((made.state, made.frozen, made.batch))
-  beside -= _local_bytes(of.params)  # or as much of a running mean
+  beside -= _local_bytes(lowered.params)  # or as much of a running mean
   try:
-    run = of.score.lower(of.params, of.visual, of.text).compile()
+    run = lowered.score.compile()
   except jax.errors.JaxRuntimeError as error:
     memory = refused(str(error), available)
     return memory._replace(needed=memory.needed + beside)

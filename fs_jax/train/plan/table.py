@@ -1,7 +1,8 @@
 """Plans in words: one with what would make it fit, all of them in a table.
 
-A row is kept beside its config's hash, the versions of the compiler and the
-source of what it compiled: only what changed is compiled again.
+A row is kept beside its config's hash, the versions of the compiler and a
+digest of the programs that it compiled: only what changed is compiled again,
+and code that moved or was reworded changes nothing.
 """
 
 import dataclasses
@@ -160,11 +161,16 @@ def _show(readme: str, rows: list[plan.Plan]) -> None:
 
 def keep(path: epath.Path, made: plan.Plan, cfg: config.Config) -> None:
   """Writes a row beside what it was planned from."""
-  manifest.write_record(path, ROW, _made_from(cfg), {"plan": made.to_json()})
+  values = {"plan": made.to_json(), "source": _source(_SOURCE)}
+  manifest.write_record(path, ROW, _made_from(cfg), values)
 
 
 def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
-  """The plan that was made of this config, this code and these versions."""
+  """The plan that was made of this config and these versions, if it holds.
+
+  It does where the source did not change, or where it still makes the same
+  programs: they are lowered, which takes seconds, and compared.
+  """
   values = provenance.record(path, ROW, _made_from(cfg))
   if values is None:
     return None
@@ -172,11 +178,15 @@ def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
     made = plan.Plan.from_json(values["plan"])
   except (KeyError, TypeError):  # spoilt by hand
     return None
+  if values.get("source") != _source(_SOURCE):
+    if made.program != plan.fingerprint(cfg):
+      return None
+    keep(path, made, cfg)
   return _named(made, made.config, cfg)
 
 
 def _made_from(cfg: config.Config) -> provenance.Contract:
-  return {"step": {"key": key(cfg)}}
+  return {"step": {"key": key(cfg), "reader": _source(_READER)}}
 
 
 def _named(made: plan.Plan, name: str, cfg: config.Config) -> plan.Plan:
@@ -196,7 +206,7 @@ def file_name(name: str) -> str:
 
 
 def key(cfg: config.Config) -> str:
-  """Changes when the compiled step may: its config, its source, its makers.
+  """Changes when the compiled step may: its config, and its compiler.
 
   Whose pictures it sees and how many steps there are changes no step.
   """
@@ -206,29 +216,32 @@ def key(cfg: config.Config) -> str:
     del values["distill"]
   digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
   digest.update(json.dumps(plan.versions(), sort_keys=True).encode())
-  digest.update(_source())
   return digest.hexdigest()[:16]
 
 
 @functools.cache
-def _source() -> bytes:
-  """SHA-256 of the code that runs: edited later, it is not what planned."""
+def _source(names: tuple[str, ...]) -> str:
+  """SHA-256 of code as it runs: edited later, it is not what planned."""
   digest = hashlib.sha256()
   package = pathlib.Path(__file__).parents[2]
-  for name in _SOURCE:
+  for name in names:
     path = package / name
     for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
       digest.update(file.read_bytes())
-  return digest.digest()
+  return digest.hexdigest()
 
 
-# Below fs_jax: all that decides what is compiled, and what is made of it.
+# Below fs_jax: what reads a compiled program and reckons with it...
+_READER = (
+  *("machine/hardware.py", "models/flops.py"),
+  *("train/plan/hlo.py", "train/plan/plan.py"),
+)
+# ... and what decides which program it is.
 _SOURCE = (
-  *("types.py", "config.py", "trees.py", "models"),
-  *("machine/sharding.py", "machine/hardware.py"),
+  *("types.py", "config.py", "trees.py", "models", "machine/sharding.py"),
   *("train/losses.py", "train/ring.py", "train/optim.py"),
-  *("train/gradients.py", "train/tasks.py", "train/loop.py"),
-  *("train/pair_scores.py", "train/plan/hlo.py", "train/plan/plan.py"),
+  *("train/gradients.py", "train/tasks.py", "train/step.py"),
+  "train/pair_scores.py",
 )
 
 
