@@ -99,6 +99,7 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=["fs_jax*", "configs*", "launch*"],
   ),
+  entry_points={"console_scripts": ["fs-jax = launch.console:main"]},
   package_data={
     "fs_jax": [
       *("**/*.html", "**/*.css", "**/*.js"),

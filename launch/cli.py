@@ -79,7 +79,7 @@ def need(*names: str) -> None:
       )
 
 
-def config_command(stage: str) -> str:
+def config_command(stage: str) -> list[str]:
   """--config and its edits as they were typed, for another stage.
 
   Edits of what belongs to one stage, such as its steps, are left out.
@@ -90,7 +90,7 @@ def config_command(stage: str) -> str:
       words.append(f"--config={value.split(':')[0]}:{stage}")
     elif name.split(".")[1] in _SHARED:
       words.append(f"--{name}={value}")
-  return " ".join(words)
+  return words
 
 
 def config_words() -> list[str]:
@@ -145,11 +145,21 @@ def _parse(argv: Sequence[str]) -> list[str]:
     ValueError: a config that is not there, or has no such stage or field.
     flags.Error: any other wrong flag.
   """
+  argv = [_packaged(word) for word in argv]
   if "config" in flags.FLAGS:
     _check_config(_given(argv, "config"))
-  rest = flags.FLAGS(list(argv), known_only=False)
+  rest = flags.FLAGS(argv, known_only=False)
   flags.FLAGS.mark_as_parsed()
   return rest[1:]
+
+
+def _packaged(word: str) -> str:
+  """`--config=scenes:fast` with the path of the recipe that it names."""
+  found = re.fullmatch(r"--?config=([a-z]\w*)((?::.*)?)", word)
+  if not found or pathlib.Path(found[1]).exists():
+    return word
+  path = _ROOT / "configs" / f"{found[1]}.py"
+  return f"--config={path}{found[2]}" if path.is_file() else word
 
 
 def _given(argv: Sequence[str], prefix: str) -> list[tuple[str, str]]:
@@ -175,12 +185,11 @@ def _check_config(given: list[tuple[str, str]]) -> None:
       path, _, stage = value.partition(":")
       if not pathlib.Path(path).is_file():
         there = ", ".join(
-          f"configs/{p.name}"
-          for p in sorted(pathlib.Path("configs").glob("[!_]*.py"))
+          p.stem for p in sorted((_ROOT / "configs").glob("[!_]*.py"))
         )
         raise ValueError(
-          f"--config: must be a file <path>.py:<stage>; got {path!r}, which "
-          f"does not exist. try one of {there or 'the folder configs'}"
+          "--config: must be a file <path>.py:<stage>, or a recipe of the "
+          f"package; got {path!r}, which is neither. its recipes: {there}"
         )
       get_config = runpy.run_path(path).get("get_config")
       if get_config is None:

@@ -14,7 +14,6 @@ search needs, small pictures included, and no training data. It may be copied
 anywhere and searched with --workdir=G.
 """
 
-import shlex
 from typing import Any
 
 from absl import flags
@@ -22,7 +21,7 @@ from etils import epath
 
 from fs_jax.data import sources
 from fs_jax.gallery import encode, index
-from fs_jax.machine import provenance
+from fs_jax.machine import commands, provenance
 from fs_jax.runs import layout, stages
 from fs_jax.search import packed
 from launch import cli
@@ -56,9 +55,9 @@ def main(_) -> None:
     kept = encode.write_memories(slow, source, where.memories, **again)
     print(f"{where.memories}: {len(kept)} items of {kept.bytes_per_item} bytes")
   if not _PACK.value:
-    build = ["python", "-m", "launch.export_index"]
-    build += [f"--gallery={where.folder}", f"--run={_RUN.value}"]
-    cli.then(shlex.join(build) + " --replace" * _REPLACE.value)
+    build = [f"--gallery={where.folder}", f"--run={_RUN.value}"]
+    build += ["--replace"] * _REPLACE.value
+    cli.then(commands.command("export_index", *build))
     return
   parts = encode.contracts_of(run, source)
   if provenance.folder_needed(where.index, "index", parts, **again):
@@ -66,18 +65,20 @@ def main(_) -> None:
   packed.write(_PACK.value, where, source, run, slow)
   print(f"{_PACK.value}: {len(source)} visuals, packed")
   cli.then(
-    f'python -m launch.search "a fox left of a car" --workdir={_PACK.value}'
+    commands.command(
+      "search", "a fox left of a car", f"--workdir={_PACK.value}"
+    )
   )
 
 
 def _command() -> str:
   """What was typed, for who has to type it again."""
-  words = ["python", "-m", "launch.encode", f"--run={_RUN.value}"]
+  words = [f"--run={_RUN.value}"]
   words += [f"--slow={_SLOW.value}"] * bool(_SLOW.value)
   words.append(f"--split={_SPLIT.value}")
   words += [f"--out={_OUT.value}"] * bool(_OUT.value)
   words += [f"--pack={_PACK.value}"] * bool(_PACK.value)
-  return shlex.join(words)
+  return commands.command("encode", *words)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ flatters. An index that is there is built anew; one of other models or visuals
 only with --replace.
 """
 
-import shlex
 from typing import Any, cast
 
 from absl import flags
 from etils import epath
 
 from fs_jax.gallery import corpus, encode, index, scann
-from fs_jax.machine import provenance
+from fs_jax.machine import commands, provenance
 from fs_jax.runs import layout, stages
 from launch import cli
 
@@ -90,27 +89,27 @@ def main(_) -> None:
   )
   workdir, split = where.folder.parent.parent, where.folder.name
   if where == layout.gallery(workdir, split):  # where search looks
-    words = ["python", "-m", "launch.search", "a fox left of a car"]
-    words.append(f"--workdir={workdir}")
-    cli.then(shlex.join(words) + f" --split={split}" * (split != "test"))
+    words = ["a fox left of a car", f"--workdir={workdir}"]
+    words += [f"--split={split}"] * (split != "test")
+    cli.then(commands.command("search", *words))
 
 
 def _command() -> str:
   """What was typed, for who has to type it again."""
-  words = ["python", "-m", "launch.export_index"]
-  words.append(f"--gallery={_GALLERY.value}")
-  return shlex.join(words + [f"--run={_RUN.value}"] * bool(_RUN.value))
+  words = [f"--gallery={_GALLERY.value}"]
+  words += [f"--run={_RUN.value}"] * bool(_RUN.value)
+  return commands.command("export_index", *words)
 
 
 def _encode_again(parts: provenance.Contract) -> str:
   """The command that encodes the same split with the run of this one."""
-  words = ["python", "-m", "launch.encode"]
+  words: list[str] = []
   if _RUN.value:
     words.append(f"--run={_RUN.value}")
     named = parts.get("split", {}).get("split")
     words += [f"--split={named}"] * bool(named)
     words += [f"--out={_GALLERY.value}", "--replace"]
-  return f"encode it again: {shlex.join(words)}"
+  return f"encode it again: {commands.command('encode', *words)}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from absl import flags
 
 from configs import scenes
 from fs_jax.evaluate.studies import study
-from fs_jax.machine import compile_cache
+from fs_jax.machine import commands, compile_cache
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "where all goes")
@@ -33,7 +33,7 @@ def main(_) -> None:
     small=_BUDGET.value == "small",
   )
   cli.then(
-    f'python -m launch.search "{made["example"]}" --workdir={_WORKDIR.value}',
+    commands.command("search", made["example"], f"--workdir={_WORKDIR.value}"),
     f"open {_WORKDIR.value}/index.html",
   )
 

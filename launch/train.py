@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from fs_jax import configdict
 from fs_jax.evaluate import validation
-from fs_jax.machine import compile_cache, processes
+from fs_jax.machine import commands, compile_cache, processes
 from fs_jax.search import weigh
 from fs_jax.train import train
 from launch import cli
@@ -46,14 +46,17 @@ def main(_) -> None:
   following = {"fast": "slow", "slow": "distill"}.get(cfg.stage)
   if following:
     cli.then(
-      f"python -m launch.train {cli.config_command(following)} "
-      f"--workdir={_WORKDIR.value}"
+      commands.command(
+        "train", *cli.config_command(following), f"--workdir={_WORKDIR.value}"
+      )
     )
   else:
     cli.then(
-      f"python -m launch.encode --run={where} "
-      f"--slow={where.parent / cfg.init.teacher} "
-      f"--out={where.parent / 'gallery'}"
+      commands.command(
+        "encode",
+        f"--run={where}",
+        f"--slow={where.parent / cfg.init.teacher}",
+      )
     )
 
 

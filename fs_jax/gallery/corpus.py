@@ -61,7 +61,7 @@ def load(
   expected_contract: provenance.Contract | None = None,
   *,
   hashes: bool = True,
-  mend: str = "encode the gallery again: python -m launch.encode",
+  mend: str = "",
 ) -> types.Corpus:
   """Reads and checks what `save` wrote.
 
@@ -160,7 +160,7 @@ def read_ids(
     contracts.items(ids),
     ours_name="the manifest",
     theirs_name=str(path),
-    mend=f"make it again: {manifests.MAKES[manifest['kind']]}",
+    mend=f"make it again: {manifests.how_to_make(manifest['kind'])}",
   )
   return ids
 

@@ -132,7 +132,8 @@ def load(
   if scann.module() is None:
     raise ValueError(
       f"{path}: an index of ScaNN needs the package scann; got none here. "
-      f"install it, or build with kind 'exact': {manifests.MAKES['index']}"
+      "install it, or build with kind 'exact': "
+      f"{manifests.how_to_make('index')}"
     )
   searcher = scann.load(path / "scann")
   if searcher.size() != len(ids):

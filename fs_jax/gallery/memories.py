@@ -217,7 +217,7 @@ class Memories:
     *,
     ids: Sequence[str] | None = None,
     hashes: bool = True,
-    mend: str = "encode the gallery again: python -m launch.encode",
+    mend: str = "",
   ):
     path = manifests.local(folder)
     manifest = manifests.read_manifest(

@@ -22,7 +22,7 @@ from fs_jax.gallery import exact, tuner
 from fs_jax.machine import errors
 from fs_jax.machine import manifest as manifests
 
-MEND = f"build the index again: {manifests.MAKES['index']}"
+MEND = f"build the index again: {manifests.how_to_make('index')}"
 # Leaves to search and rows to score again for k answers; None = no tree.
 Given = Callable[[int], tuple[int, int] | None]
 

@@ -1,6 +1,7 @@
 """Disks, devices, processes and pods; nothing here knows of retrieval.
 
 errors         whose fault an error is, and exit codes
+commands       commands as a person types them
 hardware       TPUs and GPUs by name: hosts, memory, peaks
 sharding       meshes, and where arrays lie on them
 processes      how processes of a run meet, wait and agree to stop

@@ -18,14 +18,15 @@ from typing import Any
 
 from etils import epath
 
-from fs_jax.machine import files
+from fs_jax.machine import commands, files
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-MAKES = {  # what to run for a folder of each kind
-  "vectors": "python -m launch.encode",
-  "memories": "python -m launch.encode",
-  "index": "python -m launch.export_index",
+_MAKERS = {  # the program that makes a folder of each kind
+  "vectors": "encode",
+  "memories": "encode",
+  "items": "encode",
+  "index": "export_index",
 }
 
 
@@ -84,6 +85,12 @@ def local(path: epath.PathLike) -> epath.Path:
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).copy(temporary / name)
   return copy
+
+
+def how_to_make(kind: str) -> str:
+  """What to run for a folder of a kind."""
+  maker = _MAKERS.get(kind)
+  return commands.program(maker) if maker else "as it was made"
 
 
 def write_manifest(
@@ -191,7 +198,7 @@ def read_manifest(
       of another length or content.
   """
   path = epath.Path(path)
-  again = mend or f"make it again: {MAKES.get(kind, 'as it was made')}"
+  again = mend or f"make it again: {how_to_make(kind)}"
   if not (path / MANIFEST).exists():
     raise FileNotFoundError(
       f"{path}: a finished {kind} has a {MANIFEST}; got none. {again}"

@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from fs_jax.machine import errors
+from fs_jax.machine import commands, errors
 
 ADDRESS, COUNT, INDEX = (
   "JAX_COORDINATOR_ADDRESS",
@@ -72,7 +72,8 @@ def _joined(env: Mapping[str, str]) -> bool:
   if missing:
     raise ValueError(
       f"environment: {ADDRESS} needs {COUNT} and {INDEX} beside it; got no "
-      f"{missing[0]}. set it, or start with python -m launch.local"
+      f"{missing[0]}. set it, or start with "
+      f"{commands.program('local')}"
     )
   count, index = (_integer(env, name) for name in (COUNT, INDEX))
   if not 0 <= index < count:

@@ -19,7 +19,7 @@ from etils import epath
 
 from fs_jax import config, configdict, trees, types
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.machine import files, manifest, processes, provenance
+from fs_jax.machine import commands, files, manifest, processes, provenance
 from fs_jax.models import build
 from fs_jax.runs import checkpoint, contract, layout
 
@@ -181,7 +181,7 @@ def read_config(where: epath.PathLike) -> config.Config:
   if not (where / layout.CONFIG).exists():
     raise ValueError(
       f"{where}: must be the folder of a stage, with {layout.CONFIG}; got "
-      "none. train it: python -m launch.train "
+      f"none. train it: {commands.program('train')} "
       "--config=configs/<name>.py:<stage> --workdir=<folder above>"
     )
   return configdict.from_json((where / layout.CONFIG).read_text())

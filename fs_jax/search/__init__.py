@@ -6,7 +6,7 @@ rerank     Fast's candidates in the order of both
 rankers    exact, ScaNN, re-ranked, Slow alone: one protocol
 weigh      the weights of two stages, fitted where they are missing
 grounding  where Slow looks at each word
-commands   what a person types to make a gallery
+remake     the command that makes a gallery anew
 packed     a gallery that travels
 searcher   the front door: a folder opened, a question answered
 """

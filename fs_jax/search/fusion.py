@@ -18,7 +18,7 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special
 
-from fs_jax.machine import manifest, provenance
+from fs_jax.machine import commands, manifest, provenance
 from fs_jax.runs import layout
 
 KIND = "weights"  # of the record
@@ -314,8 +314,8 @@ def load(
     ValueError: none there, or one of other parameters than `expected`.
   """
   path = epath.Path(where) / layout.WEIGHTS
-  mend = (
-    f"fit it: python -m launch.evaluate --fit --workdir={path.parent.parent}"
+  mend = "fit it: " + commands.command(
+    "evaluate", "--fit", f"--workdir={path.parent.parent}"
   )
   try:
     values = manifest.read_record(path, KIND, mend=mend)

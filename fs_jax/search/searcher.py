@@ -20,9 +20,9 @@ from PIL import Image
 from fs_jax import types
 from fs_jax.data import sources
 from fs_jax.gallery import encode, exact, index, items, memories
-from fs_jax.machine import compile_cache, provenance
+from fs_jax.machine import commands, compile_cache, provenance
 from fs_jax.runs import layout, stages
-from fs_jax.search import commands, fusion, packed, rankers
+from fs_jax.search import fusion, packed, rankers, remake
 from fs_jax.search import scorer as scorers
 
 RERANKED = 20  # candidates that Slow looks at, unless a call says otherwise
@@ -229,7 +229,7 @@ class Searcher:
     if self._pictures is None:
       raise ValueError(
         "pictures: must be in the gallery or its data; got neither. pack it "
-        "again: python -m launch.encode --pack"
+        f"again: {commands.program('encode')} --pack"
       )
     return self._pictures(rows)
 
@@ -258,15 +258,15 @@ def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
   name = layout.serving(workdir)
   if name is None:
     raise ValueError(
-      f"{workdir}: must hold a trained fast or distill; got neither. run make "
-      "quickstart, or python -m launch.train"
+      f"{workdir}: must hold a trained fast or distill; got neither. train "
+      f"one: {commands.program('train')}, or {commands.program('quickstart')}"
     )
   where = layout.gallery(workdir, split)
-  remake = commands.make_gallery(workdir, split)
+  again = remake.command(workdir, split)
   if not where.index.exists():
     raise ValueError(
       f"{workdir}: must hold an index of split {split!r}; got none. make it: "
-      f"{remake}"
+      f"{again}"
     )
   fast = stages.load(layout.stage(workdir, name))
   source = sources.open_lazily(fast.cfg.data, split)
@@ -284,7 +284,7 @@ def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
     judge=judge,
     weights=weights,
     pictures=lambda rows: list(source.visuals(rows)),
-    mend=lambda _: f"make it anew: {remake}",
+    mend=lambda _: f"make it anew: {again}",
   )
 
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from fs_jax.data import pipeline, sources
 from fs_jax.gallery import encode, exact, memories
-from fs_jax.machine import processes, provenance
+from fs_jax.machine import commands, processes, provenance
 from fs_jax.runs import contract, layout, stages
 from fs_jax.search import fusion, rerank
 from fs_jax.search import scorer as scorers
@@ -51,8 +51,8 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
   if not names or not stages.finished(layout.stage(workdir, "slow")):
     raise ValueError(
       f"{workdir}: must hold a trained slow, and fast or distill; got "
-      f"{', '.join(names) or 'no Fast'}. train what is missing: python -m "
-      "launch.train"
+      f"{', '.join(names) or 'no Fast'}. train what is missing: "
+      f"{commands.program('train')}"
     )
   for name in names:
     weigh(workdir, name, "slow")

@@ -57,7 +57,7 @@ def train(tmp_path, *arguments, config="configs/scenes.py:fast"):
 
 def test_config_file_that_is_not_there(tmp_path):
   done = train(tmp_path, config="configs/nope.py:fast")
-  refused(done, "--config: must be a file", "configs/nope.py", "scenes.py")
+  refused(done, "--config: must be a file", "configs/nope.py", "scenes")
 
 
 def test_unknown_stage(tmp_path):
