@@ -22,11 +22,11 @@ def quick_recall(
   and scored in blocks that fit where training does (`pair_scores`).
   """
   source = sources.open_lazily(cfg.data, cfg.data.validation)
-  on = sharding.mesh(cfg.mesh)
+  mesh = sharding.mesh(cfg.mesh)
   size = min(pair_scores.sample_size(cfg), len(source))
   if cfg.stage == "slow":  # a quarter, also of fewer visuals than are asked for
     size = min(size, max(len(source) // 4, 1))
-  made = pair_scores.program(cfg, tokenizer.vocab_size, on, size)
+  made = pair_scores.program(cfg, tokenizer.vocab_size, mesh, size)
   texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
   visual = source.visuals(np.arange(size))
 

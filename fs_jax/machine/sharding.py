@@ -73,20 +73,20 @@ def _check_slices(slices: int, data: int, devices: list) -> None:
 
 
 def check_batch(
-  batch_size: int, on: Mesh, field: str = "train.batch_size", parts: int = 1
+  batch_size: int, mesh: Mesh, field: str = "train.batch_size", parts: int = 1
 ) -> None:
   """Refuses a batch that the mesh cannot split evenly, each part of it."""
-  shards = on.shape["data"] * on.shape["fsdp"]
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
   if batch_size % (shards * parts):
     in_parts = f" times {parts} parts (train.accumulate)" if parts > 1 else ""
     raise ValueError(
       f"{field}: must be divisible by the {shards} batch shards of mesh (data="
-      f"{on.shape['data']}, fsdp={on.shape['fsdp']}){in_parts}; got "
+      f"{mesh.shape['data']}, fsdp={mesh.shape['fsdp']}){in_parts}; got "
       f"{batch_size}. set it to a multiple of {shards * parts}"
     )
 
 
-def known(on: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
+def known(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
   """`fn`, which is traced where models see the mesh (`layers.by_rows`).
 
   The mesh without its devices: they may be described only.
@@ -94,21 +94,21 @@ def known(on: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
 
   @functools.wraps(fn)
   def traced(*args: Any) -> Any:
-    with jax.sharding.use_abstract_mesh(on.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return fn(*args)
 
   return traced
 
 
-def replicated(on: Mesh) -> NamedSharding:
-  return NamedSharding(on, PartitionSpec())
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
 
 
-def batch(on: Mesh) -> NamedSharding:
-  return NamedSharding(on, BATCH)
+def batch(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, BATCH)
 
 
-def of_params(rules: config.Rules, tree: Any, on: Mesh) -> Any:
+def of_params(rules: config.Rules, tree: Any, mesh: Mesh) -> Any:
   """Sharding of every parameter; `tree` may hold shapes only.
 
   Raises:
@@ -116,23 +116,25 @@ def of_params(rules: config.Rules, tree: Any, on: Mesh) -> Any:
       a rule uses twice, a dimension that its axis does not divide.
   """
   trees.check_rules(rules, trees.names(tree), what="mesh.rules")
-  return trees.map_named(lambda name, x: _place(rules, name, x.shape, on), tree)
+  return trees.map_named(
+    lambda name, x: _place(rules, name, x.shape, mesh), tree
+  )
 
 
-def of_frozen(rules: config.Rules, tree: Any, on: Mesh) -> Any:
+def of_frozen(rules: config.Rules, tree: Any, mesh: Mesh) -> Any:
   """As `of_params`, for parameters that nobody trains, and numbers with them.
 
   They may be of a part of a model, so a rule may have nothing to say.
   """
   return trees.map_named(
     lambda name, x: (
-      _place(rules, name, x.shape, on) if x.shape else replicated(on)
+      _place(rules, name, x.shape, mesh) if x.shape else replicated(mesh)
     ),
     tree,
   )
 
 
-def of_state(state: Any, shapes: Any, params: Any, on: Mesh) -> Any:
+def of_state(state: Any, shapes: Any, params: Any, mesh: Mesh) -> Any:
   """Shardings for a whole train state: moments lie where their parameter does.
 
   A leaf of the state whose path ends in a parameter's path, and which has its
@@ -142,7 +144,7 @@ def of_state(state: Any, shapes: Any, params: Any, on: Mesh) -> Any:
     state: shapes of the state.
     shapes: of the parameters.
     params: the parameters' shardings.
-    on: the mesh.
+    mesh: the mesh.
   """
   leaves = jax.tree.leaves(shapes), jax.tree.leaves(params)
   known = {
@@ -156,7 +158,7 @@ def of_state(state: Any, shapes: Any, params: Any, on: Mesh) -> Any:
       shape, where = known.get("/".join(parts[start:]), (None, None))
       if shape == leaf.shape:
         return where
-    return replicated(on)
+    return replicated(mesh)
 
   return trees.map_named(find, state)
 
@@ -179,12 +181,12 @@ def place(tree: Any, like: Any) -> Any:
   return jax.tree.map(lambda x, to: spread(x, to.sharding), tree, like)
 
 
-def local_rows(batch_size: int, on: Mesh) -> tuple[slice, ...]:
+def local_rows(batch_size: int, mesh: Mesh) -> tuple[slice, ...]:
   """Rows of the global batch that this process must produce: runs, in order.
 
   They are those that its devices hold, so that no row is moved afterwards.
   """
-  where = batch(on).addressable_devices_indices_map((batch_size,))
+  where = batch(mesh).addressable_devices_indices_map((batch_size,))
   held = {index[0].indices(batch_size)[:2] for index in where.values() if index}
   runs: list[slice] = []
   for start, stop in sorted(held):
@@ -195,7 +197,7 @@ def local_rows(batch_size: int, on: Mesh) -> tuple[slice, ...]:
   return tuple(runs)
 
 
-def _place(rules: config.Rules, name: str, shape: tuple, on: Mesh):
+def _place(rules: config.Rules, name: str, shape: tuple, mesh: Mesh):
   axes = trees.first_match(rules, name, what="mesh.rules")
   used = [a for a in axes if a is not None]
   for axis in used:
@@ -213,10 +215,10 @@ def _place(rules: config.Rules, name: str, shape: tuple, on: Mesh):
       "most one axis a dimension"
     )
   for size, along in zip(shape, axes, strict=False):
-    if along is not None and size % on.shape[along]:
+    if along is not None and size % mesh.shape[along]:
       raise ValueError(
-        f"mesh.rules: mesh axis {along}={on.shape[along]} must divide "
+        f"mesh.rules: mesh axis {along}={mesh.shape[along]} must divide "
         f"dimension {size} of {name!r} {tuple(shape)}. change the mesh or the "
         "rule"
       )
-  return NamedSharding(on, PartitionSpec(*axes))
+  return NamedSharding(mesh, PartitionSpec(*axes))

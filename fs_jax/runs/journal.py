@@ -54,13 +54,13 @@ class Clock:
     self._spent: dict[str, float] = {}
 
   @contextlib.contextmanager
-  def spent(self, on: str) -> Iterator[None]:
+  def spent(self, activity: str) -> Iterator[None]:
     began = time.perf_counter()
     try:
       yield
     finally:
       seconds = time.perf_counter() - began
-      self._spent[on] = self._spent.get(on, 0.0) + seconds
+      self._spent[activity] = self._spent.get(activity, 0.0) + seconds
 
   def read(self) -> tuple[float, dict[str, float]]:
     """Seconds since the last reading, and the parts of them, by name."""
@@ -170,7 +170,7 @@ class Report:
     """How fast, where the time went, what was in use: of the last `steps`."""
     whole, spent = self.clock.read()
     data, device, saving, judging = (
-      spent.get(on, 0.0) for on in (DATA, DEVICE, SAVING, VALIDATION)
+      spent.get(what, 0.0) for what in (DATA, DEVICE, SAVING, VALIDATION)
     )
     seconds = whole - saving - judging
     self._useful += whole - saving

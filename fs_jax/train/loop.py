@@ -87,16 +87,16 @@ def _train(
 ) -> types.TrainState:
   """What is around the loop: who listens, who reports, what is compiled."""
   start = saved.latest() or 0
-  rows = sharding.local_rows(cfg.train.batch_size, made.on)
-  of_batch = sharding.batch(made.on)
-  peak = hardware.peak_flops(made.on.devices.flat[0].device_kind)
+  rows = sharding.local_rows(cfg.train.batch_size, made.mesh)
+  of_batch = sharding.batch(made.mesh)
+  peak = hardware.peak_flops(made.mesh.devices.flat[0].device_kind)
   log = journal.Report(
     where,
     cfg.folder,
     start,
     cfg.train.steps,
     flops=made.flops,
-    peak=peak and peak * made.on.size,
+    peak=peak and peak * made.mesh.size,
   )
   try:
     with (

@@ -43,34 +43,34 @@ def sample_size(cfg: config.Config) -> int:
 
 
 def program(
-  cfg: config.Config, vocabulary: int, on: Mesh, size: int | None = None
+  cfg: config.Config, vocabulary: int, mesh: Mesh, size: int | None = None
 ) -> Program:
   """What a validation of `cfg` runs, one program for all of its blocks.
 
   Args:
     cfg: of the stage.
     vocabulary: tokens of the tokenizer.
-    on: the mesh, of devices that may be described only.
+    mesh: the mesh, of devices that may be described only.
     size: of the sample, where there are fewer visuals than the config says.
 
   Raises:
     ValueError: a batch that the mesh cannot split.
   """
-  sharding.check_batch(cfg.train.batch_size, on, parts=cfg.train.accumulate)
+  sharding.check_batch(cfg.train.batch_size, mesh, parts=cfg.train.accumulate)
   size = sample_size(cfg) if size is None else size
   shapes = build.shapes(cfg, vocabulary)
-  of_params = sharding.of_params(cfg.mesh.rules, shapes, on)
-  rows, texts = _block(cfg, on, size)
-  by_row = NamedSharding(on, PartitionSpec(None, config.ROWS))
+  of_params = sharding.of_params(cfg.mesh.rules, shapes, mesh)
+  rows, texts = _block(cfg, mesh, size)
+  by_row = NamedSharding(mesh, PartitionSpec(None, config.ROWS))
   # Slow compares each of a device's visuals with every text of a block.
-  of_text = sharding.replicated(on) if cfg.stage == "slow" else by_row
+  of_text = sharding.replicated(mesh) if cfg.stage == "slow" else by_row
   side = cfg.data.image_size
   score = _slow if cfg.stage == "slow" else _fast
   return Program(
     size,
     jax.jit(
-      sharding.known(on, functools.partial(score, cfg, vocabulary, size)),
-      out_shardings=sharding.replicated(on),
+      sharding.known(mesh, functools.partial(score, cfg, vocabulary, size)),
+      out_shardings=sharding.replicated(mesh),
     ),
     checkpoint.abstract(shapes, of_params),
     jax.ShapeDtypeStruct(
@@ -105,12 +105,12 @@ def scores(
   return np.asarray(made.score(params, *placed))
 
 
-def _block(cfg: config.Config, on: Mesh, size: int) -> tuple[int, int]:
+def _block(cfg: config.Config, mesh: Mesh, size: int) -> tuple[int, int]:
   """Visuals and texts of a block.
 
   Of Slow's as many pairs as a step has at once, or a few less.
   """
-  shards = on.shape["data"] * on.shape["fsdp"]
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
   most = cfg.train.batch_size // cfg.train.accumulate
   pairs = most * cfg.data.captions_per_visual
   needed = -(-size // shards) * shards

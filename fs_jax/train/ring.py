@@ -53,7 +53,7 @@ def info_nce(
   text_id: Int[Array, "R"],
   mask: Bool[Array, "B"],
   *,
-  on: Mesh,
+  mesh: Mesh,
   chunk: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """`losses.info_nce` of a batch that lies on a mesh as `sharding.BATCH` says.
@@ -61,15 +61,15 @@ def info_nce(
   Args:
     visual, text, scale, visual_id, text_id, mask: as there. Logits and sums
       are float32 whatever these are.
-    on: the mesh; devices along its axis "model" do the same work.
+    mesh: the mesh; devices along its axis "model" do the same work.
     chunk: rows of a tile, at most: a tile holds chunk * chunk logits.
 
   Raises:
     ValueError: chunk < 1, or a batch that the mesh cannot split evenly.
   """
-  _check(visual, on, chunk)
+  _check(visual, mesh, chunk)
   scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
-  found = _log_sum_exps(on, chunk, scaled, text, pair)
+  found = _log_sum_exps(mesh, chunk, scaled, text, pair)
   to_text, to_visual, own, best, pair = found
   nats = (to_text - own + to_visual - own) / 2
   return losses.masked_mean(nats, pair.mask), _metrics(best, pair)
@@ -84,21 +84,21 @@ def sigmoid(
   text_id: Int[Array, "R"],
   mask: Bool[Array, "B"],
   *,
-  on: Mesh,
+  mesh: Mesh,
   chunk: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """`losses.sigmoid`; mesh, chunk and errors as in `info_nce` above."""
-  _check(visual, on, chunk)
+  _check(visual, mesh, chunk)
   scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
   biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.place.shape)
-  found = _log_likelihood(on, chunk, scaled, biases, text, pair)
+  found = _log_likelihood(mesh, chunk, scaled, biases, text, pair)
   total, best, pair = found
   return -total / jnp.maximum(pair.mask.sum(), 1), _metrics(best, pair)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _log_sum_exps(
-  on: Mesh,
+  mesh: Mesh,
   chunk: int,
   visual: Float[Array, "R E"],
   text: Float[Array, "R E"],
@@ -110,10 +110,10 @@ def _log_sum_exps(
   place of the visual that a text finds. The last result is `pair`, as it came
   around (see `_around`).
   """
-  return _log_sum_exps_forward(on, chunk, visual, text, pair)[0]
+  return _log_sum_exps_forward(mesh, chunk, visual, text, pair)[0]
 
 
-def _log_sum_exps_forward(on, chunk, visual, text, pair):
+def _log_sum_exps_forward(mesh, chunk, visual, text, pair):
   """Sums of exponentials below the highest logit so far."""
 
   def tile(row, column, row_sums, column_sums):
@@ -128,7 +128,7 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
   zero = jnp.zeros(pair.mask.shape)
   least = zero + losses.EXCLUDED
   (_, home), over_texts, (over_visuals, own, best) = _around(
-    on,
+    mesh,
     chunk,
     tile,
     rows=(visual, pair),
@@ -143,7 +143,7 @@ def _log_sum_exps_forward(on, chunk, visual, text, pair):
   return (to_text, to_visual, own, best, home), saved
 
 
-def _log_sum_exps_backward(on, chunk, saved, slopes):
+def _log_sum_exps_backward(mesh, chunk, saved, slopes):
   """A sum's slope spreads over its logits by their shares of the total."""
   visual, text, pair, (row_top, row_total), (column_top, column_total) = saved
   by_text, by_visual, by_own, *_ = slopes
@@ -160,7 +160,7 @@ def _log_sum_exps_backward(on, chunk, saved, slopes):
     return (of_row,), (column_sums[0] + slope.T @ row[0],)
 
   _, (of_visual,), (of_text,) = _around(
-    on,
+    mesh,
     chunk,
     tile,
     rows=(visual, pair, row_top, by_text / row_total),
@@ -176,7 +176,7 @@ _log_sum_exps.defvjp(_log_sum_exps_forward, _log_sum_exps_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _log_likelihood(
-  on: Mesh,
+  mesh: Mesh,
   chunk: int,
   visual: Float[Array, "R E"],
   bias: Float[Array, "R"],
@@ -195,7 +195,7 @@ def _log_likelihood(
 
   zero = jnp.zeros_like(bias)
   (_, home), (log_p,), (_, best) = _around(
-    on,
+    mesh,
     chunk,
     tile,
     rows=(visual, pair, bias),
@@ -206,7 +206,7 @@ def _log_likelihood(
   return log_p.sum(), best, home
 
 
-def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
+def _log_likelihood_forward(mesh, chunk, visual, bias, text, pair):
   """Value and gradient in one round."""
 
   def tile(row, column, row_sums, column_sums):
@@ -220,7 +220,7 @@ def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
 
   zero = jnp.zeros_like(bias)
   (_, home), (log_p, *of_rows), (_, best, of_text) = _around(
-    on,
+    mesh,
     chunk,
     tile,
     rows=(visual, pair, bias),
@@ -231,7 +231,7 @@ def _log_likelihood_forward(on, chunk, visual, bias, text, pair):
   return (log_p.sum(), best, home), (*of_rows, of_text)
 
 
-def _log_likelihood_backward(on, chunk, saved, slopes):
+def _log_likelihood_backward(mesh, chunk, saved, slopes):
   return *(slopes[0] * x for x in saved), None
 
 
@@ -292,7 +292,7 @@ def _best(top, best, logits, index):
   return jnp.where(here > top, first, tie)
 
 
-def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
+def _around(mesh, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
   """Columns, and both sides' sums, after every row has met every column.
 
   All arguments but the first three are pytrees of arrays with R first. `tile`
@@ -304,7 +304,7 @@ def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
   collectives at once.
   """
   axes = sharding.BATCH[0]
-  ways = on.shape["data"] * on.shape["fsdp"]
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
   ring = [(i, (i + 1) % ways) for i in range(ways)]
   shift = functools.partial(jax.lax.ppermute, axis_name=axes, perm=ring)
 
@@ -326,7 +326,7 @@ def _around(on, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
     return _join(found, size)
 
   spread = jax.shard_map(
-    local, mesh=on, in_specs=sharding.BATCH, out_specs=sharding.BATCH
+    local, mesh=mesh, in_specs=sharding.BATCH, out_specs=sharding.BATCH
   )
   return spread(rows, columns, row_sums, column_sums)
 
@@ -366,12 +366,12 @@ def _join(tree, size: int):
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)
 
 
-def _check(visual, on: Mesh, chunk: int) -> None:
+def _check(visual, mesh: Mesh, chunk: int) -> None:
   if chunk < 1:
     raise ValueError(
       f"chunk: must be at least 1 row; got {chunk}. 1024 is a good start"
     )
-  sharding.check_batch(visual.shape[0], on, "batch")
+  sharding.check_batch(visual.shape[0], mesh, "batch")
 
 
 def _rows(visual, text, scale, visual_id, text_id, mask):

@@ -28,7 +28,7 @@ class Program(NamedTuple):
   of a run.
   """
 
-  on: Mesh
+  mesh: Mesh
   task: types.Task
   optimizer: optax.GradientTransformation
   step: Any  # jitted: (state, frozen, batch) -> (state, metrics)
@@ -68,7 +68,7 @@ def make_train_step(
 def program(
   cfg: config.Config,
   vocabulary: int,
-  on: Mesh,
+  mesh: Mesh,
   frozen: types.Params | None = None,
 ) -> Program:
   """The step that `fit` runs, and the shapes and places of its arguments.
@@ -76,36 +76,36 @@ def program(
   Args:
     cfg: of the stage.
     vocabulary: tokens of the tokenizer.
-    on: the mesh, of devices that may be described only.
+    mesh: the mesh, of devices that may be described only.
     frozen: the parameters that the loss reads; if not given, what the config
       says they are.
 
   Raises:
     ValueError: a config that does not fit the mesh or the model.
   """
-  _check_batches(cfg, on)
-  task = tasks.make(cfg, vocabulary, on)
+  _check_batches(cfg, mesh)
+  task = tasks.make(cfg, vocabulary, mesh)
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
-  of_params = sharding.of_params(cfg.mesh.rules, shapes, on)
+  of_params = sharding.of_params(cfg.mesh.rules, shapes, mesh)
   of_key = functools.partial(_fresh, cfg, task, optimizer)
   state = jax.eval_shape(of_key, jax.random.key(0))
-  of_opt = sharding.of_state(state.opt_state, shapes, of_params, on)
-  everywhere = sharding.replicated(on)
+  of_opt = sharding.of_state(state.opt_state, shapes, of_params, mesh)
+  everywhere = sharding.replicated(mesh)
   of_ema = None if state.ema is None else of_params
   placed = types.TrainState(everywhere, of_params, of_opt, of_ema)  # type: ignore[arg-type]
   frozen = tasks.frozen_shapes(cfg, vocabulary) if frozen is None else frozen
-  of_frozen = sharding.of_frozen(cfg.mesh.rules, frozen, on)
+  of_frozen = sharding.of_frozen(cfg.mesh.rules, frozen, mesh)
   batch = tasks.batch_shapes(cfg)
-  of_batch = jax.tree.map(lambda _: sharding.batch(on), batch)
+  of_batch = jax.tree.map(lambda _: sharding.batch(mesh), batch)
   step = jax.jit(
-    sharding.known(on, make_train_step(cfg, task, optimizer)),
+    sharding.known(mesh, make_train_step(cfg, task, optimizer)),
     in_shardings=(placed, of_frozen, of_batch),
     out_shardings=(placed, everywhere),
     donate_argnums=0,
   )
   return Program(
-    on,
+    mesh,
     task,
     optimizer,
     step,
@@ -138,13 +138,13 @@ def _holding(cfg: config.Config, task: types.Task) -> types.Task:
   )
 
 
-def _check_batches(cfg: config.Config, on: Mesh) -> None:
+def _check_batches(cfg: config.Config, mesh: Mesh) -> None:
   parts = cfg.train.accumulate
-  sharding.check_batch(cfg.train.batch_size, on, parts=parts)
+  sharding.check_batch(cfg.train.batch_size, mesh, parts=parts)
   if cfg.stage == "distill":
     judged = cfg.distill.clusters * cfg.distill.cluster_size
     field = "distill.clusters * cluster_size"
-    sharding.check_batch(judged, on, field)
+    sharding.check_batch(judged, mesh, field)
     if cfg.distill.clusters % parts:
       raise ValueError(
         f"distill.clusters: must be divisible by train.accumulate={parts}; got "

@@ -19,17 +19,17 @@ from fs_jax.train import losses, ring
 
 
 def make(
-  cfg: config.Config, vocabulary: int, on: Mesh | None = None
+  cfg: config.Config, vocabulary: int, mesh: Mesh | None = None
 ) -> types.Task:
-  """The objective of cfg.stage; `on` is the mesh of a loss made in a ring."""
+  """The objective of cfg.stage; `mesh` is that of a loss made in a ring."""
   if cfg.stage == "slow":
     return slow(cfg, vocabulary)
   stages = {"fast": fast, "distill": distill}
-  return stages[cfg.stage](cfg, vocabulary, on)
+  return stages[cfg.stage](cfg, vocabulary, mesh)
 
 
 def fast(
-  cfg: config.Config, vocabulary: int, on: Mesh | None = None
+  cfg: config.Config, vocabulary: int, mesh: Mesh | None = None
 ) -> types.Task:
   """Contrastive: pairs of a batch told apart."""
   model = build.fast_model(cfg, vocabulary)
@@ -39,7 +39,7 @@ def fast(
     return _embedded(cfg, model, trained["fast"], batch, key)
 
   def loss(trained, rows, batch):
-    return _contrastive(cfg, model, trained["fast"], rows, batch, on)
+    return _contrastive(cfg, model, trained["fast"], rows, batch, mesh)
 
   return types.Task(
     functools.partial(build.init_fast, cfg, vocabulary), rows, loss, _by_row
@@ -146,7 +146,7 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
 
 
 def distill(
-  cfg: config.Config, vocabulary: int, on: Mesh | None = None
+  cfg: config.Config, vocabulary: int, mesh: Mesh | None = None
 ) -> types.Task:
   """Contrastive on captioned pairs, plus Slow's opinion on clusters.
 
@@ -176,7 +176,7 @@ def distill(
 
   def loss(trained, rows, batch):
     contrast, metrics = _contrastive(
-      cfg, student, trained["fast"], rows["pairs"], batch.pairs, on
+      cfg, student, trained["fast"], rows["pairs"], batch.pairs, mesh
     )
     of_lists = rows["clusters"]
     visual = of_lists["visual"].reshape(-1, size, cfg.fast.embed)
@@ -283,7 +283,7 @@ def _embedded(cfg, model, params, batch: types.Batch, key):
   return {"visual": out["visual"], "text": out["text"]}
 
 
-def _contrastive(cfg, model, params, rows, batch: types.Batch, on):
+def _contrastive(cfg, model, params, rows, batch: types.Batch, mesh):
   ids = [jnp.asarray(x) for x in (batch.visual_id, batch.text_id, batch.mask)]
   scale = build.apply(model, params, method="scale")
   pair = [rows["visual"], rows["text"], scale]
@@ -292,7 +292,7 @@ def _contrastive(cfg, model, params, rows, batch: types.Batch, on):
   where: Any = losses
   how = {}
   if cfg.fast.chunk:
-    where, how = ring, {"on": on, "chunk": cfg.fast.chunk}
+    where, how = ring, {"on": mesh, "chunk": cfg.fast.chunk}
   of = where.sigmoid if cfg.fast.loss == "sigmoid" else where.info_nce
   total, metrics = of(*pair, *ids, **how)
   return total, metrics | {"scale": scale}

@@ -31,9 +31,9 @@ STEPS, BATCH = 8, 4
 ONE = jax.devices()[:1]
 
 
-def toy(cfg=None, vocabulary=0, on=None):
+def toy(cfg=None, vocabulary=0, mesh=None):
   """Regression with noise of its own: compiles in no time."""
-  del cfg, vocabulary, on
+  del cfg, vocabulary, mesh
 
   def init(key):
     kernel = jax.random.normal(key, (3, 2))

@@ -44,11 +44,11 @@ def batch(m, seed=0):
 
 
 @functools.cache
-def program(kind, on=None, chunk=None):
+def program(kind, mesh=None, chunk=None):
   """Jitted (batch) -> ((value, metrics), gradients); plain without a mesh."""
   loss = getattr(losses, kind)
-  if on is not None:
-    loss = functools.partial(getattr(ring, kind), on=on, chunk=chunk)
+  if mesh is not None:
+    loss = functools.partial(getattr(ring, kind), mesh=mesh, chunk=chunk)
   scalars = tuple(map(jnp.float32, SCALARS[kind]))
   count = 2 + len(scalars)
 
@@ -191,10 +191,10 @@ def test_bad_sizes_are_refused():
   case = [jnp.asarray(x) for x in batch(1)]
   case.insert(2, jnp.float32(1))
   with pytest.raises(ValueError, match=r"chunk: must be at least 1.*got 0\. "):
-    ring.info_nce(*case, on=mesh(1, 1, 1), chunk=0)
+    ring.info_nce(*case, mesh=mesh(1, 1, 1), chunk=0)
   short = [x[:20] if x.ndim else x for x in case]
   with pytest.raises(ValueError, match="batch: must be divisible by the 8"):
-    ring.info_nce(*short, on=mesh(8, 1, 1), chunk=4)
+    ring.info_nce(*short, mesh=mesh(8, 1, 1), chunk=4)
 
 
 PROCESS = """

@@ -177,9 +177,9 @@ def loss_cost(
     del meshes["ring"]
   found: dict[str, float] = {}
   for way, used in meshes.items():
-    on = sharding.mesh(config.Mesh(-1, 1, 1), used)
-    loss = functools.partial(tiled, on=on, chunk=chunk)
-    args = _pairs(batch, embed, scalars, on)
+    mesh = sharding.mesh(config.Mesh(-1, 1, 1), used)
+    loss = functools.partial(tiled, mesh=mesh, chunk=chunk)
+    args = _pairs(batch, embed, scalars, mesh)
     step, held = _compiled(plain if way == "plain" else loss, args)
     found[f"{way}_bytes"] = held
     if way != "plain" or held < 0.8 * free_bytes():  # others want some too
@@ -195,13 +195,13 @@ def loss_cost(
   return found
 
 
-def _pairs(batch: int, embed: int, scalars: tuple[float, ...], on: Mesh):
+def _pairs(batch: int, embed: int, scalars: tuple[float, ...], mesh: Mesh):
   """Arguments of a loss: random embeddings on a mesh, all rows different."""
   rng = np.random.default_rng(0)
   sides = [_unit(rng.normal(size=(batch, embed))) for _ in range(2)]
   ids = np.arange(batch, dtype=np.int32)
   rows = sharding.put(
-    (*sides, ids, ids, np.ones(batch, bool)), sharding.batch(on)
+    (*sides, ids, ids, np.ones(batch, bool)), sharding.batch(mesh)
   )
   return *rows[:2], *map(jnp.float32, scalars), *rows[2:]
 

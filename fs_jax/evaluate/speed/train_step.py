@@ -151,8 +151,8 @@ class Ours:
   """The step of training on one device, and pieces of it."""
 
   def __init__(self, cfg: config.Config):
-    on = sharding.mesh(cfg.mesh, jax.devices()[:1])
-    made = steps.program(cfg, cfg.tokens.vocabulary, on)
+    mesh = sharding.mesh(cfg.mesh, jax.devices()[:1])
+    made = steps.program(cfg, cfg.tokens.vocabulary, mesh)
     self.pieces = pieces(cfg, made)
     self._ran: set[str] = set()
     self.facts = {
@@ -180,7 +180,7 @@ def pieces(
   cfg: config.Config, made: steps.Program
 ) -> dict[str, Callable[[], Any]]:
   """Calls without arguments: of the whole step, and of Fast also its parts."""
-  batch = sharding.put(_batch(cfg), sharding.batch(made.on))
+  batch = sharding.put(_batch(cfg), sharding.batch(made.mesh))
   state = steps.fresh(cfg, made)
   step = made.step.lower(made.state, made.frozen, made.batch).compile()
   gradient = jax.jit(gradients.of(made.task, cfg.train.accumulate))

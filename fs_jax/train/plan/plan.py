@@ -195,9 +195,9 @@ def plan(name: str, cfg: config.Config) -> Plan:
       "--topology=v5e:2x4"
     )
   chip = hardware.tpu(topology)
-  on = sharding.mesh(cfg.mesh, devices(topology, slices))
+  mesh = sharding.mesh(cfg.mesh, devices(topology, slices))
   count = flops.train_step(cfg, cfg.tokens.vocabulary)
-  made = steps.program(cfg, cfg.tokens.vocabulary, on)
+  made = steps.program(cfg, cfg.tokens.vocabulary, mesh)
   began = time.perf_counter()
   lowered = lower(cfg, made)
   memory, program = compiled(lowered.step, chip.hbm)
@@ -208,8 +208,8 @@ def plan(name: str, cfg: config.Config) -> Plan:
     config=name,
     topology=topology,
     slices=slices,
-    devices=on.size,
-    mesh=dict(on.shape),
+    devices=mesh.size,
+    mesh=dict(mesh.shape),
     batch_size=cfg.train.batch_size,
     accumulate=cfg.train.accumulate,
     parameters=_count(made.state.params),
@@ -223,7 +223,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
     and times(
       chip,
       sides(topology),
-      count.hardware / on.size,
+      count.hardware / mesh.size,
       hlo.hbm_bytes(program),
       hlo.cycles(program),
       found,
@@ -250,7 +250,7 @@ class Lowered(NamedTuple):
 
 def lower(cfg: config.Config, made: steps.Program) -> Lowered:
   """The step of `made` and the validation of `cfg`, not yet compiled."""
-  of = pair_scores.program(cfg, cfg.tokens.vocabulary, made.on)
+  of = pair_scores.program(cfg, cfg.tokens.vocabulary, made.mesh)
   return Lowered(
     made.step.lower(made.state, made.frozen, made.batch),
     of.score.lower(of.params, of.visual, of.text),
@@ -264,8 +264,8 @@ def fingerprint(cfg: config.Config) -> str:
   Raises:
     ValueError: as `plan`.
   """
-  on = sharding.mesh(cfg.mesh, devices(cfg.mesh.topology, cfg.mesh.slices))
-  return lower(cfg, steps.program(cfg, cfg.tokens.vocabulary, on)).digest()
+  mesh = sharding.mesh(cfg.mesh, devices(cfg.mesh.topology, cfg.mesh.slices))
+  return lower(cfg, steps.program(cfg, cfg.tokens.vocabulary, mesh)).digest()
 
 
 def compiled(lowered: Any, available: int) -> tuple[Memory, hlo.Program | None]:
@@ -332,8 +332,8 @@ def counted(cfg: config.Config) -> tuple[float, float]:
   it compiles: afterwards some of what is computed twice is one again.
   """
   cfg = flops.shallow(cfg)
-  on = sharding.mesh(cfg.mesh, jax.devices("cpu")[:1])
-  made = steps.program(cfg, cfg.tokens.vocabulary, on)
+  mesh = sharding.mesh(cfg.mesh, jax.devices("cpu")[:1])
+  made = steps.program(cfg, cfg.tokens.vocabulary, mesh)
   step = made.step.lower(made.state, made.frozen, made.batch)
   ours = flops.train_step(cfg, cfg.tokens.vocabulary).hardware
   return ours, step.cost_analysis()["flops"]
