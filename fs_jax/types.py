@@ -73,24 +73,25 @@ class TrainState(NamedTuple):
 
 
 class Task(NamedTuple):
-  """An objective as a value: pure functions the loop does not look into.
+  """An objective as a value: pure functions that the loop does not look into.
 
   A loss is split where its examples meet, so that a batch may be larger than
   what is on the device at once:
 
   init(key) -> params
-  rows(trained, frozen, batch, key) -> tree of floats, examples in front
-  loss(trained, rows, batch) -> (scalar, metrics), of the global batch
-  groups(batch) -> for the batch and for the rows, trees of how many parts
-    each may at most be split into
-  linear: whether loss is linear in rows, which then need no pass of their own
+  encode(trained, frozen, batch, key) -> tree of floats, examples in front
+  loss(trained, encoded, batch) -> (scalar, metrics), of the global batch
+  split_limits(batch) -> for the batch and for what is encoded, trees of how
+    many parts each may at most be split into
+  loss_is_linear: whether loss is linear in what is encoded, which then needs no
+    pass of its own
   """
 
   init: Callable[..., Params]
-  rows: Callable[..., Any]
+  encode: Callable[..., Any]
   loss: Callable[..., tuple[Array, Metrics]]
-  groups: Callable[..., tuple[Any, Any]]
-  linear: bool = False
+  split_limits: Callable[..., tuple[Any, Any]]
+  loss_is_linear: bool = False
 
 
 class Corpus(NamedTuple):

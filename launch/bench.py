@@ -134,7 +134,7 @@ def _train() -> None:
     theirs = None
     if beside:
       command = [beside, "-P", train_step.PEER]
-      ask = held.enter_context(baseline.started(command, _MEND))
+      ask = held.enter_context(baseline.start(command, _MEND))
       theirs = train_step.Theirs(ask, cfg, compiled=_PEER_COMPILE.value)
     ours = train_step.Ours(cfg)
     print("\n".join(train_step.facts(cfg, ours, theirs)))

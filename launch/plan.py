@@ -46,7 +46,7 @@ def main(_) -> None:
   table.on_cpu()
   if _ALL.value:
     jobs = _JOBS.value or table.at_once()
-    table.everything(_recipes(), _FOLDER, _README, jobs)
+    table.plan_all(_recipes(), _FOLDER, _README, jobs)
     return
   cli.need("config")
   cfg = configdict.parse(_CONFIG.value)
@@ -61,7 +61,7 @@ def main(_) -> None:
     )
     return
   name = " ".join(cli.config_words()).removeprefix("--config=")
-  table.one(name, cfg, _OUT.value or _FOLDER)
+  table.plan_one(name, cfg, _OUT.value or _FOLDER)
 
 
 def _recipes() -> dict[str, config.Config]:

@@ -38,7 +38,7 @@ def enable() -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     seen = folder.stat()
   except OSError as error:
-    console.say(f"compiled programs are not kept: {errors.reason(error)}")
+    console.say(f"compiled programs are not kept: {errors.one_line(error)}")
     return
   if seen.st_uid != os.getuid() or seen.st_mode & 0o022:
     console.say(

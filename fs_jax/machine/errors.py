@@ -49,7 +49,7 @@ class NonFinite(ArithmeticError):
   """The loss is no longer a number; the last checkpoint is the last good."""
 
 
-def mendable(error: BaseException) -> bool:
+def is_user_fixable(error: BaseException) -> bool:
   """Whether files are at fault in a way that a user can mend."""
   words = [os.strerror(number) for number in MENDABLE]
   return any(
@@ -60,19 +60,19 @@ def mendable(error: BaseException) -> bool:
   )
 
 
-def shut(error: BaseException) -> bool:
+def is_permission_error(error: BaseException) -> bool:
   """Whether somebody may not read there."""
   return _found(_SHUT, error) or _errno(error, errno.EACCES, errno.EPERM)
 
 
-def memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
   """Whether a host or a device had too little memory."""
   return _found(_MEMORY, error) or any(
     isinstance(e, MemoryError) for e in _chain(error)
   )
 
 
-def unanswered(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
   """Whether a disk, a store or a peer failed, and not what is written there."""
   return (
     any(isinstance(e, ConnectionError | TimeoutError) for e in _chain(error))
@@ -81,7 +81,7 @@ def unanswered(error: BaseException) -> bool:
   )
 
 
-def reason(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
   """What it says, in a line."""
   said = str(error).strip() or repr(error)
   return " ".join(said.splitlines()[0].split())[:160]

@@ -160,7 +160,7 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def first(what: str) -> Iterator[None]:
+def first_then_others(what: str) -> Iterator[None]:
   """The first process does what is inside, then the others find it done."""
   if jax.process_count() == 1:
     yield

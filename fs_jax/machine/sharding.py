@@ -86,7 +86,7 @@ def check_batch(
     )
 
 
-def known(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
+def with_mesh(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
   """`fn`, which is traced where models see the mesh (`layers.by_rows`).
 
   The mesh without its devices: they may be described only.

@@ -92,7 +92,7 @@ class Checkpoints:
     items: dict[str, Any] = {
       item: ocp.args.StandardSave(tree) for item, tree in arrays.items()
     }
-    items[_SUMS] = ocp.args.JsonSave(checksums.of(arrays))
+    items[_SUMS] = ocp.args.JsonSave(checksums.compute(arrays))
     if window:
       read = jax.device_get(list(window))  # at once: one wait, not one a number
       said = [{k: float(v) for k, v in one.items()} for one in read]
@@ -164,7 +164,7 @@ class Checkpoints:
     if not (self._folder / str(step) / _SUMS).exists():
       return got  # of an earlier version
     sums = self._read(step, **{_SUMS: ocp.args.JsonRestore()})[_SUMS]
-    now = checksums.of(got)
+    now = checksums.compute(got)
     bad = [name for name, value in now.items() if sums.get(name) != value]
     if bad:
       raise ValueError(
@@ -178,18 +178,18 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # of damaged arrays orbax raises just that
-      why = errors.reason(error)
-      if errors.shut(error):
+      why = errors.one_line(error)
+      if errors.is_permission_error(error):
         raise OSError(
           f"{self._folder}/{step}: must be readable; got {why}. "
           "mend the permissions"
         ) from error
-      if errors.memory(error):
+      if errors.is_out_of_memory(error):
         raise ValueError(
           f"{self._folder}/{step}: must fit into memory; got {why}. "
           "the checkpoint is whole: take more devices, or raise mesh.fsdp"
         ) from error
-      if errors.unanswered(error):
+      if errors.is_transient(error):
         raise RuntimeError(
           f"{self._folder}/{step}: its disk and all processes must answer; got "
           f"{why}. start again"
@@ -208,8 +208,8 @@ class Checkpoints:
       whole = self._manager.latest_step() if hasattr(self, "_manager") else None
       kept = f"step {whole} is whole" if whole is not None else "none is whole"
       said = f"{self._folder}: a checkpoint must be written; got "
-      said += f"{errors.reason(error)}. "
-      if not errors.mendable(error):
+      said += f"{errors.one_line(error)}. "
+      if not errors.is_user_fixable(error):
         raise RuntimeError(f"{said}start again ({kept})") from error
       raise OSError(
         f"{said}make room or mend the permissions and start again ({kept})"

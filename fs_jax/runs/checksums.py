@@ -17,7 +17,7 @@ from fs_jax import trees, types
 _STEP = 0x9E3779B1  # odd: no two of the first 2 ** 32 places get the same
 
 
-def of(tree: Any) -> dict[str, int]:
+def compute(tree: Any) -> dict[str, int]:
   """Name of each leaf -> its sum, below 2 ** 32.
 
   All processes that hold a part of an array have to call this.

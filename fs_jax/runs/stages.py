@@ -85,7 +85,7 @@ def begin(
   Raises:
     ValueError: the folder belongs to another config, vocabulary or beginning.
   """
-  with processes.first(f"{where}: begin"):
+  with processes.first_then_others(f"{where}: begin"):
     _begin(where, cfg, tokenizer, beginning)
 
 

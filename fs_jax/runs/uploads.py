@@ -53,11 +53,11 @@ class Uploads:
     try:
       self._begin().result()
     except Exception as error:  # every store's client has its own kinds
-      if errors.mendable(error):
+      if errors.is_user_fixable(error):
         raise
       raise RuntimeError(
-        f"{self._to}: its store must answer; got {errors.reason(error)}. start "
-        "again"
+        f"{self._to}: its store must answer; got {errors.one_line(error)}. "
+        "start again"
       ) from error
 
   def close(self) -> None:

@@ -109,7 +109,7 @@ class Reranked:
     rows = np.asarray(found.rows)[:, : self._k]
     with console.Bar("re-ranking", rows.size, patience=PATIENCE) as bar:
       h = self._scorer(text, rows, bar.advance)
-    best = rerank.rerank(found, h, rerank.targets(text), self._weights)
+    best = rerank.rerank(found, h, rerank.count_targets(text), self._weights)
     clock.lap("rerank")
     self.stages_ms = self._base.stages_ms | clock.laps
     return best
@@ -163,7 +163,7 @@ def reranked_in_group(
   """u + beta f.g of the same groups; rows stay in the order they came."""
   rows, dots = np.asarray(fast.rows), np.asarray(fast.scores)
   h = scorer(text, rows)
-  u = h / rerank.targets(text)[:, None] ** fit.gamma
+  u = h / rerank.count_targets(text)[:, None] ** fit.gamma
   here = rows >= 0
   scores = np.where(here, u + fit.beta * np.where(here, dots, 0), -np.inf)
   return types.Candidates(rows, scores.astype(np.float32))

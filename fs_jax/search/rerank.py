@@ -49,7 +49,7 @@ def rerank(
   )
 
 
-def targets(text: Int[np.ndarray, "Q L"]) -> Float[np.ndarray, " Q"]:
+def count_targets(text: Int[np.ndarray, "Q L"]) -> Float[np.ndarray, " Q"]:
   """n of each text: targets of both directions, EOS included.
 
   `slow_models.targets_of` without a device, which would compile for every Q.

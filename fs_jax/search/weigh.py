@@ -30,7 +30,7 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
     fast_name: stage whose candidates Slow will look at.
     slow_name: the judge.
   """
-  with processes.first("weigh"):
+  with processes.first_then_others("weigh"):
     if processes.is_first():
       fast = stages.load(layout.stage(workdir, fast_name))
       slow = stages.load(layout.stage(workdir, slow_name))
@@ -112,7 +112,7 @@ def _fit(
   scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
   return fusion.fit(
     scorer(text, rows),
-    rerank.targets(text),
+    rerank.count_targets(text),
     np.asarray(dots),
     min(scale, 100.0),
     rows == owner[:, None],

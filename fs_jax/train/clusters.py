@@ -18,7 +18,7 @@ from fs_jax.search import scorer as scorers
 JUDGED = 128  # lists between two words of progress
 
 
-def clusters(
+def mine(
   run: stages.Run | None,
   captioned: sources.Source,
   uncaptioned: sources.Source | None,
@@ -74,7 +74,7 @@ def clusters(
   )
 
 
-def judged(
+def judge(
   teacher: stages.Run,
   captioned: sources.Source,
   found: pipeline.Clusters,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fs_jax import types
 
 
-def of(
+def value_and_grad(
   task: types.Task, parts: int = 1
 ) -> Callable[..., tuple[tuple[types.Array, types.Metrics], types.Params]]:
   """gradient(trained, frozen, batch, key) -> ((loss, metrics), gradient).
@@ -34,7 +34,7 @@ def of(
 def _whole(task: types.Task) -> Callable[..., Any]:
   def gradient(trained, frozen, batch, key):
     def total(params):
-      rows = task.rows(params, frozen, batch, key)
+      rows = task.encode(params, frozen, batch, key)
       return task.loss(params, rows, batch)
 
     return jax.value_and_grad(total, has_aux=True)(trained)
@@ -44,14 +44,14 @@ def _whole(task: types.Task) -> Callable[..., Any]:
 
 def _cached(task: types.Task, parts: int) -> Callable[..., Any]:
   def gradient(trained, frozen, batch, key):
-    of_batch, of_rows = task.groups(batch)
+    of_batch, of_rows = task.split_limits(batch)
     each = split(batch, of_batch, parts), jax.random.split(key, parts)
 
     def rows_of(params, part):
-      return task.rows(params, frozen, *part)
+      return task.encode(params, frozen, *part)
 
     whole_loss = jax.value_and_grad(task.loss, argnums=(0, 1), has_aux=True)
-    if task.linear:
+    if task.loss_is_linear:
       shapes = jax.eval_shape(
         lambda: jax.vmap(rows_of, (None, 0))(trained, each)
       )
@@ -65,11 +65,11 @@ def _cached(task: types.Task, parts: int) -> Callable[..., Any]:
       part, pull = part_pull
       rows, back = jax.vjp(lambda params: rows_of(params, part), trained)
       total = jax.tree.map(jnp.add, total, back(pull)[0])
-      return total, rows if task.linear else None
+      return total, rows if task.loss_is_linear else None
 
     pulls = split(pull, of_rows, parts)
     grads, rows = jax.lax.scan(add, direct, (each, pulls))
-    if task.linear:
+    if task.loss_is_linear:
       found = task.loss(trained, join(rows, of_rows), batch)
     return found, grads
 

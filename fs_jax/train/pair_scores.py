@@ -69,7 +69,7 @@ def program(
   return Program(
     size,
     jax.jit(
-      sharding.known(mesh, functools.partial(score, cfg, vocabulary, size)),
+      sharding.with_mesh(mesh, functools.partial(score, cfg, vocabulary, size)),
       out_shardings=sharding.replicated(mesh),
     ),
     checkpoint.abstract(shapes, of_params),

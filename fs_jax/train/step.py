@@ -46,7 +46,7 @@ def make_train_step(
   Randomness is keyed by (seed, step); draws have the global batch's shape, so
   a row's draw is the same on any mesh.
   """
-  gradient = gradients.of(_holding(cfg, task), cfg.train.accumulate)
+  gradient = gradients.value_and_grad(_holding(cfg, task), cfg.train.accumulate)
   rate = optim.schedule(cfg.optim, cfg.train.steps)
 
   def step(state: types.TrainState, frozen: types.Params, batch: Any):
@@ -99,7 +99,7 @@ def program(
   batch = tasks.batch_shapes(cfg)
   of_batch = jax.tree.map(lambda _: sharding.batch(mesh), batch)
   step = jax.jit(
-    sharding.known(mesh, make_train_step(cfg, task, optimizer)),
+    sharding.with_mesh(mesh, make_train_step(cfg, task, optimizer)),
     in_shardings=(placed, of_frozen, of_batch),
     out_shardings=(placed, everywhere),
     donate_argnums=0,
@@ -133,7 +133,7 @@ def _holding(cfg: config.Config, task: types.Task) -> types.Task:
     return jax.tree.map(lambda x, h: stop(x) if h else x, trained, hold)
 
   return task._replace(
-    rows=lambda trained, *rest: task.rows(held(trained), *rest),
+    encode=lambda trained, *rest: task.encode(held(trained), *rest),
     loss=lambda trained, *rest: task.loss(held(trained), *rest),
   )
 

@@ -142,7 +142,7 @@ def slow(cfg: config.Config, vocabulary: int) -> types.Task:
   init = functools.partial(build.init_slow, cfg, vocabulary)
   if cfg.slow.loss == "matching":
     return types.Task(init, matched, matching, _by_row)
-  return types.Task(init, captioned, captioning, _by_row, linear=True)
+  return types.Task(init, captioned, captioning, _by_row, loss_is_linear=True)
 
 
 def distill(

@@ -68,10 +68,10 @@ def train(
   stages.begin(where, cfg, tokenizer, made_from)
   clusters = None
   if cfg.stage == "distill":
-    with processes.first("clusters"):
+    with processes.first_then_others("clusters"):
       clusters = _clusters(cfg, donor, source, where)
       if teacher is not None and cfg.distill.teacher == "offline":
-        clusters = clustering.judged(teacher, source, clusters, cfg, where)
+        clusters = clustering.judge(teacher, source, clusters, cfg, where)
     if teacher is not None:
       _listen(cfg, teacher, source, clusters, **trust)
 
@@ -138,7 +138,7 @@ def _listen(
     heard: Any = next(batches)
     h = np.asarray(judge(teacher.params["slow"], heard.clusters))
     text = np.asarray(heard.clusters.text)
-  lineage.check_entropy(cfg, h, rerank.targets(text), gamma, tau)
+  lineage.check_entropy(cfg, h, rerank.count_targets(text), gamma, tau)
 
 
 def _earlier(workdir: epath.PathLike, stage: str) -> stages.Run | None:
@@ -156,7 +156,7 @@ def _clusters(
   more = None
   if cfg.data.uncaptioned:
     more = sources.open_split(cfg.data, cfg.data.uncaptioned, train=True)
-  return clustering.clusters(fast, captioned, more, cfg, where)
+  return clustering.mine(fast, captioned, more, cfg, where)
 
 
 def _tokenizer(

@@ -171,7 +171,7 @@ def test_mfu_is_told_where_the_peak_is_known(kind):
 
 
 def test_a_peer_answers_line_by_line(command):
-  with baseline.started(command, "mend it") as ask:
+  with baseline.start(command, "mend it") as ask:
     theirs = train_step.Theirs(ask, tiny(), compiled=False)
     assert theirs.facts["asked"]["vision"]["width"] == 16
     assert theirs.run("step", 3) == [0.5] * 3

@@ -196,7 +196,7 @@ def test_answers_are_what_the_parts_say(second, queries, retriever):
   dots = encode.text_vectors(fast, text) @ second.corpus.vectors.T
   near = np.argsort(-dots, axis=1, kind="stable")[:, :6]
   np.testing.assert_array_equal(answer.fast.rows, near)
-  both = scorer(text, near) / rerank.targets(text)[:, None] ** fit.gamma
+  both = scorer(text, near) / rerank.count_targets(text)[:, None] ** fit.gamma
   both = both + fit.beta * np.take_along_axis(dots, near, axis=1)
   order = np.argsort(-both, axis=1, kind="stable")[:, :4]
   np.testing.assert_array_equal(

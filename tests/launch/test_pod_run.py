@@ -151,7 +151,7 @@ LATE = """
 import time
 from fs_jax.machine import processes
 processes.start()
-with processes.first("data"):
+with processes.first_then_others("data"):
   if processes.is_first():
     time.sleep(40)
 print("all go on", flush=True)

@@ -29,16 +29,19 @@ SAID = RuntimeError(f"INTERNAL: [{os.strerror(errno.EROFS)}]")
 @pytest.mark.parametrize(
   ("cause", "classified_by"),
   [
-    (FULL, errors.mendable),
-    (SAID, errors.mendable),
-    (errors.DiskFull("x: needs space"), errors.mendable),
-    (PermissionError(errno.EACCES, "denied"), errors.shut),
-    (RuntimeError("PERMISSION_DENIED: 403"), errors.shut),
-    (MemoryError(), errors.memory),
-    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), errors.memory),
-    (ConnectionResetError(), errors.unanswered),
-    (OSError(errno.EIO, "input/output"), errors.unanswered),
-    (RuntimeError("UNAVAILABLE: 503"), errors.unanswered),
+    (FULL, errors.is_user_fixable),
+    (SAID, errors.is_user_fixable),
+    (errors.DiskFull("x: needs space"), errors.is_user_fixable),
+    (PermissionError(errno.EACCES, "denied"), errors.is_permission_error),
+    (RuntimeError("PERMISSION_DENIED: 403"), errors.is_permission_error),
+    (MemoryError(), errors.is_out_of_memory),
+    (
+      RuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+      errors.is_out_of_memory,
+    ),
+    (ConnectionResetError(), errors.is_transient),
+    (OSError(errno.EIO, "input/output"), errors.is_transient),
+    (RuntimeError("UNAVAILABLE: 503"), errors.is_transient),
   ],
   ids=lambda x: getattr(x, "__name__", type(x).__name__),
 )
@@ -50,7 +53,7 @@ def test_a_cause_is_found_below_what_wraps_it(cause, classified_by):
 
 def test_what_may_pass_is_not_for_a_user_to_mend():
   for error in (OSError(errno.EIO, "disk"), TimeoutError(), ValueError("x")):
-    assert not errors.mendable(wrapped(error))
+    assert not errors.is_user_fixable(wrapped(error))
 
 
 def test_an_order_to_stop_is_no_exception_that_code_may_swallow():

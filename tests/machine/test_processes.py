@@ -165,7 +165,7 @@ def test_half_an_environment_is_refused(monkeypatch, values, words):
 
 def test_alone_there_is_nobody_to_wait_for():
   processes.start()
-  with processes.first("anything"):
+  with processes.first_then_others("anything"):
     assert processes.is_first()
 
 

@@ -459,10 +459,10 @@ def test_products_of_bfloat16_are_float32(monkeypatch, stage, fields, short):
   key = jax.random.key(0)
 
   def forward(params, frozen, batch):
-    return task.loss(params, task.rows(params, frozen, batch, key), batch)
+    return task.loss(params, task.encode(params, frozen, batch, key), batch)
 
   def gradient(*args):
-    return gradients.of(task)(*args, key)
+    return gradients.value_and_grad(task)(*args, key)
 
   for of in (forward, gradient):
     made = jax.make_jaxpr(of)(params, frozen, batch)

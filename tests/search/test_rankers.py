@@ -88,7 +88,7 @@ def test_reranked_orders_k_and_leaves_the_rest_behind():
   ranker = rankers.Reranked(base, cast(scorers.Scorer, scorer), fit, k)
   found = ranker(text)
   assert [a.shape for a in scorer.asked] == [(Q, k)]
-  n = rerank.targets(text)
+  n = rerank.count_targets(text)
   for q in range(Q):
     both = {
       row: scorer.table[q, row] / n[q] ** fit.gamma
@@ -152,7 +152,7 @@ def test_in_group_scores_every_member_and_only_those(encoded):
   slow = cast(scorers.Scorer, scorer)
   both = rankers.reranked_in_group(fast, slow, fit, text)
   alone = rankers.slow_in_group(slow, text, groups)
-  n = rerank.targets(text)
+  n = rerank.count_targets(text)
   for found in (fast, both, alone):
     np.testing.assert_array_equal(found.rows, groups)
     assert (found.scores[2, 3:] == -np.inf).all()

@@ -182,10 +182,10 @@ def test_padding_is_at_most_half_of_what_is_left_and_a_few(count):
 def test_targets_are_words_and_an_end_twice():
   text = np.array([[2, 5, 6, 3, 0], [2, 5, 3, 0, 0]], np.int32)
   with compile_cache.counting() as count:
-    np.testing.assert_array_equal(rerank.targets(text), [6, 4])
+    np.testing.assert_array_equal(rerank.count_targets(text), [6, 4])
   assert count.programs == 0
   np.testing.assert_array_equal(
-    rerank.targets(text), slow_models.targets_of(jnp.asarray(text))
+    rerank.count_targets(text), slow_models.targets_of(jnp.asarray(text))
   )
 
 

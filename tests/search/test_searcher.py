@@ -133,7 +133,7 @@ def test_texts_of_any_width_and_lists_of_any_length_compile_nothing(warm):
       k = int(rng.integers(1, 40))
       rows = rng.integers(-1, C, size=(len(text), k))
       assert warm.scorer(text, rows).shape == rows.shape
-      rerank.targets(text)
+      rerank.count_targets(text)
   assert count.programs == 0
 
 
@@ -175,7 +175,7 @@ def test_an_answer_says_what_each_part_said(made):
   assert answer.fast_rows == tuple(order)
   np.testing.assert_allclose(answer.fast_scores, dots[0, order], atol=1e-5)
   h = made.scorer(text, order[None, :4])[0]
-  both = h / rerank.targets(text)[0] ** 0.5 + 3.0 * dots[0, order[:4]]
+  both = h / rerank.count_targets(text)[0] ** 0.5 + 3.0 * dots[0, order[:4]]
   best = np.argsort(-both, kind="stable")
   assert [hit.row for hit in answer.hits] == [*order[best], *order[4:]]
   for at, hit in enumerate(answer.hits):

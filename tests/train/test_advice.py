@@ -117,7 +117,7 @@ def test_what_fits_is_written_beside_what_does_not(
   needs(
     monkeypatch, lambda cfg: 4 if cfg.fast.vision.stack.remat == "full" else 20
   )
-  table.one("configs/x.py:fast", big(), str(tmp_path))
+  table.plan_one("configs/x.py:fast", big(), str(tmp_path))
   said = capsys.readouterr().out
   flags = "--config.fast.vision.stack.remat=full"
   assert flags in said
@@ -126,6 +126,6 @@ def test_what_fits_is_written_beside_what_does_not(
   assert written["advice"]["fits"]
   assert flags in written["advice"]["flags"]
   needs(monkeypatch, lambda cfg: 20)
-  table.one("configs/x.py:fast", big(), str(tmp_path / "none.json"))
+  table.plan_one("configs/x.py:fast", big(), str(tmp_path / "none.json"))
   assert "nothing that was tried fits" in capsys.readouterr().out
   assert json.loads((tmp_path / "none.json").read_text())["advice"] is None

@@ -56,7 +56,7 @@ def clusters(folder, run=None, more=MORE, cfg=None, captioned=CAPTIONED):
   with mock.patch.object(
     encode, "visual_vectors", side_effect=vectors_of
   ) as of:
-    made = clustering.clusters(
+    made = clustering.mine(
       run, source(captioned, "own"), others, cfg, epath.Path(folder)
     )
   return made, of.call_count
@@ -160,7 +160,7 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
   found = pipeline.Clusters(
     own, *rng.integers(0, CAPTIONED, (2, 5, SIZE)).astype(np.int32)
   )
-  made = clustering.judged(slow, own, found, cfg, epath.Path(tmp_path))
+  made = clustering.judge(slow, own, found, cfg, epath.Path(tmp_path))
   assert made.judged.shape == (5, SIZE, SIZE)
   batches = pipeline.train_batches(own, tok, cfg, start=0, clusters=made)
   score = jax.jit(tasks.judge(cfg, tok.vocab_size))
@@ -170,22 +170,22 @@ def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
     )
   assert not (tmp_path / "memories").exists()
   with mock.patch.object(scorer, "Scorer", side_effect=AssertionError):
-    again = clustering.judged(slow, own, found, cfg, epath.Path(tmp_path))
+    again = clustering.judge(slow, own, found, cfg, epath.Path(tmp_path))
   np.testing.assert_array_equal(made.judged, again.judged)
   other = found._replace(visual=found.visual[::-1])
-  turned = clustering.judged(slow, own, other, cfg, epath.Path(tmp_path))
+  turned = clustering.judge(slow, own, other, cfg, epath.Path(tmp_path))
   assert (turned.judged != made.judged).any()  # not the scores kept before
   changed = slow._replace(params=jax.tree.map(lambda x: x + 0.1, params))
-  others = clustering.judged(changed, own, found, cfg, epath.Path(tmp_path))
+  others = clustering.judge(changed, own, found, cfg, epath.Path(tmp_path))
   assert (others.judged != made.judged).any()
-  again = clustering.judged(slow, own, found, cfg, epath.Path(tmp_path))
+  again = clustering.judge(slow, own, found, cfg, epath.Path(tmp_path))
   np.testing.assert_array_equal(again.judged, made.judged)
 
 
 def test_lists_of_a_batch_need_no_fast(tmp_path):
   def of(seed=0):
     cfg = cfg_of(seed, candidates="batch", lists=50)
-    return clustering.clusters(
+    return clustering.mine(
       None, source(CAPTIONED, "own"), source(MORE, "more", 0), cfg, tmp_path
     )
 

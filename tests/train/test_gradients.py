@@ -49,10 +49,10 @@ def test_parts_have_the_gradient_of_the_whole(stage, fields, parts):
   task, params, frozen, batch = setting(stage, **fields)
   key = jax.random.key(3)
   with jax.default_matmul_precision("highest"):
-    (want, metrics), slope = jax.jit(gradients.of(task))(
+    (want, metrics), slope = jax.jit(gradients.value_and_grad(task))(
       params, frozen, batch, key
     )
-    (got, others), found = jax.jit(gradients.of(task, parts))(
+    (got, others), found = jax.jit(gradients.value_and_grad(task, parts))(
       params, frozen, batch, key
     )
   np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -68,11 +68,15 @@ def test_a_batch_in_parts_is_no_mean_of_small_batches():
   """What the test above would miss if parts were told apart by themselves."""
   task, params, frozen, batch = setting("fast")
   batch = jax.tree.map(jnp.asarray, batch)
-  half = gradients.split(batch, task.groups(batch)[0], 2)
+  half = gradients.split(batch, task.split_limits(batch)[0], 2)
   half = jax.tree.map(lambda x: x[0], half)
   key = jax.random.key(0)
-  (alone, _), _ = jax.jit(gradients.of(task))(params, frozen, half, key)
-  (whole, _), _ = jax.jit(gradients.of(task))(params, frozen, batch, key)
+  (alone, _), _ = jax.jit(gradients.value_and_grad(task))(
+    params, frozen, half, key
+  )
+  (whole, _), _ = jax.jit(gradients.value_and_grad(task))(
+    params, frozen, batch, key
+  )
   assert abs(alone - whole) > 0.1
 
 

@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_told_what_would(tmp_path, capsys):
     mesh=config.Mesh(topology="v5e:2x4"),
     optim={"ema": 0.9},
   )
-  made = table.one("configs/big.py:fast", cfg, str(tmp_path))
+  made = table.plan_one("configs/big.py:fast", cfg, str(tmp_path))
   assert not made.fits
   assert made.times is None
   hbm = hardware.tpu("v5e").hbm

@@ -179,10 +179,10 @@ def test_only_what_changed_is_compiled_again(tmp_path, monkeypatch, capsys):
   readme.write_text(f"{table.BEGIN}\n{table.END}\n")
   recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
   for _ in range(2):
-    table.everything(recipes, str(tmp_path), str(readme))
+    table.plan_all(recipes, str(tmp_path), str(readme))
   assert asked == ["a.py:fast", "b.py:slow"]
   recipes["b.py:slow"] = lowered.step("slow", seed=1)
-  table.everything(recipes, str(tmp_path), str(readme))
+  table.plan_all(recipes, str(tmp_path), str(readme))
   assert asked == ["a.py:fast", "b.py:slow", "b.py:slow"]
   assert readme.read_text().count("| a.py:fast | v5e:2x4 |") == 1
   assert "1/2  a.py:fast: 2.000 s a step" in capsys.readouterr().err
@@ -199,7 +199,7 @@ def test_a_table_is_replaced_by_a_whole_one_only(tmp_path, monkeypatch):
   readme.write_text(f"{table.BEGIN}\n| all of them |\n{table.END}\n")
   recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
   with pytest.raises(RuntimeError, match="failed"):
-    table.everything(recipes, str(tmp_path), str(readme))
+    table.plan_all(recipes, str(tmp_path), str(readme))
   assert "| all of them |" in readme.read_text()
   assert [p.name for p in (tmp_path / "rows").iterdir()] == ["a-fast.json"]
 
@@ -255,13 +255,13 @@ def test_configs_of_one_step_are_compiled_once(tmp_path, monkeypatch):
   readme.write_text(f"{table.BEGIN}\n{table.END}\n")
   recipes = {"a.py:fast": cfg, "b.py:fast": same, "c.py:fast": other}
   for _ in range(2):
-    rows = table.everything(recipes, str(tmp_path), str(readme))
+    rows = table.plan_all(recipes, str(tmp_path), str(readme))
     assert asked == ["a.py:fast", "c.py:fast"]
     assert [row.config for row in rows] == list(recipes)
     assert [row.steps for row in rows] == [4, 9, 4]
   # The steps of a kept row are those of today's config.
   more = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, steps=7))
-  rows = table.everything({"a.py:fast": more}, str(tmp_path), str(readme))
+  rows = table.plan_all({"a.py:fast": more}, str(tmp_path), str(readme))
   assert (rows[0].steps, len(asked)) == (7, 2)
   teacher = {"teacher": "offline", "lists": 9}
   lists = lowered.step("distill", distill=teacher)

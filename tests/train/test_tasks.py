@@ -46,7 +46,7 @@ def test_each_pair_is_scored_with_a_hard_text_and_a_hard_visual():
   drawn = texts, visuals, jnp.ones((B, 3))
   with mock.patch.object(tasks, "_hard_negatives", return_value=drawn):
     # Not the function itself: what is traced of it here is of this test.
-    rows = quick(lambda *args: task.rows(*args))(
+    rows = quick(lambda *args: task.encode(*args))(
       params, frozen, batch, jax.random.key(0)
     )
   model = build.slow_model(cfg, synthetic.VOCABULARY)
@@ -107,7 +107,7 @@ def test_visuals_are_drawn_as_texts_are_by_fast_s_scores():
 def test_a_pair_without_another_has_no_negatives():
   _, task, params, frozen, batch = setting()
   batch = batch._replace(mask=jnp.arange(B) == 2)
-  rows = quick(task.rows)(params, frozen, batch, jax.random.key(0))
+  rows = quick(task.encode)(params, frozen, batch, jax.random.key(0))
   loss, _ = task.loss(params, rows, batch)
   assert np.asarray(rows["found"])[2].tolist() == [1, 0, 0]
   own = np.asarray(rows["logits"])[2, 0]
@@ -122,7 +122,7 @@ def test_negatives_are_drawn_in_parts_and_on_a_mesh(parts):
   batch = jax.tree.map(lambda x: sharding.spread(x, sharding.batch(on)), batch)
   everywhere = sharding.replicated(on)
   params, frozen = jax.device_put((params, frozen), everywhere)
-  run = jax.jit(gradients.of(task, parts), compiler_options=QUICK)
+  run = jax.jit(gradients.value_and_grad(task, parts), compiler_options=QUICK)
   (loss, metrics), grads = run(params, frozen, batch, jax.random.key(0))
   assert 0.1 < loss < 5
   assert 0 <= metrics["accuracy"] <= 1

@@ -17,7 +17,7 @@ Ask = Callable[..., dict[str, Any]]
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], mend: str) -> Iterator[Ask]:
+def start(command: Sequence[str], mend: str) -> Iterator[Ask]:
   """Starts a peer, and ends it; yields ask(do, **what) -> answer.
 
   Args:

@@ -183,12 +183,12 @@ def pieces(
   batch = sharding.put(_batch(cfg), sharding.batch(made.mesh))
   state = steps.fresh(cfg, made)
   step = made.step.lower(made.state, made.frozen, made.batch).compile()
-  gradient = jax.jit(gradients.of(made.task, cfg.train.accumulate))
+  gradient = jax.jit(gradients.value_and_grad(made.task, cfg.train.accumulate))
   key = jax.random.key(0)
 
   @jax.jit
   def forward(params, batch):
-    rows = made.task.rows(params, {}, batch, key)
+    rows = made.task.encode(params, {}, batch, key)
     return made.task.loss(params, rows, batch)[0]
 
   def update(grads, state):

@@ -31,7 +31,7 @@ BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
 _EACH = 8 * hardware.GIB  # memory that compiling an L/14 wants, and some more
 
 
-def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
+def plan_one(name: str, cfg: config.Config, out: str) -> plan.Plan:
   """Plans a stage and says so; where it does not fit, also what would.
 
   Args:
@@ -61,7 +61,7 @@ def one(name: str, cfg: config.Config, out: str) -> plan.Plan:
   return made
 
 
-def everything(
+def plan_all(
   recipes: Mapping[str, config.Config],
   folder: str,
   readme: str,
