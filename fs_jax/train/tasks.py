@@ -285,16 +285,23 @@ def _embedded(cfg, model, params, batch: types.Batch, key):
 
 def _contrastive(cfg, model, params, rows, batch: types.Batch, mesh):
   ids = [jnp.asarray(x) for x in (batch.visual_id, batch.text_id, batch.mask)]
+  visual, text = rows["visual"], rows["text"]
   scale = build.apply(model, params, method="scale")
-  pair = [rows["visual"], rows["text"], scale]
+  chunk = cfg.fast.chunk
   if cfg.fast.loss == "sigmoid":
-    pair.append(params["bias"])
-  where: Any = losses
-  how = {}
-  if cfg.fast.chunk:
-    where, how = ring, {"on": mesh, "chunk": cfg.fast.chunk}
-  of = where.sigmoid if cfg.fast.loss == "sigmoid" else where.info_nce
-  total, metrics = of(*pair, *ids, **how)
+    bias = params["bias"]
+    if chunk:
+      total, metrics = ring.sigmoid(
+        visual, text, scale, bias, *ids, mesh=mesh, chunk=chunk
+      )
+    else:
+      total, metrics = losses.sigmoid(visual, text, scale, bias, *ids)
+  elif chunk:
+    total, metrics = ring.info_nce(
+      visual, text, scale, *ids, mesh=mesh, chunk=chunk
+    )
+  else:
+    total, metrics = losses.info_nce(visual, text, scale, *ids)
   return total, metrics | {"scale": scale}
 
 
