@@ -55,6 +55,8 @@ class Source:
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   contents: Callable[[], str] = str  # SHA-256; reads the files the first time
   paths: tuple[str, ...] = ()  # of each visual's file; () where it has none
+  # row -> uint8 [T,h,w,3] as it is stored, for people; `visuals` if None
+  original: Callable[[int], np.ndarray] | None = None
 
   def __post_init__(self):
     counts = collections.Counter(self.ids)
@@ -156,6 +158,7 @@ def open_split(
     origin={"dataset": cfg.dataset, "split": split, **stored.origin},
     contents=stored.contents,
     paths=tuple(stored.paths),
+    original=stored.frames,
   )
 
 
@@ -211,7 +214,7 @@ def join(*parts: Source) -> Source:
 
 def take(source: Source, rows: np.ndarray) -> Source:
   """Some examples of a source, in the order of `rows`."""
-  objects = source.all_objects
+  objects, original = source.all_objects, source.original
   return dataclasses.replace(
     source,
     ids=tuple(source.ids[i] for i in rows),
@@ -220,6 +223,7 @@ def take(source: Source, rows: np.ndarray) -> Source:
     visuals=lambda some: source.visuals(rows[np.asarray(some, int)]),
     all_objects=objects and tuple(objects[i] for i in rows),
     paths=source.paths and tuple(source.paths[i] for i in rows),
+    original=original and (lambda i: original(int(rows[i]))),
   )
 
 

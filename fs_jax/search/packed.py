@@ -104,8 +104,12 @@ def _reads_memories(name: str) -> bool:
 
 
 def _thumbnail(source: sources.Source, row: int) -> bytes:
-  """The first frame as WebP, as the models see it and no larger than SIDE."""
-  image = Image.fromarray(source.visuals([row])[0][0])
+  """The first frame as WebP, in its own proportions, no larger than SIDE."""
+  if source.original is not None:
+    frames = source.original(row)
+  else:
+    frames = source.visuals([row])[0]
+  image = Image.fromarray(frames[0])
   image.thumbnail((SIDE, SIDE))
   encoded = io.BytesIO()
   image.save(encoded, "WEBP", quality=85)
