@@ -23,7 +23,7 @@ from fs_jax.runs import checkpoint
 class Program(NamedTuple):
   """What scores a sample, and what it is called with, before anything has run.
 
-  `params`, `visual` and `text` hold shapes and shardings, as in `loop.Program`;
+  `params`, `visual` and `text` hold shapes and shardings, as in `step.Program`;
   blocks come first: [blocks, rows, ...] and [blocks, texts, L].
   """
 

@@ -246,7 +246,7 @@ def test_the_plain_loss_holds_one():
 
 
 def test_plan_and_fit_lower_the_same_step(monkeypatch, tmp_path):
-  """Neither makes one of its own: both take what `loop.program` returns."""
+  """Neither makes one of its own: both take what `step.program` returns."""
 
   class Told(Exception):
     pass

@@ -45,7 +45,7 @@ def write(
   Args:
     path: index.html.
     report: of report.json; its extras may be missing.
-    curves: `report.read` of each stage's folder.
+    curves: `journal.read` of each stage's folder.
     answers: of `cases.show_cases`.
     attentions: of `attention.word_attention`.
     attribution: of the pictures, with their licence.

@@ -14,7 +14,7 @@ both. What stays different, with open_clip first:
   than 0.01 %. What both count as FLOPs shows that the products are the same.
 - it gets pixels as floats, ours as bytes that the step normalises; it clamps
   its temperature after the step and ours in it.
-- ours is the step of `loop.program` as training runs it: norms of every tower's
+- ours is the step of `step.program` as training runs it: norms of every tower's
   gradient, the recall of the batch and the mask of equal captions are in it.
 
 open_clip's usual gelu (exact) and first norm are set to ours (tanh, none), our

@@ -1,7 +1,7 @@
 """A study's questions, asked of every ranker, and the answers kept.
 
 Answers carry all that they follow from, and are asked for again where any of it
-changed. What is measured of them is left to `evaluate`.
+changed. What is measured of them is left to `results`.
 """
 
 import functools
