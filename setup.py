@@ -102,6 +102,7 @@ setuptools.setup(
   entry_points={"console_scripts": ["fs-jax = launch.console:main"]},
   package_data={
     "fs_jax": [
+      "py.typed",
       *("**/*.html", "**/*.css", "**/*.js"),
       *("**/*.tsv", "**/*.bib", "**/*.sh"),
     ],
