@@ -16,7 +16,7 @@ INSIDE = {
   "gallery/corpus.py": {"write_ids", "write_vectors"},
   "evaluate/studies/answers.py": {"rank"},
   "gallery/scann.py": {"_write"},
-  "train/clusters.py": {"clusters", "judged"},
+  "train/clusters.py": {"mine", "judge"},
   "search/packed.py": {"write", "_thumbnail"},
   "runs/stages.py": {"save_part"},
   "gallery/memories.py": {"append", "_append_mask", "_create"},

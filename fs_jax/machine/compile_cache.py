@@ -6,6 +6,7 @@ them instead of compiling them anew. Neither is free: both are counted.
 
 import contextlib
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -114,3 +115,14 @@ _lock = threading.Lock()
 _counts: list[Count] = []
 # Once a process, as this module is imported: listeners are never taken away.
 jax.monitoring.register_event_duration_secs_listener(_heard)
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that decide what is compiled."""
+  found = {}
+  for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = ""
+  return found

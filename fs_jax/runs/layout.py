@@ -19,6 +19,7 @@ TOKENIZER = "tokenizer.json"
 CONTRACT = "contract.json"  # of the stages that it began from
 PART = "part.json"  # where only a part of its parameters is there
 PARAMETERS = "parameters.txt"
+CARD = "MODEL_CARD.md"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 BOARD = "tb"

@@ -15,8 +15,8 @@ from etils import epath
 from fs_jax import config, trees, types
 from fs_jax.data import pipeline, sources
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.machine import processes, sharding
-from fs_jax.runs import layout, stages
+from fs_jax.machine import compile_cache, files, processes, sharding
+from fs_jax.runs import card, journal, layout, stages
 from fs_jax.search import fusion, rerank, weigh
 from fs_jax.train import clusters as clustering
 from fs_jax.train import lineage, loop, step, tasks
@@ -94,7 +94,25 @@ def train(
       make_validate(cfg, tokenizer) if make_validate and validates else None
     ),
   )
+  if processes.is_first() and not (where / layout.CARD).exists():
+    _write_card(where, source)
   return where
+
+
+def _write_card(where: epath.Path, source: sources.Source) -> None:
+  """MODEL_CARD.md of a stage that is done."""
+  run = stages.load(where)
+  text = card.render(
+    run.cfg,
+    step=run.step,
+    parameters=sum(x.size for x in jax.tree.leaves(run.params)),
+    examples=len(source),
+    attribution=source.attribution,
+    lines=journal.read(where),
+    contract=run.contract,
+    versions=compile_cache.versions(),
+  )
+  files.write_text(where / layout.CARD, text)
 
 
 def _teacher_fit(

@@ -10,6 +10,7 @@ import sys
 import pytest
 from etils import epath
 
+from fs_jax.machine import compile_cache
 from fs_jax.train.plan import plan, table
 from tests.support import lowered
 from tests.train.test_plan import made
@@ -110,7 +111,7 @@ def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
   other = dataclasses.replace(cfg, seed=1)
   assert table.kept(path, other) is None
   with monkeypatch.context() as newer:
-    newer.setattr(plan, "versions", lambda: {"jax": "newer"})
+    newer.setattr(compile_cache, "versions", lambda: {"jax": "newer"})
     assert table.kept(path, cfg) is None
   values = json.loads(path.read_text())
   for spoilt in (

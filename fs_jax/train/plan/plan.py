@@ -19,7 +19,7 @@ import jax
 from jax.experimental import topologies
 
 from fs_jax import config, types
-from fs_jax.machine import hardware, sharding
+from fs_jax.machine import compile_cache, hardware, sharding
 from fs_jax.models import flops
 from fs_jax.train import pair_scores
 from fs_jax.train import step as steps
@@ -230,7 +230,7 @@ def plan(name: str, cfg: config.Config) -> Plan:
     ),
     steps=cfg.train.steps,
     compile_seconds=round(seconds, 1),
-    versions=versions(),
+    versions=compile_cache.versions(),
     program=lowered.digest(),
   )
 
@@ -383,17 +383,6 @@ def times(
 def sides(topology: str) -> tuple[int, ...]:
   """(16, 16) of "v5e:16x16"."""
   return tuple(int(n) for n in re.findall(r"\d+", topology.partition(":")[2]))
-
-
-def versions() -> dict[str, str]:
-  """Of the packages that decide what is compiled."""
-  found = {}
-  for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = ""
-  return found
 
 
 def _count(params: Any) -> int:

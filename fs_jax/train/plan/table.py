@@ -23,7 +23,14 @@ import rich.table
 from etils import epath
 
 from fs_jax import config
-from fs_jax.machine import console, files, hardware, manifest, provenance
+from fs_jax.machine import (
+  compile_cache,
+  console,
+  files,
+  hardware,
+  manifest,
+  provenance,
+)
 from fs_jax.train.plan import advice, plan
 
 ROW = "plan"  # kind of a record
@@ -215,7 +222,7 @@ def key(cfg: config.Config) -> str:
   if cfg.stage != "distill":
     del values["distill"]
   digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-  digest.update(json.dumps(plan.versions(), sort_keys=True).encode())
+  digest.update(json.dumps(compile_cache.versions(), sort_keys=True).encode())
   return digest.hexdigest()[:16]
 
 
