@@ -44,6 +44,7 @@ OTHERS = {
     "finish": "says that a stage is done",
     "describe": "parameters for people",
   },
+  "train/train.py": {"_write_card": "a model card for people"},
   "evaluate/studies/study.py": {
     "begin": "what a study began with, compared by itself"
   },

@@ -65,8 +65,8 @@ def render(
     )
     metrics = (
       f"On at most {cfg.train.eval_sample} visuals of split "
-      f"{cfg.data.validation!r}, among themselves: {named}. This is a curve to watch, not a result; "
-      "`launch.evaluate` measures one."
+      f"{cfg.data.validation!r}, among themselves: {named}. This is a curve to "
+      "watch, not a result; `launch.evaluate` measures one."
     )
   digests = "\n".join(
     f"| {part} | {fields['digest'][:_DIGEST]} |"
