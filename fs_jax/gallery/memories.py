@@ -16,7 +16,7 @@ from etils import epath
 
 from fs_jax import types
 from fs_jax.gallery import corpus
-from fs_jax.machine import files, provenance
+from fs_jax.machine import commands, files, provenance
 from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
@@ -220,6 +220,7 @@ class Memories:
     mend: str = "",
   ):
     path = manifests.local(folder)
+    mend = mend or f"encode the gallery again: {commands.program('encode')}"
     manifest = manifests.read_manifest(
       path, "memories", hashes=hashes, mend=mend
     )

@@ -271,18 +271,13 @@ def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
   fast = stages.load(layout.stage(workdir, name))
   source = sources.open_lazily(fast.cfg.data, split)
   made_from = encode.contracts_of(fast, source)
-  judge, weights = None, None
-  if slow:
-    judge = stages.load(layout.stage(workdir, layout.SLOW))
-    last = fast if name == "distill" else judge  # the stage trained last
-    weights = fusion.load(last.folder, {**fast.contract, **judge.contract})
+  judge = stages.load(layout.stage(workdir, layout.SLOW)) if slow else None
   return assemble(
     fast,
     where,
     made_from,
     captions=items.contract_of(source, made_from["split"])["captions"],
     judge=judge,
-    weights=weights,
     pictures=lambda rows: list(source.visuals(rows)),
     mend=lambda _: f"make it anew: {again}",
   )
@@ -297,17 +292,14 @@ def _open_packed(folder: epath.Path, split: str | None, slow: bool) -> Searcher:
       "out, or open another gallery"
     )
   fast = stages.load(layout.stage(folder, "fast"))
-  judge, weights = None, None
-  if slow:
-    judge = stages.load(layout.stage(folder, layout.SLOW))
-    weights = fusion.load(folder, {**fast.contract, **judge.contract})
+  judge = stages.load(layout.stage(folder, layout.SLOW)) if slow else None
   parts = {p: manifest["contract"][p] for p in ("split", "items")}
   return assemble(
     fast,
     layout.Gallery(folder),
     {**fast.contract, **parts},
     judge=judge,
-    weights=weights,
+    weights_at=folder,
     mend=lambda _: "copy the whole folder again from where it was packed",
   )
 
@@ -319,7 +311,7 @@ def assemble(
   *,
   captions: provenance.Part | None = None,
   judge: stages.Run | None = None,
-  weights: fusion.Weights | None = None,
+  weights_at: epath.Path | None = None,
   memories_at: epath.Path | None = None,
   pictures: Callable[[Sequence[int]], list[np.ndarray]] | None = None,
   mend: Callable[[epath.Path], str],
@@ -332,7 +324,8 @@ def assemble(
     made_from: what the index must have been made from.
     captions: what the items must have been made from as well, where known.
     judge: Slow, where it re-ranks.
-    weights: of both.
+    weights_at: folder that holds how both weigh, if not the stage trained
+      last.
     memories_at: where they lie, if not beside the index.
     pictures: as of Searcher; thumbnails of the items if None.
     mend: a folder -> what to do where it is missing, damaged, or of something
@@ -349,7 +342,7 @@ def assemble(
     mend=mend(where.items),
   )
   stored = None
-  if judge is not None and weights is not None:
+  if judge is not None:
     folder = memories_at or where.memories
     store = memories.Memories(
       folder,
@@ -357,6 +350,10 @@ def assemble(
       ids=searched.ids,
       hashes=False,
       mend=mend(folder),
+    )
+    last = judge if fast.cfg.stage == "fast" else fast
+    weights = fusion.load(
+      weights_at or last.folder, {**fast.contract, **judge.contract}
     )
     stored = Judge(judge, store, weights)
   if pictures is None and len(shown) and shown.thumbnail(0):

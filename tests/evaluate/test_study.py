@@ -25,7 +25,7 @@ class Killed(Exception):
 
 class Made(NamedTuple):
   folder: pathlib.Path
-  journal: dict
+  report: dict
 
 
 def quickstart(folder, seed=0):

@@ -20,8 +20,7 @@ from fs_jax.data import sources
 from fs_jax.evaluate import validation
 from fs_jax.gallery import corpus, encode, exact, index, memories
 from fs_jax.runs import journal, layout, stages
-from fs_jax.search import fusion, rerank, searcher, weigh
-from fs_jax.search import scorer as scorers
+from fs_jax.search import rerank, searcher, weigh
 from fs_jax.train import tasks, train
 from tests.support import inprocess, recipe, synthetic
 
@@ -144,11 +143,11 @@ def test_what_was_fitted_and_mined_is_equal(first, second):
 def test_galleries_are_equal(first, second):
   assert first.corpus.ids == second.corpus.ids == first.index.ids
   np.testing.assert_array_equal(first.corpus.vectors, second.corpus.vectors)
-  rows = np.arange(len(first.store))
+  rows = np.arange(len(first.memories))
   jax.tree.map(
     np.testing.assert_array_equal,
-    first.store.read(rows),
-    second.store.read(rows),
+    first.memories.read(rows),
+    second.memories.read(rows),
   )
 
 
@@ -180,45 +179,51 @@ def queries(second):
 
 
 @pytest.fixture(scope="module")
-def retriever(second):
-  fast, slow = second.runs["distill"], second.runs["slow"]
-  parts = {"fast": fast.fast_contract, "slow": slow.slow_contract}
-  fit = fusion.load(second.workdir / "distill", parts)
-  scorer = scorers.Scorer(slow, second.store)
-  return searcher.Retriever(fast, second.index, scorer, fit), scorer, fit
+def search(second):
+  return searcher.open(second.workdir)
 
 
-def test_answers_are_what_the_parts_say(second, queries, retriever):
-  search, scorer, fit = retriever
-  answer = search(queries, k=4, rerank_k=6)
-  fast = second.runs["distill"]
+def test_answers_are_what_the_parts_say(second, queries, search):
+  answers = search.search(queries, k=4, rerank=6)
+  fast, weights = second.runs["distill"], search.judge.weights
   text = fast.tokenizer.encode(queries)
   dots = encode.text_vectors(fast, text) @ second.corpus.vectors.T
   near = np.argsort(-dots, axis=1, kind="stable")[:, :6]
-  np.testing.assert_array_equal(answer.fast.rows, near)
-  both = scorer(text, near) / rerank.count_targets(text)[:, None] ** fit.gamma
-  both = both + fit.beta * np.take_along_axis(dots, near, axis=1)
+  for answer, rows in zip(answers, near, strict=True):
+    assert answer.fast_rows == tuple(rows)
+    assert answer.unknown == ()
+    assert list(answer.stages_ms) == ["encode", "search", "rerank"]
+  n = rerank.count_targets(text)[:, None]
+  both = search.scorer(text, near) / n**weights.gamma
+  both = both + weights.beta * np.take_along_axis(dots, near, axis=1)
   order = np.argsort(-both, axis=1, kind="stable")[:, :4]
-  np.testing.assert_array_equal(
-    answer.final.rows, np.take_along_axis(near, order, axis=1)
-  )
-  assert answer.unknown == ((),) * len(queries)
-  assert list(answer.stages_ms) == ["encode", "search", "rerank"]
+  best = np.take_along_axis(near, order, axis=1)
+  for answer, rows in zip(answers, best, strict=True):
+    assert [hit.row for hit in answer.hits] == list(rows)
+    for hit in answer.hits:
+      assert hit.id == second.source.ids[hit.row]
+      assert hit.item.captions == second.source.captions(hit.row)
 
 
-def test_an_answer_does_not_depend_on_who_else_asks(queries, retriever):
-  search, *_ = retriever
-  together = search(queries, k=4, rerank_k=6).final
-  for q, query in enumerate(queries):
-    alone = search([query], k=4, rerank_k=6).final
-    np.testing.assert_array_equal(alone.rows[0], together.rows[q])
+def test_an_answer_does_not_depend_on_who_else_asks(queries, search):
+  together = search.search(queries, k=4, rerank=6)
+  for query, among in zip(queries, together, strict=True):
+    alone = search(query, k=4, rerank=6)
+    assert [hit.row for hit in alone.hits] == [hit.row for hit in among.hits]
     np.testing.assert_allclose(
-      alone.scores[0], together.scores[q], rtol=1e-4, atol=1e-4
+      [hit.score for hit in alone.hits],
+      [hit.score for hit in among.hits],
+      rtol=1e-4,
+      atol=1e-4,
     )
 
 
-def test_without_reranking_fast_answers(queries, retriever):
-  search, *_ = retriever
-  answer = search(queries, k=4, rerank_k=0)
-  np.testing.assert_array_equal(answer.final.rows, answer.fast.rows[:, :4])
-  assert "rerank" not in answer.stages_ms
+def test_without_reranking_fast_answers(queries, search):
+  for answer in search.search(queries, k=4, rerank=0):
+    assert tuple(hit.row for hit in answer.hits) == answer.fast_rows[:4]
+    assert "rerank" not in answer.stages_ms
+
+
+def test_what_is_shown_are_the_pictures_themselves(second, search):
+  (seen,) = search.pictures([3])
+  np.testing.assert_array_equal(seen, second.source.visuals([3])[0])

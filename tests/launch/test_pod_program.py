@@ -23,7 +23,7 @@ def test_a_dry_run_prints_what_would_be_run():
   )
   assert done.code == 0, done.err
   read = kubernetes.read(yaml.safe_load(done.out))
-  assert read.metadata.name == "tiny-fast"
+  assert read.metadata.name == "recipe-fast"
   (replicated,) = read.spec.replicatedJobs
   assert replicated.replicas == 2
   (container,) = replicated.template.spec.template.spec.containers

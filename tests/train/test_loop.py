@@ -261,7 +261,7 @@ RESTORE = checkpoint.Checkpoints.restore
 def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
   undisturbed, want = whole
   done = subprocess.run(
-    [sys.executable, "-m", "tests.test_loop", str(tmp_path), "8"],
+    [sys.executable, "-m", "tests.train.test_loop", str(tmp_path), "8"],
     cwd=pathlib.Path(__file__).parents[2],
     capture_output=True,
     timeout=120,

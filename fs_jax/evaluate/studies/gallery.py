@@ -85,16 +85,11 @@ def open_gallery(
       functools.partial(_lacks_index, where, made_from),
     )
     encode.write_items(source, where.items, shown_from)
-    weights = None
-    if name in reranked:
-      last = slow if fast.cfg.stage == "fast" else fast
-      weights = fusion.load(last.folder, {**fast.contract, **slow.contract})
     searchers[name] = searcher.assemble(
       fast,
       where,
       made_from,
-      judge=slow,
-      weights=weights,
+      judge=slow if name in reranked else None,
       memories_at=shared.memories,
       pictures=lambda rows: list(source.visuals(rows)),
       mend=provenance.deletable,
