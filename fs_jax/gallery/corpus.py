@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from fs_jax import types
-from fs_jax.machine import files, provenance
+from fs_jax.machine import commands, files, provenance
 from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
@@ -75,6 +75,7 @@ def load(
     FileNotFoundError: no such corpus.
     ValueError: damaged, of another contract, or against `validate`.
   """
+  mend = mend or f"encode the gallery again: {commands.program('encode')}"
   manifest = manifests.read_manifest(
     folder, "vectors", hashes=hashes, mend=mend
   )

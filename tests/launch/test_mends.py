@@ -228,7 +228,7 @@ def test_a_gallery_that_a_study_made(studied, other, tmp_path):
   shutil.rmtree(workdir / "slow")
   shutil.copytree(other / "slow", workdir / "slow")
   refused = walk(search(workdir))
-  assert "slow.digest" in refused[0] and "launch.evaluate" in refused[0]
+  assert "slow.digest" in refused[0] and "launch.encode" in refused[0]
   assert not walk(evaluate(workdir))
 
 
