@@ -145,7 +145,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     ValueError: a config that is not there, or has no such stage or field.
     flags.Error: any other wrong flag.
   """
-  argv = [_packaged(word) for word in argv]
+  argv = _with_packaged(argv)
   if "config" in flags.FLAGS:
     _check_config(_given(argv, "config"))
   rest = flags.FLAGS(argv, known_only=False)
@@ -153,10 +153,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
   return rest[1:]
 
 
+def _with_packaged(argv: Sequence[str]) -> list[str]:
+  """`_packaged` of every word, `--config scenes:fast` in two words as well."""
+  words = list(argv)
+  for at in range(len(words) - 1, 0, -1):
+    if words[at - 1] in ("--config", "-config"):
+      words[at - 1 : at + 1] = [f"--config={words[at]}"]
+  return [_packaged(word) for word in words]
+
+
 def _packaged(word: str) -> str:
   """`--config=scenes:fast` with the path of the recipe that it names."""
   found = re.fullmatch(r"--?config=([a-z]\w*)((?::.*)?)", word)
-  if not found or pathlib.Path(found[1]).exists():
+  if not found or pathlib.Path(found[1]).is_file():
     return word
   path = _ROOT / "configs" / f"{found[1]}.py"
   return f"--config={path}{found[2]}" if path.is_file() else word
@@ -256,7 +265,7 @@ def _is_input(error: BaseException) -> bool:
     trace = trace.tb_next
   if trace is None:
     return True
-  return trace.tb_frame.f_code.co_filename.startswith(_OWN)
+  return os.path.realpath(trace.tb_frame.f_code.co_filename).startswith(_OWN)
 
 
 def _sentence(error: BaseException) -> str:

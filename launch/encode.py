@@ -66,7 +66,10 @@ def main(_) -> None:
   print(f"{_PACK.value}: {len(source)} visuals, packed")
   cli.then(
     commands.command(
-      "search", "a fox left of a car", f"--workdir={_PACK.value}"
+      "search",
+      "a fox left of a car",
+      f"--workdir={_PACK.value}",
+      *(["--rerank=0"] if slow is None else []),
     )
   )
 

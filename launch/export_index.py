@@ -91,6 +91,8 @@ def main(_) -> None:
   if where == layout.gallery(workdir, split):  # where search looks
     words = ["a fox left of a car", f"--workdir={workdir}"]
     words += [f"--split={split}"] * (split != "test")
+    if not stages.finished(layout.stage(workdir, layout.SLOW)):
+      words.append("--rerank=0")
     cli.then(commands.command("search", *words))
 
 

@@ -23,6 +23,7 @@ def visual_vectors(
   run: stages.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> np.ndarray:
   """f(x) of every visual: float32 [C,E], unit length."""
+  _require_whole(run)
   embed = functools.partial(_embed_visual, run.cfg, run.tokenizer.vocab_size)
   parts = [
     np.asarray(embed(run.params["fast"], batch.visual))[batch.mask]
@@ -61,6 +62,7 @@ def encode_memories(
   run: stages.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> Iterator[types.Memory]:
   """What Slow keeps of every visual, batch by batch, without padding rows."""
+  _require_whole(run)
   embed = functools.partial(_memorise, run.cfg, run.tokenizer.vocab_size)
   for batch in _batches(run, source, batch_size, "memories"):
     memory = jax.device_get(embed(run.params["slow"], batch.visual))
@@ -159,6 +161,14 @@ def contracts_of(
     "split": contract.split(source.origin, source.contents()),
     "items": contract.items(source.ids),
   }
+
+
+def _require_whole(run: stages.Run) -> None:
+  if run.whole is not None:
+    raise ValueError(
+      f"{run.folder}: must hold all parameters to see pictures; got a part "
+      "that reads texts. give the stage that it was packed from"
+    )
 
 
 # Compiled once for all runs of a config: a study opens a stage several times.

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+from urllib import parse
 
 from etils import epath
 
@@ -75,7 +76,7 @@ class Items:
     self._count: int = manifest["count"]
     self._lock = threading.Lock()
     self._file = sqlite3.connect(
-      f"file:{os.fspath(path / _FILE)}?mode=ro&immutable=1",
+      f"file:{parse.quote(os.fspath(path / _FILE))}?mode=ro&immutable=1",
       uri=True,
       check_same_thread=False,
     )

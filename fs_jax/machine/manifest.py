@@ -263,17 +263,18 @@ def _size(path: epath.Path) -> int:
 
 
 def _names(path: epath.Path, *, hidden: bool = False) -> list[str]:
-  """Files below a folder as relative names, the manifest apart."""
-  names: list[str] = []
+  """Files below a folder as relative names, its own manifest apart."""
+  return sorted(name for name in _walk(path, hidden) if name != MANIFEST)
+
+
+def _walk(path: epath.Path, hidden: bool) -> Iterator[str]:
   for child in path.iterdir():
     if child.name.startswith(".") and not hidden:
       continue  # what file managers and network disks leave behind
     if child.is_dir():
-      inner = _names(child, hidden=hidden)
-      names += [f"{child.name}/{name}" for name in inner]
+      yield from (f"{child.name}/{name}" for name in _walk(child, hidden))
     else:
-      names.append(child.name)
-  return sorted(n for n in names if n != MANIFEST)
+      yield child.name
 
 
 def _other_kind(path: epath.Path, kind: str) -> str:

@@ -202,14 +202,14 @@ def load(where: epath.PathLike) -> Run:
   saved = checkpoint.Checkpoints(
     where / layout.CHECKPOINTS, cfg.train, alone=True
   )
-  step = saved.best()
+  part = _read_part(where)
+  step = saved.best() if part is None else saved.latest()
   if step is None:
     raise ValueError(
       f"{where}: must hold a checkpoint; got none yet. let its training reach "
       "the first save"
     )
   shapes = build.shapes(cfg, tokenizer.vocab_size)
-  part = _read_part(where)
   if part is not None:
     shapes = trees.select(shapes, set(part["names"]).__contains__)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -306,17 +306,26 @@ def save(
 
 
 def load(
-  where: epath.PathLike, expected: provenance.Contract | None = None
+  where: epath.PathLike,
+  expected: provenance.Contract | None = None,
+  *,
+  mend: str = "",
 ) -> Weights:
   """Reads what `save` wrote.
+
+  Args:
+    where: folder of the weights.
+    expected: parts of the contract that must agree.
+    mend: said where they do not; if "", how to fit them.
 
   Raises:
     ValueError: none there, or one of other parameters than `expected`.
   """
   path = epath.Path(where) / layout.WEIGHTS
-  mend = "fit it: " + commands.command(
+  fit_again = commands.command(
     "evaluate", "--fit", f"--workdir={path.parent.parent}"
   )
+  mend = mend or f"fit it: {fit_again}"
   try:
     values = manifest.read_record(path, KIND, mend=mend)
     fit = Weights.from_dict(values["fit"])

@@ -19,29 +19,45 @@ from fs_jax.gallery import items
 from fs_jax.machine import files
 from fs_jax.machine import manifest as manifests
 from fs_jax.runs import layout, stages
+from fs_jax.search import fusion
 
 KIND = "gallery"
+MEND = "copy the whole folder again from where it was packed"
 FORMATS = ("WEBP",)
 SIDE = 256  # pixels of a thumbnail's longer side, at most
 # Parameters that reading a query needs; pixels are not seen any more.
 _TEXT = ("fast/text_", "fast/log_scale", "fast/bias")
 _PIXELS = ("slow/encoder/",)
+_CHECKED_LATER = ("vectors", "memories", "index", "items")
 
 
 def is_packed(folder: epath.PathLike) -> bool:
   """Whether a folder is a packed gallery, whole or not."""
-  path = epath.Path(folder) / manifests.MANIFEST
-  return path.exists()
+  folder = epath.Path(folder)
+  part = layout.stage(folder, "fast") / layout.PART
+  return (folder / manifests.MANIFEST).exists() or part.exists()
 
 
 def read(folder: epath.PathLike) -> dict[str, Any]:
-  """The manifest; of large files the sizes alone are compared here.
+  """The manifest of a whole gallery.
+
+  Of the folders that are checked where they are opened, the sizes alone are
+  compared here; of all other files the contents.
 
   Raises:
+    FileNotFoundError: the manifest is missing.
     ValueError: damaged, or no packed gallery.
   """
-  mend = "copy the whole folder again from where it was packed"
-  return manifests.read_manifest(folder, KIND, hashes=False, mend=mend)
+  manifest = manifests.read_manifest(folder, KIND, hashes=False, mend=MEND)
+  for name, listed in manifest["files"].items():
+    if name.split("/")[0] not in _CHECKED_LATER and (
+      files.sha256(epath.Path(folder) / name) != listed["sha256"]
+    ):
+      raise ValueError(
+        f"{folder}: {name!r} must be as it was packed; got other contents. "
+        f"{MEND}"
+      )
+  return manifest
 
 
 def write(
@@ -64,6 +80,9 @@ def write(
     ValueError: `folder` is something else.
     errors.DiskFull: no space is left.
   """
+  if slow is not None:  # before anything is copied
+    last = fast if fast.cfg.stage == "distill" else slow
+    fusion.load(last.folder, {**fast.contract, **slow.contract})
   shown = items.Items(where.items)
   index = manifests.read_manifest(where.index, "index", hashes=False)
   parts = {**index["contract"], "captions": shown.contract["captions"]}
@@ -85,7 +104,6 @@ def write(
     stages.save_part(temporary / "fast", fast, _reads_text)
     if slow is not None:
       stages.save_part(temporary / layout.SLOW, slow, _reads_memories)
-      last = fast if fast.cfg.stage == "distill" else slow
       (last.folder / layout.WEIGHTS).copy(temporary / layout.WEIGHTS)
       parts |= slow.contract
     files.write_text(temporary / "ATTRIBUTION", source.attribution + "\n")

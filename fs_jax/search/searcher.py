@@ -10,8 +10,8 @@ rankers of the same Searcher.
 """
 
 import io
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -271,7 +271,15 @@ def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
   fast = stages.load(layout.stage(workdir, name))
   source = sources.open_lazily(fast.cfg.data, split)
   made_from = encode.contracts_of(fast, source)
-  judge = stages.load(layout.stage(workdir, layout.SLOW)) if slow else None
+  judge = None
+  if slow:
+    folder = layout.stage(workdir, layout.SLOW)
+    if not stages.finished(folder):
+      raise ValueError(
+        f"{folder}: must be trained to its end to re-rank; got none that is. "
+        f"train it: {commands.program('train')}, or give --rerank=0"
+      )
+    judge = stages.load(folder)
   return assemble(
     fast,
     where,
@@ -292,15 +300,23 @@ def _open_packed(folder: epath.Path, split: str | None, slow: bool) -> Searcher:
       "out, or open another gallery"
     )
   fast = stages.load(layout.stage(folder, "fast"))
-  judge = stages.load(layout.stage(folder, layout.SLOW)) if slow else None
+  judge = None
+  if slow:
+    if not stages.finished(layout.stage(folder, layout.SLOW)):
+      raise ValueError(
+        f"{folder}: must hold Slow to re-rank; got a gallery that was packed "
+        "without. pack it again with --slow, or give --rerank=0"
+      )
+    judge = stages.load(layout.stage(folder, layout.SLOW))
   parts = {p: manifest["contract"][p] for p in ("split", "items")}
   return assemble(
     fast,
     layout.Gallery(folder),
     {**fast.contract, **parts},
+    captions=manifest["contract"]["captions"],
     judge=judge,
     weights_at=folder,
-    mend=lambda _: "copy the whole folder again from where it was packed",
+    mend=lambda _: packed.MEND,
   )
 
 
@@ -309,7 +325,7 @@ def assemble(
   where: layout.Gallery,
   made_from: provenance.Contract,
   *,
-  captions: provenance.Part | None = None,
+  captions: Mapping[str, Any] | None = None,
   judge: stages.Run | None = None,
   weights_at: epath.Path | None = None,
   memories_at: epath.Path | None = None,
@@ -353,7 +369,9 @@ def assemble(
     )
     last = judge if fast.cfg.stage == "fast" else fast
     weights = fusion.load(
-      weights_at or last.folder, {**fast.contract, **judge.contract}
+      weights_at or last.folder,
+      {**fast.contract, **judge.contract},
+      mend=mend(weights_at) if weights_at else "",
     )
     stored = Judge(judge, store, weights)
   if pictures is None and len(shown) and shown.thumbnail(0):

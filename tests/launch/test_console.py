@@ -4,11 +4,13 @@ import pathlib
 import sys
 
 import pytest
+from absl import flags
 
 from fs_jax.machine import commands
 from launch import cli, console
 
 ROOT = pathlib.Path(__file__).parents[2]
+STARTED = "/usr/bin/fs-jax"
 
 
 @pytest.fixture
@@ -16,9 +18,12 @@ def started(monkeypatch):
   """As a user would start it: fs-jax <words>."""
 
   def start(*words):
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/fs-jax", *words])
+    monkeypatch.setattr(sys, "argv", [STARTED, *words])
 
-  return start
+  yield start
+  # The flags of what ran, so that other tests may run it as well.
+  for flag in [*flags.FLAGS.flags_by_module_dict().get(STARTED, [])]:
+    delattr(flags.FLAGS, flag.name)
 
 
 def test_every_program_is_listed_with_what_it_does(started, capsys):
@@ -76,3 +81,10 @@ def test_commands_are_printed_in_the_form_that_was_typed(started):
 )
 def test_a_recipe_of_the_package_has_a_name(word, becomes):
   assert cli._packaged(word) == becomes
+
+
+def test_a_recipe_may_be_named_in_two_words():
+  argv = ["train", "--config", "scenes:fast", "--workdir=W"]
+  path = f"--config={ROOT}/configs/scenes.py:fast"
+  assert cli._with_packaged(argv) == ["train", path, "--workdir=W"]
+  assert cli._with_packaged(["train", "--config"]) == ["train", "--config"]

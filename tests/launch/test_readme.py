@@ -94,3 +94,36 @@ def test_a_file_that_was_lost_on_the_way_is_named(packed, tmp_path):
   done = inprocess.launch("search", "a fox", f"--workdir={folder}", "--sheet=")
   assert done.code == 2
   assert "fast/tokenizer.json" in done.err and "copy the whole" in done.err
+
+
+@pytest.mark.parametrize("name", ["fit.json", "fast/part.json", "ATTRIBUTION"])
+def test_a_file_that_changed_but_not_in_size_is_named(packed, tmp_path, name):
+  folder = pathlib.Path(inprocess.copy(packed[1], tmp_path))
+  held = (folder / name).read_bytes()
+  (folder / name).write_bytes(held.replace(b"a", b"b", 1))
+  done = inprocess.launch("search", "a fox", f"--workdir={folder}", "--sheet=")
+  assert done.code == 2
+  assert f"{name!r} must be as it was packed" in done.err
+
+
+def test_a_copy_that_was_cut_short_is_no_workdir(packed, tmp_path):
+  folder = pathlib.Path(inprocess.copy(packed[1], tmp_path))
+  (folder / "manifest.json").unlink()
+  done = inprocess.launch("search", "a fox", f"--workdir={folder}", "--sheet=")
+  assert done.code == 2
+  assert "got none. copy the whole folder again" in done.err
+  done = inprocess.launch("encode", f"--run={folder / 'fast'}")
+  assert done.code == 2 and "must hold all parameters" in done.err
+
+
+def test_fast_alone_is_packed_and_says_how_it_is_asked(packed, tmp_path):
+  folder = tmp_path / "of #1"  # a name that means something in addresses
+  done = inprocess.launch(
+    "encode", f"--run={packed[0] / 'distill'}", f"--pack={folder}"
+  )
+  assert done.code == 0 and "--rerank=0" in done.out, done.err
+  ask = "search", "a big fox", f"--workdir={folder}", "--sheet="
+  done = inprocess.launch(*ask)
+  assert done.code == 2 and "or give --rerank=0" in done.err
+  done = inprocess.launch(*ask, "--rerank=0")
+  assert done.code == 0, done.err
