@@ -177,7 +177,7 @@ def test_answers_of_anything_else_are_asked_for_again(evaluated, change):
 # what.
 NOT_KEPT = (
   *("config.json", "tokenizer.json", "metrics.jsonl", "parameters.txt"),
-  *("DONE", "checkpoints/", "tb/", "compiled/", "data/", "index.html"),
+  *("MODEL_CARD.md", "DONE", "checkpoints/", "tb/", "data/", "index.html"),
   "study.json",
 )
 
