@@ -1,5 +1,6 @@
 """The quickstart on tiny scenes, twice: killed on its way, the same numbers."""
 
+import dataclasses
 import json
 import pathlib
 from typing import NamedTuple
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax.evaluate.studies import answers, study
+from fs_jax import configdict
+from fs_jax.evaluate.studies import answers, checklist, study
 from fs_jax.runs import journal, stages
 from fs_jax.search import weigh
 from fs_jax.train import loop, train
@@ -153,3 +155,17 @@ def test_a_lost_report_is_written_again_from_the_parts(whole):
 def test_another_seed_in_the_same_folder_is_refused(whole):
   with pytest.raises(ValueError, match=r"seed it began with, 0; got 1\."):
     quickstart(whole.folder, seed=1)
+
+
+def test_stages_of_a_study_validate_where_their_config_asks(tmp_path):
+  """As the quickstart's do, and those of these tests do not."""
+  cfg = configdict.parse(recipe.get_config("fast"))
+  cfg = dataclasses.replace(
+    cfg,
+    data=dataclasses.replace(cfg.data, dir=str(tmp_path / "data")),
+    train=dataclasses.replace(cfg.train, eval_every=2),
+  )
+  with mock.patch.object(jax, "devices", return_value=jax.devices()[:1]):
+    study.train_all(checklist.Parts(tmp_path), {"fast": cfg})
+  lines = journal.read(tmp_path / "fast")
+  assert [x["step"] for x in lines if x["split"] == "validation"] == [2, 4]

@@ -16,6 +16,7 @@ from etils import epath
 from fs_jax import config, configdict
 from fs_jax.data import sources
 from fs_jax.evaluate import results as results_
+from fs_jax.evaluate import validation
 from fs_jax.evaluate.page import examples, page
 from fs_jax.evaluate.studies import answers, checklist
 from fs_jax.evaluate.studies import gallery as gallery_module
@@ -263,7 +264,9 @@ def train_all(
     parts.do(
       name,
       made_from,
-      functools.partial(train.train, cfg, parts.folder),
+      functools.partial(
+        train.train, cfg, parts.folder, validation.quick_recall
+      ),
       lambda folder=folder: not stages_.finished(folder),  # type: ignore[misc]
     )
     if cfg.stage == "slow":
