@@ -51,19 +51,19 @@ def killed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("killed") / "W"
   until = train.train
 
-  def trains(cfg, workdir):
+  def trains(cfg, workdir, *rest):
     if cfg.stage == "distill":
       raise Killed
-    return until(cfg, workdir)
+    return until(cfg, workdir, *rest)
 
   with mock.patch.object(train, "train", trains), pytest.raises(Killed):
     quickstart(folder)
   assert not (folder / "report.json").exists()
   trained = []
 
-  def notes(cfg, workdir):
+  def notes(cfg, workdir, *rest):
     trained.append(cfg.stage)
-    return until(cfg, workdir)
+    return until(cfg, workdir, *rest)
 
   with mock.patch.object(train, "train", notes):
     made = quickstart(folder)
