@@ -55,6 +55,11 @@ def philox(key: tuple[int, int], counter: int) -> np.random.Philox:
 
 
 def proportion(row: int, size: int, judged: int) -> int:
+  """The row of `judged` rows that `row` is of `size` rows.
+
+  Raises:
+    ValueError: the cut falls between two rows.
+  """
   scaled, left = divmod(row * judged, size)
   if left:
     raise ValueError(

@@ -29,7 +29,7 @@ class Records(NamedTuple):
   objects: tuple[Any, ...] | None
   origin: Mapping[str, Any]  # what a generated one was drawn from
   contents: Callable[[], str]  # SHA-256 of the files; "" where origin says all
-  paths: Sequence[str] = ()  # of each visual's file; () where it has none
+  paths: Sequence[str] = ()  # of each visual's file, below the data's folder
 
 
 def generated(cfg: config.Data, split: str) -> Records:
@@ -154,7 +154,7 @@ def folder(cfg: config.Data, split: str) -> Records:
         {line.name: line.path for line in lines}, cfg.threads
       )
     ),
-    paths=[os.fspath(line.path) for line in lines],
+    paths=[os.path.relpath(line.path, root) for line in lines],
   )
 
 

@@ -54,7 +54,8 @@ class Source:
   all_objects: tuple[Any, ...] | None = None  # of datasets that know them
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   contents: Callable[[], str] = str  # SHA-256; reads the files the first time
-  paths: tuple[str, ...] = ()  # of each visual's file; () where it has none
+  # Of each visual's file, below data.dir; () where it has none of its own.
+  paths: tuple[str, ...] = ()
   # row -> uint8 [T,h,w,3] as it is stored, for people; `visuals` if None
   original: Callable[[int], np.ndarray] | None = None
 

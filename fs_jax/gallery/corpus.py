@@ -1,6 +1,6 @@
 """A gallery's Fast vectors on disk, and the rules they keep.
 
-    corpus/  manifest.json  ids.txt  vectors-00000-of-00004.npy
+    vectors/  manifest.json  ids.txt  vectors-00000-of-00004.npy
 
 `ids.txt` has one id a line, in row order.
 """

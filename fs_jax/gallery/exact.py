@@ -227,6 +227,7 @@ def search(
 
 
 def check_queries(given: types.Array, width: int) -> np.ndarray:
+  """float32 [Q,width], contiguous; refuses what no index should be asked."""
   queries: np.ndarray = np.asarray(given)
   if queries.ndim != 2 or queries.shape[1] != width:
     raise ValueError(

@@ -50,7 +50,7 @@ def build(
   Raises:
     ValueError: a corpus, kind or setting that does not fit; ScaNN asked for but
       not installed.
-    files.DiskFull: no space is left.
+    errors.DiskFull: no space is left.
   """
   corpora.validate(corpus)
   settings = settings or scann.Settings()

@@ -33,7 +33,7 @@ class Item(NamedTuple):
   """A visual, as it is shown."""
 
   id: str
-  path: str  # of its file; "" where it has none of its own
+  path: str  # of its file, below `root`; "" where it has none of its own
   captions: tuple[str, ...]
 
   @property
@@ -48,7 +48,8 @@ class Items:
   Args:
     folder: that `write` wrote.
     expected: parts of the contract that must agree, such as `items`.
-    mend: said where they do not.
+    root: where the data lie now, before every path; "" leaves them relative.
+    mend: said where the contract does not agree.
 
   Raises:
     FileNotFoundError: no such folder.
@@ -60,8 +61,10 @@ class Items:
     folder: epath.PathLike,
     expected: provenance.Contract | None = None,
     *,
+    root: str = "",
     mend: str = "",
   ):
+    self._root = root
     path = manifests.local(folder)
     manifest = manifests.read_manifest(path, KIND, mend=mend)
     provenance.check_all(
@@ -86,6 +89,7 @@ class Items:
 
   def __getitem__(self, row: int) -> Item:
     name, path, captions = self._read("id, path, captions", row)
+    path = os.path.join(self._root, path) if path else ""
     return Item(name, path, tuple(json.loads(captions)))
 
   def __iter__(self) -> Iterator[Item]:
@@ -129,7 +133,6 @@ def write(
   parts: provenance.Contract,
   *,
   thumbnail: Callable[[int], bytes] | None = None,
-  path_of: Callable[[str], str] = str,
 ) -> None:
   """Writes the folder whole, or leaves what was there.
 
@@ -138,7 +141,6 @@ def write(
     source: the gallery.
     parts: of the contract, as `contract_of` gives them.
     thumbnail: row -> an encoded picture; None writes none.
-    path_of: what is kept of a file's path.
   """
   paths = source.paths or ("",) * len(source)
   with manifests.folder(folder, KIND) as temporary:
@@ -153,7 +155,7 @@ def write(
             (
               row,
               source.ids[row],
-              path_of(paths[row]),
+              paths[row],
               json.dumps(source.captions(row), ensure_ascii=False),
               thumbnail(row) if thumbnail else None,
             )

@@ -43,7 +43,7 @@ class Writer:
 
   Raises:
     ValueError: an unknown precision; at the end, nothing was appended.
-    files.DiskFull: no space is left.
+    errors.DiskFull: no space is left.
   """
 
   def __init__(

@@ -28,7 +28,7 @@ SIDE = 256  # pixels of a thumbnail's longer side, at most
 # Parameters that reading a query needs; pixels are not seen any more.
 _TEXT = ("fast/text_", "fast/log_scale", "fast/bias")
 _PIXELS = ("slow/encoder/",)
-_CHECKED_LATER = ("vectors", "memories", "index", "items")
+_NOT_HERE = ("vectors", "memories", "index", "items")
 
 
 def is_packed(folder: epath.PathLike) -> bool:
@@ -41,8 +41,8 @@ def is_packed(folder: epath.PathLike) -> bool:
 def read(folder: epath.PathLike) -> dict[str, Any]:
   """The manifest of a whole gallery.
 
-  Of the folders that are checked where they are opened, the sizes alone are
-  compared here; of all other files the contents.
+  Items and index are compared by content where they are opened, vectors and
+  memories, which may be large, by size alone, and all other files here.
 
   Raises:
     FileNotFoundError: the manifest is missing.
@@ -50,7 +50,7 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
   """
   manifest = manifests.read_manifest(folder, KIND, hashes=False, mend=MEND)
   for name, listed in manifest["files"].items():
-    if name.split("/")[0] not in _CHECKED_LATER and (
+    if name.split("/")[0] not in _NOT_HERE and (
       files.sha256(epath.Path(folder) / name) != listed["sha256"]
     ):
       raise ValueError(
@@ -86,7 +86,6 @@ def write(
   shown = items.Items(where.items)
   index = manifests.read_manifest(where.index, "index", hashes=False)
   parts = {**index["contract"], "captions": shown.contract["captions"]}
-  root = fast.cfg.data.dir
   with manifests.folder(folder, KIND) as temporary:
     copied = ["vectors", "index"] + ["memories"] * (slow is not None)
     for name in copied:
@@ -99,7 +98,6 @@ def write(
       source,
       shown.contract,
       thumbnail=lambda row: _thumbnail(source, row),
-      path_of=lambda path: os.path.relpath(path, root) if path else "",
     )
     stages.save_part(temporary / "fast", fast, _reads_text)
     if slow is not None:

@@ -285,6 +285,7 @@ def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
     where,
     made_from,
     captions=items.contract_of(source, made_from["split"])["captions"],
+    root=fast.cfg.data.dir,
     judge=judge,
     pictures=lambda rows: list(source.visuals(rows)),
     mend=lambda _: f"make it anew: {again}",
@@ -326,6 +327,7 @@ def assemble(
   made_from: provenance.Contract,
   *,
   captions: Mapping[str, Any] | None = None,
+  root: str = "",
   judge: stages.Run | None = None,
   weights_at: epath.Path | None = None,
   memories_at: epath.Path | None = None,
@@ -339,6 +341,7 @@ def assemble(
     where: the folders.
     made_from: what the index must have been made from.
     captions: what the items must have been made from as well, where known.
+    root: where the data lie now, for the items' paths.
     judge: Slow, where it re-ranks.
     weights_at: folder that holds how both weigh, if not the stage trained
       last.
@@ -355,6 +358,7 @@ def assemble(
   shown = items.Items(
     where.items,
     visuals | ({"captions": captions} if captions else {}),
+    root=root,
     mend=mend(where.items),
   )
   stored = None

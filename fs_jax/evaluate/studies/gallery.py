@@ -89,6 +89,7 @@ def open_gallery(
       fast,
       where,
       made_from,
+      root=fast.cfg.data.dir,
       judge=slow if name in reranked else None,
       memories_at=shared.memories,
       pictures=lambda rows: list(source.visuals(rows)),
