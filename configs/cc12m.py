@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from configs import coco
-from fs_jax import config, configdict
+from fs_jax import config, configdict, sizes
 
 # What `launch.plan --all` plans beside each stage's own topology.
 ELSEWHERE = tuple(
@@ -42,8 +42,8 @@ def get_config(stage: str = "fast"):
 
 
 def fast(size: str = "B/16", name: str = "", fsdp: int = 1):
-  vision = coco.recomputed(config.VISION[size])
-  text = coco.recomputed(config.TEXT["B"])
+  vision = coco.recomputed(sizes.VISION[size])
+  text = coco.recomputed(sizes.TEXT["B"])
   return config.Config(
     "fast",
     config.Fast(vision, text, chunk=512),

@@ -9,7 +9,7 @@ then slow and distill. Elsewhere only the mesh changes: --config.mesh.fsdp=2.
 import dataclasses
 from typing import Any
 
-from fs_jax import config, configdict
+from fs_jax import config, configdict, sizes
 
 
 def recomputed(tower: Any) -> Any:
@@ -18,19 +18,19 @@ def recomputed(tower: Any) -> Any:
   return dataclasses.replace(tower, stack=stack)
 
 
-VISION = recomputed(config.VISION["B/16"])
+VISION = recomputed(sizes.VISION["B/16"])
 DATA = config.Data("coco", image_size=224, augment="crop", threads=16)
 COMMON: dict[str, Any] = {
   "compute": "bfloat16",
   "data": DATA,
   "tokens": config.Tokens("wordpiece", vocabulary=16_384, length=32),
-  "fast": config.Fast(VISION, recomputed(config.TEXT["B"])),
+  "fast": config.Fast(VISION, recomputed(sizes.TEXT["B"])),
   "optim": config.Optim(learning_rate=5e-4, warmup=500, b2=0.95, ema=0.999),
   "mesh": config.Mesh(topology="v5e:2x4"),
 }
 SLOW = config.Slow(
   VISION,
-  decoder=dataclasses.replace(config.DECODER["B"], layers=6, remat="full"),
+  decoder=dataclasses.replace(sizes.DECODER["B"], layers=6, remat="full"),
   text_layers=2,
   levels=2,
   widths=(384,),

@@ -2,6 +2,7 @@
 
 types       the nouns: Batch, Memory, Candidates, Corpus, Task
 config      the schema of a config, its defaults and its rules
+sizes       models by the usual names of their sizes
 configdict  a config as ml_collections edits it, and as JSON
 trees       names of parameters, and tables of patterns over them
 machine     disks, devices, processes and pods

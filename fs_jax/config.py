@@ -1,7 +1,7 @@
 """The schema of a run: frozen dataclasses, one comment a field.
 
 Defaults live here and nowhere else. Rules between fields are checked when a
-config is made, so a wrong one never reaches a device. Recipes are in
+config is built, so a wrong one never reaches a device. Recipes are in
 `configs/`; `configdict.py` makes them editable from the command line.
 """
 
@@ -11,9 +11,37 @@ from typing import Literal
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 
-def _require(ok: bool, field: str, rule: str, got: object, mend: str) -> None:
+def _require(ok: bool, message: str) -> None:
+  """`message`: "field: the rule; got value. what to change"."""
   if not ok:
-    raise ValueError(f"{field}: {rule}; got {got!r}. {mend}")
+    raise ValueError(message)
+
+
+def _at_least(
+  section: object, least: int, *fields: str, mend: str = ""
+) -> None:
+  mend = mend or f"use {least} or more"
+  for field in fields:
+    value = getattr(section, field)
+    rule = f"must be at least {least}"
+    _require(value >= least, f"{field}: {rule}; got {value!r}. {mend}")
+
+
+def _below_one(section: object, field: str, mend: str) -> None:
+  value = getattr(section, field)
+  rule = "must be in [0, 1)"
+  _require(0 <= value < 1, f"{field}: {rule}; got {value!r}. {mend}")
+
+
+def _divides(section: object, field: str, whole: str) -> None:
+  part, total = getattr(section, field), getattr(section, whole)
+  if part < 1 or total % part:
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    nearest = min(divisors, key=lambda n: abs(n - part))
+    raise ValueError(
+      f"{field}: must divide {whole} {total}; got {part!r}. use {nearest}, or "
+      f"change {whole}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +51,9 @@ class Data:
   dataset: Literal[
     "scenes", "emoji", "folder", "coco", "flickr30k", "vatex", "cc12m"
   ] = "scenes"
-  dir: str = "data"  # where datasets are prepared; of `folder`, its root
-  seed: int = 0  # of a generated dataset: another seed, other pictures
-  sizes: tuple[tuple[str, int], ...] = ()  # of generated splits, if not default
+  dir: str = "data"  # where datasets are prepared; the root of a `folder`
+  seed: int = 0  # a generated dataset: another seed, other pictures
+  sizes: tuple[tuple[str, int], ...] = ()  # fields of its builder, if changed
   train: str = "train"  # split with captions
   uncaptioned: str = ""  # split that only the teacher sees; "" = none
   validation: str = "validation"  # the only split that chooses anything
@@ -33,17 +61,19 @@ class Data:
   frames: int = 1  # T; 1 = images
   resize: Literal["squash", "crop"] = "squash"  # crop = centre square first
   augment: Literal["none", "shift", "crop"] = "none"  # crop = random resized
-  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # pixels are in [0, 1]
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   captions_per_visual: int = 1  # M, drawn without replacement where possible
   cache: Literal["none", "ram"] = "none"  # ram = decoded once, kept as uint8
-  threads: int = 2  # that decode
+  threads: int = 2  # threads that decode
 
-  def __post_init__(self):
-    for field in ("image_size", "frames", "captions_per_visual", "threads"):
-      value = getattr(self, field)
-      _require(value >= 1, field, "must be at least 1", value, "raise it")
-    _require(min(self.std) > 0, "std", "must be positive", self.std, "fix it")
+  def __post_init__(self) -> None:
+    _at_least(self, 1, "image_size", "frames", "captions_per_visual", "threads")
+    _require(
+      min(self.std) > 0,
+      f"std: must be positive; got {self.std!r}. use (1.0, 1.0, 1.0) to leave "
+      "the scale of pixels alone",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +87,9 @@ class Tokens:
   lowercase: bool = True  # with accents kept; Unicode NFC always
   file: str = ""  # a tokenizer.json to use instead of training one
 
-  def __post_init__(self):
-    _require(
-      self.length >= 3, "length", "must be >= 3", self.length, "raise it"
-    )
-    _require(
-      self.vocabulary >= 8,
-      "vocabulary",
-      "must be >= 8",
-      self.vocabulary,
-      "raise it",
-    )
+  def __post_init__(self) -> None:
+    _at_least(self, 3, "length")
+    _at_least(self, 8, "vocabulary")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,24 +103,10 @@ class Stack:
   dropout: float = 0.0
   remat: Literal["none", "dots", "full"] = "none"  # what backward recomputes
 
-  def __post_init__(self):
-    _require(
-      self.layers >= 1, "layers", "must be at least 1", self.layers, "raise it"
-    )
-    _require(
-      self.heads >= 1 and self.width % self.heads == 0,
-      "heads",
-      f"must divide width {self.width}",
-      self.heads,
-      "change either",
-    )
-    _require(
-      0 <= self.dropout < 1,
-      "dropout",
-      "must be in [0, 1)",
-      self.dropout,
-      "lower it",
-    )
+  def __post_init__(self) -> None:
+    _at_least(self, 1, "width", "layers")
+    _divides(self, "heads", "width")
+    _below_one(self, "dropout", mend="use 0.1, or 0 for none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +118,13 @@ class Vision:
   pool: Literal["map", "mean", "class"] = "map"  # map = attention pooling
   stem: int = 0  # channels of a convolution over quarter patches; 0: none
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
+    _at_least(self, 1, "patch")
+    _at_least(self, 0, "stem", mend="0 leaves the convolution out")
     _require(
-      self.patch >= 1, "patch", "must be at least 1", self.patch, "raise it"
-    )
-    _require(
-      self.stem >= 0 and not (self.stem and self.patch % 4),
-      "stem",
-      f"must be >= 0, and needs a patch of a multiple of 4, has {self.patch}",
-      self.stem,
-      "change patch, or set stem=0",
+      not self.stem or self.patch % 4 == 0,
+      f"stem: needs a patch that is a multiple of 4, has {self.patch}; got "
+      f"{self.stem}. set stem=0, or a patch such as 16",
     )
 
 
@@ -146,17 +151,9 @@ class Fast:
   # of all pairs is never made. 0 makes it, which is faster where it fits.
   chunk: int = 0
 
-  def __post_init__(self):
-    _require(
-      self.chunk >= 0, "chunk", "must be 0 or more", self.chunk, "raise it"
-    )
-    _require(
-      self.scale >= 0,
-      "scale",
-      "must be above 0, or 0 for the loss's own",
-      self.scale,
-      "raise it",
-    )
+  def __post_init__(self) -> None:
+    _at_least(self, 0, "chunk", mend="0 compares all texts at once")
+    _at_least(self, 0, "scale", mend="0 takes the loss's own")
 
   @property
   def first_scale(self) -> float:
@@ -166,11 +163,11 @@ class Fast:
 
 @dataclasses.dataclass(frozen=True)
 class Slow:
-  """Captioner as judge: a decoder that cross-attends to ever finer tokens."""
+  """A captioner as judge: its decoder cross-attends to ever finer tokens."""
 
   vision: Vision
-  decoder: Stack  # its `layers` are the crossed ones, of all levels together
-  text_layers: int = 1  # before them, without vision: once a query
+  decoder: Stack  # its `layers` cross-attend; all levels together
+  text_layers: int = 1  # before those, without vision: run once a query
   levels: int = 1  # 1 = a plain decoder over the ViT's tokens
   widths: tuple[int, ...] = ()  # channels of levels 1, 2, ...; may be longer
   stem: int = 128  # hidden channels of the convolution that sees the pixels
@@ -180,48 +177,27 @@ class Slow:
   null_rate: float = 0.1  # share of training rows that see no picture
   loss: Literal["captioning", "matching"] = "captioning"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
+    _at_least(self, 1, "levels")
+    _at_least(self, 1, "finer_frames", mend="1 keeps every frame")
+    _at_least(self, 0, "text_layers")
+    _below_one(self, "null_rate", mend="use 0.1, or 0 to hide no picture")
+    levels, layers = self.levels, self.decoder.layers
     _require(
-      1 <= self.levels <= 1 + len(self.widths),
-      "levels",
-      f"needs a width for each level above 0, has {self.widths}",
-      self.levels,
-      "lower levels or add to widths",
+      levels <= 1 + len(self.widths),
+      f"levels: needs a width for each level above 0, has {self.widths}; got "
+      f"{levels}. use {1 + len(self.widths)}, or add to widths",
     )
     _require(
-      self.decoder.layers >= self.levels,
-      "decoder.layers",
-      f"each of {self.levels} levels needs a layer",
-      self.decoder.layers,
-      "raise it or lower levels",
+      layers >= levels,
+      f"decoder.layers: each of {levels} levels needs a layer; got {layers}. "
+      f"use {levels} layers or more, or fewer levels",
     )
     _require(
-      self.vision.patch % 2 ** (self.levels - 1) == 0,
-      "levels",
-      f"each halves the patch of {self.vision.patch} pixels",
-      self.levels,
-      "use fewer levels or a larger patch",
-    )
-    _require(
-      self.text_layers >= 0,
-      "text_layers",
-      "must be 0 or more",
-      self.text_layers,
-      "raise it",
-    )
-    _require(
-      self.finer_frames >= 1,
-      "finer_frames",
-      "must be at least 1",
-      self.finer_frames,
-      "1 keeps every frame",
-    )
-    _require(
-      0 <= self.null_rate < 1,
-      "null_rate",
-      "must be in [0, 1)",
-      self.null_rate,
-      "lower it",
+      self.vision.patch % 2 ** (levels - 1) == 0,
+      f"levels: each above 0 halves the patch of {self.vision.patch} pixels; "
+      f"got {levels}. use fewer levels, or a patch that is a multiple of "
+      f"{2 ** (levels - 1)}",
     )
 
   @property
@@ -235,8 +211,8 @@ class Slow:
 class Distill:
   """Slow teaches Fast: cross-entropy over candidate lists."""
 
-  alpha: float = 1.0  # weight of the teacher's part
-  clusters: int = 8  # of visuals and captions, judged whole, per step
+  alpha: float = 1.0  # weight of the teacher's loss
+  clusters: int = 8  # per step; visuals and captions that are judged whole
   cluster_size: int = 16
   candidates: Literal["top_k", "batch"] = "top_k"  # top_k = Fast's neighbours
   lists: int = 4096  # clusters mined before training starts
@@ -245,75 +221,58 @@ class Distill:
   teacher: Literal["online", "offline"] = "online"
   temperature: float = 0.0  # tau over the teacher's scores; 0 = as fitted
 
-  def __post_init__(self):
-    for field in ("clusters", "cluster_size", "lists"):
-      value = getattr(self, field)
-      _require(value >= 1, field, "must be at least 1", value, "raise it")
-    _require(
-      self.temperature >= 0,
-      "temperature",
-      "must be 0 or more",
-      self.temperature,
-      "0 takes the fitted one",
-    )
+  def __post_init__(self) -> None:
+    _at_least(self, 1, "clusters", "cluster_size", "lists")
+    _at_least(self, 0, "temperature", mend="0 takes the fitted one")
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """How Slow and Fast weigh when they rank together: fitted on validation."""
+  """The fit, on validation, of how Slow and Fast weigh when both rank."""
 
-  # Fast's best of each validation query. 100, at five times the cost, ranked no
+  # Fast's best per validation query. 100, at five times the cost, ranked no
   # better on validation of scenes (seeds 101 and 102, fitted on half of the
   # pictures, judged on the other): R@1 moved by -0.2 to +0.2 points, re-ranking
-  # 5 to 50 of Fast and of the distilled one; every 95 % interval holds 0.
+  # 5 to 50 of Fast and of the distilled Fast; every 95 % interval holds 0.
   candidates: int = 20
 
-  def __post_init__(self):
-    _require(
-      self.candidates >= 2,
-      "candidates",
-      "must be at least 2, to tell apart",
-      self.candidates,
-      "raise it",
-    )
+  def __post_init__(self) -> None:
+    _at_least(self, 2, "candidates", mend="use 2 or more, to tell them apart")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
   """Optax: the optimiser, warm-up, then the schedule."""
 
-  # muon: matrices, the rest AdamW
+  # muon: for matrices; AdamW for the rest
   name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
   learning_rate: float = 1e-3
   # rsqrt: peak * sqrt(warmup / step); wsd: constant, then linear to 0
   schedule: Literal["cosine", "constant", "rsqrt", "wsd"] = "cosine"
   warmup: int = 100  # steps
-  cooldown: float = 0.2  # share of steps after warm-up that end in a line to 0
+  # rsqrt, wsd: share of the steps after warm-up that end in a line to 0
+  cooldown: float = 0.2
   weight_decay: float = 0.05
   decay: tuple[str, ...] = (".*/kernel", ".*/embedding")  # decayed parameters
   freeze: tuple[str, ...] = ()  # parameters that keep their first value
   clip: float = 1.0  # global gradient norm; 0 = never
   b1: float = 0.9
   b2: float = 0.98
-  # Decay of a running mean of the parameters, which later programs then read in
-  # their place; 0 = none.
+  # Decay of a running mean of the parameters, which later programs then read
+  # instead of them; 0 = none.
   ema: float = 0.0
 
-  def __post_init__(self):
-    _require(0 <= self.ema < 1, "ema", "must be in [0, 1)", self.ema, "lower")
+  def __post_init__(self) -> None:
+    _below_one(self, "ema", mend="use 0.999, or 0 for none")
     _require(
       0 <= self.cooldown <= 1,
-      "cooldown",
-      "is a share of the steps, 0 to 1",
-      self.cooldown,
-      "lower it",
+      f"cooldown: is a share of the steps, 0 to 1; got {self.cooldown!r}. use "
+      "0.2, or 0 for none",
     )
     _require(
       self.schedule != "rsqrt" or self.warmup >= 1,
-      "warmup",
-      "schedule 'rsqrt' falls from the end of its warm-up, at least 1 step",
-      self.warmup,
-      "raise it",
+      "warmup: schedule 'rsqrt' falls from the end of its warm-up, at least 1 "
+      f"step; got {self.warmup}. use 1 or more, such as 100",
     )
 
 
@@ -333,53 +292,39 @@ class Train:
   steps: int = 1000
   batch_size: int = 256  # global; visuals, not captions
   # Parts of a batch that are on the device one after the other. The gradient is
-  # the whole batch's: of contrastive losses too, for another forward pass.
+  # the whole batch's, of contrastive losses too, for another forward pass.
   accumulate: int = 1
   log_every: int = 50  # steps
   save_every: int = 500
   keep: int = 2  # newest checkpoints
-  keep_every: int = 0  # and those of every n-th step; 0 = none
-  keep_best: int = 0  # and those best on validation, which programs then read
+  keep_every: int = 0  # and the one of every n-th step; 0 = none
+  keep_best: int = 0  # and the best on validation, which programs then read
   eval_every: int = 0  # quick recall on a fixed validation sample; 0 = never
-  eval_sample: int = 256  # visuals of it
+  eval_sample: int = 256  # visuals in that sample
   profile: tuple[int, ...] = ()  # (first, last) step to trace into profile/
 
-  def __post_init__(self):
-    for field in (
-      *("steps", "batch_size", "accumulate"),
-      *("log_every", "save_every", "keep"),
-    ):
-      value = getattr(self, field)
-      _require(value >= 1, field, "must be at least 1", value, "raise it")
-    _require(
-      self.batch_size % self.accumulate == 0,
-      "accumulate",
-      f"must divide batch_size {self.batch_size}",
-      self.accumulate,
-      "change either",
-    )
+  def __post_init__(self) -> None:
+    _at_least(self, 1, "steps", "batch_size", "accumulate")
+    _at_least(self, 1, "log_every", "save_every", "keep")
+    _divides(self, "accumulate", "batch_size")
     _require(
       not self.keep_best
       or (self.eval_every > 0 and self.save_every % self.eval_every == 0),
-      "keep_best",
-      "needs a validation at every save: eval_every must divide save_every "
-      f"{self.save_every}",
-      self.eval_every,
-      "change one of them",
+      "keep_best: needs a validation at every save: eval_every must divide "
+      f"save_every {self.save_every}; got {self.eval_every}. set "
+      f"eval_every={self.save_every}, or keep_best=0",
     )
     _require(
       len(self.profile) in (0, 2),
-      "profile",
-      "is a first and a last step, or ()",
-      self.profile,
-      "give two numbers",
+      f"profile: is a first and a last step, or (); got {self.profile!r}. give "
+      "two numbers, such as (10, 12)",
     )
 
 
 ROWS = ("data", "fsdp")  # mesh axes that split the rows of a batch
 
-# Axis of each dimension of a parameter, first match wins; a scanned stack has
-# its layers in front. Placement lives here, not in the models.
+# The axis of each dimension of a parameter; the first match wins. A scanned
+# stack has its layers in front. Placement lives here, not in the models.
 _STACKED = r".*/(blocks|level\d)/.*"
 RULES: Rules = (
   (_STACKED + "/(query|key|value)/kernel", (None, "fsdp", "model", None)),
@@ -398,20 +343,16 @@ class Mesh:
   fsdp: int = 1
   model: int = 1
   slices: int = 1  # joined by a slow network; only the axis data crosses it
-  topology: str = ""  # that it is meant for, such as "v5e:16x16", or two of it
+  topology: str = ""  # what each slice is meant to be, such as "v5e:16x16"
   rules: Rules = RULES
 
-  def __post_init__(self):
-    _require(
-      self.slices >= 1, "slices", "must be at least 1", self.slices, "raise it"
-    )
+  def __post_init__(self) -> None:
+    _at_least(self, 1, "slices")
     sizes = (self.data, self.fsdp, self.model)
     _require(
       all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1,
-      "data, fsdp, model",
-      "axes are >= 1, one of them may be -1",
-      sizes,
-      "change them",
+      "data, fsdp, model: axes are >= 1, one of them may be -1; got "
+      f"{sizes!r}. use data=-1, fsdp=1, model=1 if in doubt",
     )
 
 
@@ -434,82 +375,46 @@ class Config:
   train: Train = dataclasses.field(default_factory=Train)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
+    needs_slow = self.stage != "fast"
     _require(
-      self.stage == "fast" or self.slow is not None,
-      "slow",
-      f"stage {self.stage!r} needs a Slow model",
-      None,
-      "set config.slow",
+      not needs_slow or self.slow is not None,
+      f"slow: stage {self.stage!r} needs a Slow model; got {self.slow!r}. set "
+      "config.slow to a config.Slow",
     )
-    visions = {"fast": self.fast.vision}
-    if self.slow is not None:
-      visions["slow"] = self.slow.vision
-    for name, vision in visions.items():
+    size = self.data.image_size
+    for name, model in (("fast", self.fast), ("slow", self.slow)):
+      patch = 1 if model is None else model.vision.patch
       _require(
-        self.data.image_size % vision.patch == 0,
-        "data.image_size",
-        f"must be a multiple of {name}.vision.patch {vision.patch}",
-        self.data.image_size,
-        "change either",
+        size % patch == 0,
+        f"data.image_size: must be a multiple of {name}.vision.patch {patch}; "
+        f"got {size}. use {-(-size // patch) * patch}, or another patch",
       )
+    teacher = f"got {self.init.teacher!r}. name the stage that trained"
     _require(
       self.stage != "distill" or bool(self.init.teacher),
-      "init.teacher",
-      "stage 'distill' needs a teacher",
-      self.init.teacher,
-      "name the stage that trained Slow, such as 'slow'",
+      f"init.teacher: stage 'distill' needs a teacher; {teacher} Slow, such "
+      "as 'slow'",
     )
     _require(
       self.stage != "distill"
       or self.distill.candidates != "top_k"
       or bool(self.init.stage),
-      "init.stage",
-      "candidates 'top_k' are those of a trained Fast",
-      self.init.stage,
-      "name the stage that trained it, such as 'fast'",
+      "init.stage: candidates 'top_k' are those of a trained Fast; got "
+      f"{self.init.stage!r}. name the stage that trained it, such as 'fast'",
+    )
+    hard_negatives = (
+      self.stage == "slow"
+      and self.slow is not None
+      and self.slow.loss == "matching"
     )
     _require(
-      self.stage != "slow"
-      or self.slow is None
-      or self.slow.loss != "matching"
-      or bool(self.init.teacher),
-      "init.teacher",
-      "slow.loss 'matching' needs a Fast that finds hard negatives",
-      self.init.teacher,
-      "name the stage that trained it, such as 'fast'",
+      not hard_negatives or bool(self.init.teacher),
+      "init.teacher: slow.loss 'matching' needs a Fast that finds hard "
+      f"negatives; {teacher} it, such as 'fast'",
     )
 
   @property
   def folder(self) -> str:
+    """The stage's folder under the workdir."""
     return self.name or self.stage
-
-
-def _stack(width: int, layers: int, heads: int) -> Stack:
-  return Stack(width, layers, heads, 4 * width)
-
-
-# Sizes by their usual names; `dataclasses.replace` makes variants.
-VISION: dict[str, Vision] = {
-  "tiny": Vision(_stack(64, 2, 4), 16),
-  "Ti/16": Vision(_stack(192, 12, 3), 16),
-  "S/32": Vision(_stack(384, 12, 6), 32),
-  "S/16": Vision(_stack(384, 12, 6), 16),
-  "B/32": Vision(_stack(768, 12, 12), 32),
-  "B/16": Vision(_stack(768, 12, 12), 16),
-  "L/16": Vision(_stack(1024, 24, 16), 16),
-  "L/14": Vision(_stack(1024, 24, 16), 14),
-}
-TEXT: dict[str, Text] = {
-  "tiny": Text(_stack(64, 2, 4)),
-  "Ti": Text(_stack(192, 12, 3)),
-  "S": Text(_stack(384, 12, 6)),
-  "B": Text(_stack(768, 12, 12)),
-  "L": Text(_stack(1024, 24, 16)),
-}
-DECODER: dict[str, Stack] = {
-  "tiny": _stack(64, 2, 4),
-  "S": _stack(384, 6, 6),
-  "B": _stack(768, 12, 12),
-  "L": _stack(1024, 12, 16),
-}

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict
+from fs_jax import config, configdict, sizes
 from fs_jax.train import tasks
 from tests.support import synthetic
 
@@ -44,6 +44,7 @@ REFUSED = [
   (lambda: synthetic.stack(heads=3), "heads", 3),
   (lambda: synthetic.stack(heads=0), "heads", 0),
   (lambda: synthetic.stack(0), "layers", 0),
+  (lambda: synthetic.stack(width=0), "width", 0),
   (lambda: synthetic.stack(dropout=1.0), "dropout", 1.0),
   (lambda: synthetic.stack(dropout=-0.1), "dropout", -0.1),
   (lambda: config.Vision(synthetic.stack(), patch=0), "patch", 0),
@@ -110,29 +111,60 @@ REFUSED = [
 def test_what_cannot_run_is_refused(make, field, got):
   with pytest.raises(ValueError) as error:
     make()
-  said = str(error.value)
   # field: the rule; got value. what to change
-  assert re.fullmatch(
-    rf"{re.escape(field)}: .+; got {re.escape(repr(got))}\. .+", said
-  )
+  message = rf"{re.escape(field)}: .+; got {re.escape(repr(got))}\. .+"
+  assert re.fullmatch(message, str(error.value))
 
 
 def test_every_rule_of_the_schema_has_a_case_above():
   fired = set()
-  for make, _, _ in REFUSED:
+  for make, field, _ in REFUSED:
     try:
       make()
     except ValueError as error:
       frames = traceback.extract_tb(error.__traceback__)
-      fired.add([f.lineno for f in frames if f.name == "__post_init__"][-1])
-  rules = [
-    range(node.lineno, node.end_lineno + 1)
-    for node in ast.walk(ast.parse(inspect.getsource(config)))
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_require"
+      line = [f.lineno for f in frames if f.name == "__post_init__"][-1]
+      fired |= {(line, field), (line, "")}
+  rules = list(schema_rules())
+  assert len(rules) > 30
+  untested = [
+    (lines.start, field)
+    for lines, field in rules
+    if not any((line, field) in fired for line in lines)
   ]
-  assert len(rules) > 10
-  untested = [r.start for r in rules if not fired & set(r)]
-  assert not untested, f"config.py, lines {untested}: no case makes them fire"
+  assert not untested, f"config.py: no case makes these fire: {untested}"
+
+
+def schema_rules():
+  """(lines, field) of each rule; the field is "" where the message names it."""
+  helpers = ("_at_least", "_below_one", "_divides")
+  for function in ast.walk(ast.parse(inspect.getsource(config))):
+    if getattr(function, "name", "") != "__post_init__":
+      continue
+    for call in ast.walk(function):
+      name = getattr(getattr(call, "func", None), "id", "")
+      if name == "_require":
+        yield range(call.lineno, call.end_lineno + 1), ""
+      elif name in helpers:
+        words = [a.value for a in call.args if isinstance(a, ast.Constant)]
+        fields = [word for word in words if isinstance(word, str)]
+        for field in fields[:1] if name == "_divides" else fields:
+          yield range(call.lineno, call.end_lineno + 1), field
+
+
+@pytest.mark.parametrize(
+  ("make", "mend"),
+  [
+    (lambda: synthetic.stack(heads=3), "use 2, or change width"),
+    (lambda: synthetic.stack(heads=0), "use 1, or change width"),
+    (train(batch_size=8, accumulate=7), "use 8, or change batch_size"),
+    (whole(data={"image_size": 20}), "use 24, or another patch"),
+    (data(frames=0), "use 1 or more"),
+  ],
+)
+def test_the_value_to_use_instead_is_named(make, mend):
+  with pytest.raises(ValueError, match=re.escape(mend)):
+    make()
 
 
 @pytest.mark.parametrize("stage", ["fast", "slow", "distill"])
@@ -270,9 +302,9 @@ def test_finer_levels_get_the_layers_left_over():
   assert synthetic.slow(levels=1, decoder=synthetic.stack(5)).groups == (5,)
 
 
-@pytest.mark.parametrize("name", [*config.VISION])
+@pytest.mark.parametrize("name", [*sizes.VISION])
 def test_usual_sizes_hold_together(name):
-  vision = config.VISION[name]
+  vision = sizes.VISION[name]
   if "/" in name:
     assert vision.patch == int(name.split("/")[1])
   assert vision.stack.hidden == 4 * vision.stack.width

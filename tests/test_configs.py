@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict, trees
+from fs_jax import config, configdict, sizes, trees
 from fs_jax.machine import sharding
 from fs_jax.train import step, tasks, train
 
@@ -171,8 +171,8 @@ def test_a_recipe_survives_json_and_flags(file, stage):
 
 
 def test_named_sizes_build():
-  """Of the table of usual names: each is a Vision that takes its patch."""
-  for name, vision in config.VISION.items():
+  """Every usual name is a Vision that takes its patch."""
+  for name, vision in sizes.VISION.items():
     size = 2 * vision.patch
     cfg = config.Config(
       "fast",

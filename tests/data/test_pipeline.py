@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fs_jax import config, types
+from fs_jax import config, sizes, types
 from fs_jax.data import pipeline, sources, tokenizer, transforms
 
 N, BATCH = 23, 8
@@ -42,11 +42,11 @@ def tok(source):
 
 def make_cfg(seed=0, batch=BATCH, clusters=2, **data):
   data = {"image_size": 8, "augment": "crop", "captions_per_visual": 2} | data
-  tiny = config.VISION["tiny"]
+  tiny = sizes.VISION["tiny"]
   vision = dataclasses.replace(tiny, patch=8)
   return config.Config(
     stage="fast",
-    fast=config.Fast(vision, config.TEXT["tiny"]),
+    fast=config.Fast(vision, sizes.TEXT["tiny"]),
     seed=seed,
     data=config.Data(**data),
     distill=config.Distill(clusters=clusters, cluster_size=4),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fs_jax import config, configdict
+from fs_jax import config, configdict, sizes
 from fs_jax.machine import provenance
 from fs_jax.runs import contract, stages
 
@@ -22,8 +22,8 @@ PARAMS = {
 
 @pytest.fixture
 def cfg():
-  fast = config.Fast(config.VISION["tiny"], config.TEXT["tiny"], embed=8)
-  slow = config.Slow(config.VISION["tiny"], config.DECODER["tiny"], d_mem=16)
+  fast = config.Fast(sizes.VISION["tiny"], sizes.TEXT["tiny"], embed=8)
+  slow = config.Slow(sizes.VISION["tiny"], sizes.DECODER["tiny"], d_mem=16)
   return config.Config("slow", fast, slow)
 
 
