@@ -1,8 +1,9 @@
-"""Between the typed schema and ml_collections: the only place that knows both.
+"""Converts configs: typed schema, ConfigDict, JSON.
 
-Config files return `edit(Config(...))`: a locked ConfigDict that flags such as
-`--config.optim.learning_rate=3e-4` may change. Programs cross back once, with
-`parse`; below that there are only frozen dataclasses.
+The only module that knows both the schema and ml_collections. Config files
+return `edit(Config(...))`, a locked ConfigDict that flags such as
+`--config.optim.learning_rate=3e-4` may change. Programs call `parse` once;
+below that there are only frozen dataclasses.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import ml_collections
 from fs_jax import config
 
 Schema = TypeVar("Schema")
+_EXAMPLES: dict[type, Any] = {bool: True, int: 1, float: 0.1, str: "name"}
 
 
 def edit(cfg: config.Config) -> ml_collections.ConfigDict:
@@ -28,13 +30,13 @@ def parse(c: ml_collections.ConfigDict) -> config.Config:
 
   Raises:
     ValueError: an unknown key, a wrong type or option, or fields that do not
-      fit each other; the message names the field, the rule and what came.
+      fit each other; the message names the field, the rule and the value.
   """
   return from_dict(c.to_dict())
 
 
 def from_dict(values: dict[str, Any]) -> config.Config:
-  """Nested dict -> Config; errors as in `parse`."""
+  """Nested dict -> Config. Raises what `parse` raises."""
   return _build(config.Config, values, "config")
 
 
@@ -59,8 +61,8 @@ def from_json(text: str) -> config.Config:
 
 
 def differences(a: config.Config, b: config.Config) -> list[str]:
-  """Fields in which two configs differ: "optim.learning_rate: 0.1 != 0.2"."""
-  left, right = flat(a), flat(b)
+  """Lists fields in which two configs differ: "seed: 0 != 1"."""
+  left, right = flatten(a), flatten(b)
   return [
     f"{key}: {left.get(key)!r} != {right.get(key)!r}"
     for key in sorted(left.keys() | right.keys())
@@ -68,38 +70,38 @@ def differences(a: config.Config, b: config.Config) -> list[str]:
   ]
 
 
-def flat(cfg: config.Config) -> dict[str, Any]:
+def flatten(cfg: config.Config) -> dict[str, Any]:
   """Every field by its path: {"optim.learning_rate": 0.1, ...}.
 
-  A field that leaves its value to another one has the value that it takes, so
-  that configs which mean the same are the same.
+  A field whose default depends on another field has its resolved value, so that
+  configs which mean the same are equal.
   """
-  fields = _flat(dataclasses.asdict(cfg))
+  fields = _flatten(dataclasses.asdict(cfg))
   return fields | {"fast.scale": cfg.fast.first_scale}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   flat: dict[str, Any] = {}
   for key, value in values.items():
     if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{key}.")
+      flat |= _flatten(value, f"{prefix}{key}.")
     else:
       flat[prefix + key] = value
   return flat
 
 
-def _build(schema: type[Schema], values: Any, where: str) -> Schema:
+def _build(schema: type[Schema], values: Any, path: str) -> Schema:
   if not isinstance(values, dict):
     raise ValueError(
-      f"{where}: must be a group of fields; got {values!r}. set its fields one "
-      "by one"
+      f"{path}: must be a group of fields; got {values!r}. set its "
+      f"fields, such as {path}.{next(iter(typing.get_type_hints(schema)))}"
     )
   hints = typing.get_type_hints(schema)
   unknown = sorted(values.keys() - hints.keys())
   if unknown:
     raise ValueError(
-      f"{where}: must hold its own fields only; got {unknown[0]!r}. its "
-      f"fields: {', '.join(hints)}"
+      f"{path}: must hold its own fields only; got {unknown[0]!r}. use "
+      f"one of them: {', '.join(hints)}"
     )
   needed = [
     field.name
@@ -110,55 +112,54 @@ def _build(schema: type[Schema], values: Any, where: str) -> Schema:
   missing = [name for name in needed if name not in values]
   if missing:
     raise ValueError(
-      f"{where}: must have {', '.join(needed)}; got no {missing[0]!r}. set it"
+      f"{path}: must have {', '.join(needed)}; got no {missing[0]!r}. "
+      f"give {path}.{missing[0]} a value"
     )
   built = {
-    key: _value(hints[key], value, f"{where}.{key}")
+    key: _value(hints[key], value, f"{path}.{key}")
     for key, value in values.items()
   }
   try:
     return schema(**built)
   except ValueError as error:
-    raise ValueError(f"{where}.{error}") from None
+    raise ValueError(f"{path}.{error}") from None
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-  """`value` as `hint`, or an error: ints pass for floats, lists for tuples."""
+def _value(hint: Any, value: Any, path: str) -> Any:
+  """Checks `value` against `hint`; takes ints for floats, lists for tuples."""
   if dataclasses.is_dataclass(hint):
-    return _build(typing.cast(type, hint), value, where)
+    return _build(typing.cast(type, hint), value, path)
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin is Literal:
     if value not in arguments:
       options = ", ".join(repr(a) for a in arguments)
       raise ValueError(
-        f"{where}: must be one of {options}; got {value!r}. name one of these"
+        f"{path}: must be one of {options}; got {value!r}. use one of them"
       )
     return value
   if origin is types.UnionType:
     if value is None and types.NoneType in arguments:
       return None
     (inner,) = (a for a in arguments if a is not types.NoneType)
-    return _value(inner, value, where)
+    return _value(inner, value, path)
   if origin is tuple:
     if not isinstance(value, (tuple, list)):
       raise ValueError(
-        f"{where}: must be a tuple; got {value!r}. put it in (...)"
+        f"{path}: must be a tuple; got {value!r}. put it in (...)"
       )
     if len(arguments) == 2 and arguments[1] is Ellipsis:
       arguments = (arguments[0],) * len(value)
     if len(arguments) != len(value):
       raise ValueError(
-        f"{where}: must have {len(arguments)} items; got {value!r}. give as "
-        "many"
+        f"{path}: must have {len(arguments)} items; got {value!r}. give as many"
       )
     pairs = zip(arguments, value, strict=True)
-    return tuple(
-      _value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(pairs)
-    )
+    return tuple(_value(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(pairs))
   if hint is float and type(value) is int:
     return float(value)
   if type(value) is not hint:
     raise ValueError(
-      f"{where}: must be {hint.__name__}; got {value!r}. change it"
+      f"{path}: must be {hint.__name__}; got {value!r}. use a value such as "
+      f"{_EXAMPLES[hint]!r}"
     )
   return value

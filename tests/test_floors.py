@@ -44,7 +44,7 @@ OWNERS = {
   "tensorboardX": ("fs_jax.runs.journal",),
   "tensorflow": (),
   "tensorflow_datasets": ("fs_jax.data",),
-  "tokenizers": ("fs_jax.data.tokenizer",),
+  "tokenizers": ("fs_jax.data.tokenizer", "fs_jax.data.vocabulary"),
   "torch": ("fs_jax.evaluate.speed.baseline_open_clip",),
   "torchvision": ("fs_jax.evaluate.speed.baseline_open_clip",),
   "uvicorn": ("fs_jax.serve", "launch"),

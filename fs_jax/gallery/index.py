@@ -108,7 +108,7 @@ def load(
     ValueError: damaged, of another contract or backend, or of ScaNN where that
       is not installed.
   """
-  path = manifests.local(folder)
+  path = manifests.local_copy(folder)
   manifest = manifests.read_manifest(path, "index", hashes=hashes, mend=mend)
   provenance.check_all(
     expected,

@@ -65,7 +65,7 @@ class Items:
     mend: str = "",
   ):
     self._root = root
-    path = manifests.local(folder)
+    path = manifests.local_copy(folder)
     manifest = manifests.read_manifest(path, KIND, mend=mend)
     provenance.check_all(
       expected,

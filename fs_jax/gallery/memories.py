@@ -219,7 +219,7 @@ class Memories:
     hashes: bool = True,
     mend: str = "",
   ):
-    path = manifests.local(folder)
+    path = manifests.local_copy(folder)
     mend = mend or f"encode the gallery again: {commands.program('encode')}"
     manifest = manifests.read_manifest(
       path, "memories", hashes=hashes, mend=mend

@@ -1,7 +1,7 @@
-"""Commands as a person types them, in the form in which this program started.
+"""Commands as a person types them, in the form that started this program.
 
-In a clone that is `python -m launch.search ...`, of an installed package
-`fs-jax search ...`.
+That is `python -m launch.search ...` in a clone, and `fs-jax search ...` for an
+installed package.
 """
 
 import os
@@ -17,10 +17,10 @@ def is_installed() -> bool:
 
 
 def program(name: str) -> str:
-  """What starts a program: "python -m launch.search"."""
+  """The command that starts a program: "python -m launch.search"."""
   return f"{CONSOLE} {name}" if is_installed() else f"python -m launch.{name}"
 
 
-def command(name: str, *words: object) -> str:
-  """A program with its arguments, quoted as a shell needs it."""
-  return " ".join([program(name), shlex.join(map(str, words))]).rstrip()
+def command(name: str, *arguments: object) -> str:
+  """A program with its arguments, quoted for a shell."""
+  return " ".join([program(name), shlex.join(map(str, arguments))]).rstrip()

@@ -1,7 +1,7 @@
-"""Compiled programs: kept on disk, counted, and kept out of what is timed.
+"""Compiled programs: kept on disk, counted, and kept out of timings.
 
-A program that starts again, or a stage that runs what another one ran, loads
-them instead of compiling them anew. Neither is free: both are counted.
+A program that restarts, or a stage that runs the same computation as another,
+loads them instead of compiling again. Neither is free: both are counted.
 """
 
 import contextlib
@@ -20,46 +20,48 @@ from fs_jax.machine import console, errors, files
 
 FOLDER = "compiled"
 _CPU = pathlib.Path("/proc/cpuinfo")
-_SECONDS = 0.2  # what compiles faster is not worth a file
-# What jax says, with the seconds, of each program that it compiles or loads.
-_MADE = "/jax/core/compile/backend_compile_duration"
+_SECONDS = 0.2  # a program that compiles faster is not worth a file
+# The event, with a duration, for each program that jax compiles or loads.
+_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def enable() -> None:
   """Keeps programs in the user's own cache, ~/.cache/fs_jax/compiled.
 
-  Never in what is shared: a program from there is run as it is. A folder that
-  others may write to is not used. JAX_COMPILATION_CACHE_DIR names another one.
+  Never in a shared folder: a program loaded from the cache runs unchecked, so
+  one that others may write to is not used. JAX_COMPILATION_CACHE_DIR overrides.
   A damaged or unwritable file costs a compilation and nothing else.
   """
   if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     return
-  folder = pathlib.Path(files.cache()) / FOLDER
+  folder = pathlib.Path(files.cache_folder()) / FOLDER
   try:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    seen = folder.stat()
+    status = folder.stat()
   except OSError as error:
     console.say(f"compiled programs are not kept: {errors.one_line(error)}")
     return
-  if seen.st_uid != os.getuid() or seen.st_mode & 0o022:
+  if status.st_uid != os.getuid() or status.st_mode & 0o022:
     console.say(
       f"compiled programs are not kept: {folder} must be writable by you "
-      f"alone; got mode {seen.st_mode & 0o777:o}. chmod 700 {folder}"
+      f"alone; got mode {status.st_mode & 0o777:o}. chmod 700 {folder}"
     )
     return
   jax.config.update("jax_compilation_cache_dir", str(folder / _machine()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
-  # Its caches of kernels put the folder into every key: moved, none would fit.
+  # XLA's kernel caches put the folder into every key: a moved one would miss.
   jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _machine() -> str:
-  """A name for this kind of CPU: jax's own key does not hold what it can do."""
-  said = [platform.machine(), platform.processor()]
+  """A name for this kind of CPU: jax's own key leaves out its features."""
+  features = [platform.machine(), platform.processor()]
   if _CPU.exists():
     lines = _CPU.read_text().splitlines()
-    said += sorted({x for x in lines if x.startswith(("flags", "Features"))})
-  return hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
+    features += sorted(
+      {x for x in lines if x.startswith(("flags", "Features"))}
+    )
+  return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
 
 
 class Count:
@@ -67,8 +69,8 @@ class Count:
 
   def __init__(self) -> None:
     self.programs = 0
-    self.seconds = 0.0  # that making them took, in all threads together
-    self.elapsed = 0.0  # wall time of the block, once it has ended
+    self.seconds = 0.0  # spent on making them, summed over threads
+    self.elapsed = 0.0  # wall time of the block, set when it ends
 
 
 @contextlib.contextmanager
@@ -88,23 +90,24 @@ def counting() -> Iterator[Count]:
 
 @contextlib.contextmanager
 def timed(name: str) -> Iterator[Count]:
-  """Times a block in which nothing may be compiled: see `elapsed`.
+  """Times a block in which nothing may be compiled; read `elapsed`.
 
   Raises:
-    RuntimeError: something was: whoever times a block runs its shapes before.
+    RuntimeError: something was compiled: run the same shapes before the block.
   """
   with counting() as count:
     yield count
   if count.programs:
     raise RuntimeError(
-      f"{name}: what is timed must find its programs compiled; got "
+      f"{name}: a timed block must find its programs compiled; got "
       f"{count.programs} that took {count.seconds:.2f} of "
-      f"{count.elapsed:.2f} s. run the same shapes before the clock"
+      f"{count.elapsed:.2f} s. run the same shapes once before"
+      " the clock starts"
     )
 
 
-def _heard(event: str, duration_secs: float, **_: str | int) -> None:
-  if event == _MADE:
+def _record(event: str, duration_secs: float, **_: str | int) -> None:
+  if event == _EVENT:
     with _lock:
       for count in _counts:
         count.programs += 1
@@ -113,16 +116,16 @@ def _heard(event: str, duration_secs: float, **_: str | int) -> None:
 
 _lock = threading.Lock()
 _counts: list[Count] = []
-# Once a process, as this module is imported: listeners are never taken away.
-jax.monitoring.register_event_duration_secs_listener(_heard)
+# Once a process, on import: jax never removes a listener.
+jax.monitoring.register_event_duration_secs_listener(_record)
 
 
 def versions() -> dict[str, str]:
-  """Of the packages that decide what is compiled."""
-  found = {}
+  """Versions of the packages that decide what is compiled."""
+  installed = {}
   for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
     try:
-      found[name] = importlib.metadata.version(name)
+      installed[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-      found[name] = ""
-  return found
+      installed[name] = ""
+  return installed

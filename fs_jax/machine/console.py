@@ -1,4 +1,4 @@
-"""What a person watches: lines, tables as wide as the terminal, progress."""
+"""Output for a person: lines, tables as wide as the terminal, progress."""
 
 import os
 import pathlib
@@ -15,12 +15,12 @@ _STATM = pathlib.Path("/proc/self/statm")
 
 
 def say(text: str) -> None:
-  """A line for whoever watches, apart from results on stdout."""
+  """Prints a line to stderr, apart from results on stdout."""
   print(text, file=sys.stderr, flush=True)
 
 
 def host_memory() -> int:
-  """Bytes that this process holds in memory; 0 where that is unknown."""
+  """Resident memory of this process in bytes; 0 where it is unknown."""
   if not _STATM.exists():
     return 0
   return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -35,28 +35,28 @@ def wide() -> rich_console.Console:
 
 
 class Bar:
-  """Progress: a live line on a terminal, a plain one now and then elsewhere.
+  """Progress: a live line on a terminal, elsewhere a plain one now and then.
 
   Args:
-    name: said on it.
-    total: when all is done.
-    start: done before.
-    patience: seconds in which nothing is shown. What ends by then is silent.
+    name: the bar's label.
+    total: the count at which all is done.
+    start: the count already done.
+    patience: seconds before anything is shown; work done by then stays silent.
   """
 
   def __init__(
     self, name: str, total: int, start: int = 0, patience: float = 0.0
   ):
     self._name, self._total, self._start = name, total, start
-    self._began = self._said = time.perf_counter()
-    self._shown = self._began + patience
+    self._began = self._printed = time.perf_counter()
+    self._visible_from = self._began + patience
     self._live: rich_progress.Progress | None = None
     self._silent = not processes.is_first()
     if patience <= 0:
       self._show()
 
   def _show(self) -> None:
-    """The live line, where there is a terminal for one."""
+    """Starts the live line, if there is a terminal for it."""
     if self._live is not None or self._silent or not sys.stderr.isatty():
       return
     self._live = rich_progress.Progress(
@@ -64,13 +64,13 @@ class Bar:
       rich_progress.BarColumn(),
       rich_progress.MofNCompleteColumn(),
       rich_progress.TimeRemainingColumn(),
-      rich_progress.TextColumn("{task.fields[said]}"),
+      rich_progress.TextColumn("{task.fields[values]}"),
       console=rich_console.Console(stderr=True),
       transient=True,
     )
     self._live.start()
     self._task = self._live.add_task(
-      self._name, total=self._total, completed=self._start, said=""
+      self._name, total=self._total, completed=self._start, values=""
     )
 
   def begin(self) -> None:
@@ -78,24 +78,24 @@ class Bar:
     self._began = time.perf_counter()
 
   def advance(self, done: int, values: Mapping[str, float] = {}) -> None:
-    """Says that `done` of the total are done."""
+    """Reports that `done` of the total are done."""
     now = time.perf_counter()
-    if now < self._shown:
+    if now < self._visible_from:
       return
     self._show()
-    said = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+    shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
     if self._live is not None:
-      self._live.update(self._task, completed=done, said=said)
+      self._live.update(self._task, completed=done, values=shown)
       return
-    if now - self._said < 10 and done < self._total:
+    if now - self._printed < 10 and done < self._total:
       return
-    self._said = now
+    self._printed = now
     each = (now - self._began) / max(done - self._start, 1)
     left = each * (self._total - done)
-    self.say(f"{self._name} {done}/{self._total}  {said}  {left:.0f} s left")
+    self.say(f"{self._name} {done}/{self._total}  {shown}  {left:.0f} s left")
 
   def say(self, text: str) -> None:
-    """A line that stays."""
+    """Prints a line that stays above the bar."""
     if self._silent:
       return
     if self._live is not None:

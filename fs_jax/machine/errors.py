@@ -1,9 +1,9 @@
-"""Whose fault an error is, and the exit code that a program ends with.
+"""Exit codes, and errors told apart: the user's, memory, worth a retry.
 
-Errors of this project say it by their type. Orbax, tensorstore, XLA and clients
-of object stores wrap what happened below them: the cause is a number or a word
-somewhere in the chain of exceptions, and is looked for there. Engines that
-restart programs, here and on pods, go by the exit codes.
+This project's own errors tell by their type. Orbax, tensorstore, XLA and
+clients of object stores wrap what happened below them: there the cause is an
+errno or a word somewhere in the chain of exceptions. Engines that restart
+programs, on one machine and on pods, go by the exit codes.
 """
 
 import errno
@@ -12,23 +12,32 @@ import re
 from collections.abc import Iterator
 
 DONE, FAILED, BAD_INPUT, DIVERGED, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
-# Started again as it is, a program would end in the same way.
+# Restarted unchanged, a program would end the same way.
 FINAL = (BAD_INPUT, DIVERGED)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What whoever reads the message can mend. Anything else, such as a disk that
-# did not answer, may be gone when a launcher tries again.
+# What the reader of the message can fix. Anything else, such as a disk that did
+# not answer, may be gone when a launcher tries again.
 MENDABLE = frozenset(
   {
-    *(*_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+    *_FULL,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
   }
 )
-_SHUT = r"PERMISSION_DENIED|UNAUTHENTICATED"
+_DENIED = r"PERMISSION_DENIED|UNAUTHENTICATED"
 _MEMORY = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*(memory|allocat)"
-# The last status is also that of a store whose quota is used up.
-_SILENT = (
+# The last status is also what a store reports when its quota is used up.
+_TRANSIENT = (
   r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|timed out"
   "|RESOURCE_EXHAUSTED"
 )
@@ -50,7 +59,7 @@ class NonFinite(ArithmeticError):
 
 
 def is_user_fixable(error: BaseException) -> bool:
-  """Whether files are at fault in a way that a user can mend."""
+  """Whether files are at fault in a way that a user can fix."""
   words = [os.strerror(number) for number in MENDABLE]
   return any(
     isinstance(e, DiskFull)
@@ -61,37 +70,39 @@ def is_user_fixable(error: BaseException) -> bool:
 
 
 def is_permission_error(error: BaseException) -> bool:
-  """Whether somebody may not read there."""
-  return _found(_SHUT, error) or _errno(error, errno.EACCES, errno.EPERM)
+  """Whether access to a file or an object store was denied."""
+  return _mentions(_DENIED, error) or _has_errno(
+    error, errno.EACCES, errno.EPERM
+  )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Whether a host or a device had too little memory."""
-  return _found(_MEMORY, error) or any(
+  """Whether a host or a device ran out of memory."""
+  return _mentions(_MEMORY, error) or any(
     isinstance(e, MemoryError) for e in _chain(error)
   )
 
 
 def is_transient(error: BaseException) -> bool:
-  """Whether a disk, a store or a peer failed, and not what is written there."""
+  """Whether a disk, a store or a peer failed, rather than the data on it."""
   return (
     any(isinstance(e, ConnectionError | TimeoutError) for e in _chain(error))
-    or _errno(error, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
-    or _found(_SILENT, error)
+    or _has_errno(error, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+    or _mentions(_TRANSIENT, error)
   )
 
 
 def one_line(error: BaseException) -> str:
-  """What it says, in a line."""
-  said = str(error).strip() or repr(error)
-  return " ".join(said.splitlines()[0].split())[:160]
+  """The error's message on one line, cut at 160 characters."""
+  message = str(error).strip() or repr(error)
+  return " ".join(message.splitlines()[0].split())[:160]
 
 
-def _errno(error: BaseException, *numbers: int) -> bool:
+def _has_errno(error: BaseException, *numbers: int) -> bool:
   return any(getattr(e, "errno", None) in numbers for e in _chain(error))
 
 
-def _found(pattern: str, error: BaseException) -> bool:
+def _mentions(pattern: str, error: BaseException) -> bool:
   return any(re.search(pattern, str(e)) for e in _chain(error))
 
 
@@ -102,5 +113,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-  """Whether no space is left, or no more is allowed."""
+  """Whether the disk is full or its quota is used up."""
   return isinstance(error, DiskFull) or getattr(error, "errno", None) in _FULL

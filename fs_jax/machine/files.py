@@ -1,7 +1,8 @@
-"""Files that are whole or absent: atomic writes.
+"""Atomic writes: a file is whole or absent.
 
-On a local disk a write goes beside its target and is renamed. Object stores
-write a file whole or not at all, so there a manifest alone says "complete".
+On a local disk a write goes to a temporary name beside its target and is
+renamed. Object stores write a file whole or not at all; there a manifest alone
+marks a folder as complete.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from etils import epath
@@ -29,10 +30,10 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
   path = epath.Path(path)
   with explain_full_disk(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    if remote(path):
+    if is_remote(path):
       path.write_bytes(data)
       return
-    temporary = beside(path)
+    temporary = temporary_name(path)
     try:
       with open(temporary, "xb") as file:
         write_to(file, data)
@@ -46,17 +47,17 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-  """As `write_bytes`, in UTF-8."""
+  """Writes UTF-8 text as `write_bytes` does."""
   write_bytes(path, text.encode())
 
 
-def write_json(path: epath.PathLike, values: Any) -> None:
-  """As `write_bytes`; NaN and infinity, which are not JSON, are refused."""
+def write_json(path: epath.PathLike, values: object) -> None:
+  """Writes JSON as `write_bytes` does; refuses NaN and infinity."""
   write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def write_array(path: epath.PathLike, array: np.ndarray) -> None:
-  """An .npy file, inside a `folder` that is not there yet: not atomic.
+  """Writes an .npy file, not atomically: for folders that are still temporary.
 
   `np.save` loses the reason when a disk is full; this keeps it.
   """
@@ -71,21 +72,21 @@ def write_array(path: epath.PathLike, array: np.ndarray) -> None:
 
 
 def read_array(path: epath.PathLike) -> np.ndarray:
-  """An .npy file, wherever it lies."""
+  """Reads an .npy file from a disk or an object store."""
   with epath.Path(path).open("rb") as file:
     return np.load(file, allow_pickle=False)
 
 
 def write_to(file: BinaryIO, data: bytes | np.ndarray) -> None:
-  """Appends bytes, or those of an array in C order: every write is here."""
+  """Appends bytes, or an array's in C order. Every write goes through here."""
   if isinstance(data, np.ndarray):
     file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
   else:
     file.write(data)
 
 
-def cache() -> epath.Path:
-  """Of this user on this machine: what can be made again at any time."""
+def cache_folder() -> epath.Path:
+  """The user's cache on this machine: all in it can be made again."""
   root = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
   return root.expanduser() / "fs_jax"
 
@@ -98,7 +99,7 @@ def sha256(path: epath.PathLike) -> str:
 
 @contextlib.contextmanager
 def explain_full_disk(path: epath.Path) -> Iterator[None]:
-  """A full disk as a sentence about `path`; other errors as they come."""
+  """Turns a full disk into a DiskFull that names `path`."""
   try:
     yield
   except (OSError, errors.DiskFull) as error:
@@ -106,23 +107,23 @@ def explain_full_disk(path: epath.Path) -> Iterator[None]:
       raise
     raise errors.DiskFull(
       f"{path}: needs space on its disk; got {os.strerror(errno.ENOSPC)!r}. "
-      f"free some, or choose another disk; what was there before is unchanged"
+      "free some, or choose another disk; what was there before is unchanged"
     ) from error
 
 
-def remote(path: epath.PathLike) -> bool:
-  """Whether it lies in an object store: no renaming, appending or mapping."""
+def is_remote(path: epath.PathLike) -> bool:
+  """Whether a path is in an object store: no renaming, appending, mapping."""
   return "://" in os.fspath(path)
 
 
-def beside(path: epath.Path) -> epath.Path:
-  """A name in the same folder, so that renaming stays on one disk."""
+def temporary_name(path: epath.Path) -> epath.Path:
+  """A hidden name in the same folder, so that renaming stays on one disk."""
   path = epath.Path(os.path.abspath(path))
   return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def sync(path: epath.Path) -> None:
-  """The bytes of a file, or the names of a folder, reach the disk."""
+  """Flushes a file's bytes, or a folder's names, to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

@@ -1,7 +1,6 @@
-"""Machines by name: "v5e:16x16" is a TPU slice, "h100:4x8" are four nodes.
+"""Machines by name: "v5e:16x16" is a TPU slice, "h100:4x8" is four nodes.
 
-What clouds call the same thing, how many hosts hold it, and what a chip of it
-can do.
+Their names in clouds, the number of their hosts, and the peaks of one chip.
 """
 
 import math
@@ -19,21 +18,21 @@ class Tpu(NamedTuple):
   """
 
   accelerator: str  # --accelerator-type, before the size
-  cores: int  # what a chip counts for in that size
+  cores: int  # that a chip counts as in that size
   runtime: str  # --runtime-version
   label: str  # cloud.google.com/gke-tpu-accelerator
-  machine: str  # type of a host, before the number of its chips
-  shapes: tuple[str, ...]  # those that an accelerator type stands for
-  kinds: tuple[str, ...]  # beginnings of `jax.Device.device_kind`
-  flops: float  # FLOP/s of dense bfloat16 products
-  hbm: int  # bytes that a program may use: what libtpu 0.0.42 refuses above
+  machine: str  # a host's machine type, before the number of its chips
+  shapes: tuple[str, ...]  # topologies that have an accelerator type
+  kinds: tuple[str, ...]  # prefixes of `jax.Device.device_kind`
+  flops: float  # FLOP/s of dense bfloat16 matrix products
+  hbm: int  # bytes that a program may use: libtpu 0.0.42 refuses more
   hbm_bandwidth: float
-  link: float  # one way, of one link between neighbours
-  axes: int  # of the torus: each has two links a chip
-  closed: int  # chips of a side, at least, whose ends are joined
-  network: float  # one way, between slices, a chip's share of its host's
-  clock: float  # Hz, of the cycles that the compiler counts
-  chip_config: str = ""  # what libtpu calls one device a chip, not one a core
+  link: float  # of one link between neighbours, one way
+  axes: int  # the torus's axes, with two links a chip each
+  closed: int  # a side of at least this many chips has its ends joined
+  network: float  # between slices, one way: a chip's share of its host's
+  clock: float  # Hz, for the cycles that the compiler counts
+  chip_config: str = ""  # libtpu's name for one device a chip, not a core
 
 
 GIB = 2**30
@@ -41,8 +40,8 @@ _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBIC = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
 _V4 = tuple(_CUBIC.split())
 _V5P = (*_V4, "16x16x16", "16x16x24")
-# A new generation is a new row. The interconnect of a data sheet, both ways of
-# all links of a chip, is 2 * 2 * axes * link.
+# A new generation is a new row. A data sheet's interconnect, both ways over all
+# links of a chip, is 2 * 2 * axes * link.
 # fmt: off
 TPUS = {
   "v4": Tpu("v4", 2, "tpu-ubuntu2204-base",
@@ -65,7 +64,7 @@ TPUS = {
 
 
 class Slice(NamedTuple):
-  """Chips that share their own network, and the hosts that hold them."""
+  """Chips joined by their own network, and the hosts that hold them."""
 
   tpu: Tpu
   shape: str
@@ -86,16 +85,18 @@ class Slice(NamedTuple):
 
 
 class Gpus(NamedTuple):
-  kind: str  # as the cluster names it; "" = any
+  """Nodes of GPUs."""
+
+  kind: str  # the cluster's name for it; "" = any
   nodes: int
   per_node: int
 
 
 def tpu(topology: str) -> Tpu:
-  """The generation of "v5e:16x16", of any shape.
+  """Looks up the generation of "v5e:16x16", whatever the shape.
 
   Raises:
-    ValueError: one that is not in the table.
+    ValueError: it is not in the table.
   """
   generation = topology.partition(":")[0]
   if generation not in TPUS:
@@ -106,43 +107,43 @@ def tpu(topology: str) -> Tpu:
   return TPUS[generation]
 
 
-def tpu_slice(topology: str) -> Slice:
-  """Reads "v5e:16x16".
+def parse_slice(topology: str) -> Slice:
+  """Parses "v5e:16x16".
 
   Raises:
-    ValueError: an unknown generation, or a shape that has no name to order it
-      by.
+    ValueError: an unknown generation, or a shape with no name to order it by.
   """
   generation, _, shape = topology.partition(":")
-  made = tpu(topology)
-  if shape not in made.shapes:
+  chip = tpu(topology)
+  if shape not in chip.shapes:
     raise ValueError(
-      f"topology: {generation} must be one of {', '.join(made.shapes)}; got "
-      f"{topology!r}. set config.mesh.topology or give --topology"
+      f"topology: {generation} must be one of {', '.join(chip.shapes)}; got "
+      f"{topology!r}. set config.mesh.topology or give --topology={generation}:"
+      f"{chip.shapes[0]}"
     )
   chips = math.prod(map(int, shape.split("x")))
   # Eight chips are also sold as two hosts of four. One host has no peer to
   # wait for, so that is what 2x4 means here.
-  return Slice(made, shape, chips, chips // (8 if shape == "2x4" else 4))
+  return Slice(chip, shape, chips, chips // (8 if shape == "2x4" else 4))
 
 
-def gpus(topology: str) -> Gpus:
-  """Reads "h100:4x8", four nodes of eight; "gpu:4x8" takes any kind.
+def parse_gpus(topology: str) -> Gpus:
+  """Parses "h100:4x8", four nodes of eight GPUs; "gpu:4x8" takes any kind.
 
   Raises:
     ValueError: anything else, TPUs included.
   """
-  found = re.fullmatch(r"([a-z][\w.-]*):([1-9]\d*)x([1-9]\d*)", topology)
-  if not found or found[1] in TPUS:
+  match = re.fullmatch(r"([a-z][\w.-]*):([1-9]\d*)x([1-9]\d*)", topology)
+  if not match or match[1] in TPUS:
     raise ValueError(
       "topology: must be <kind of GPU>:<nodes>x<GPUs a node> on slurm; got "
       f"{topology!r}. give --topology=h100:4x8, or gpu:4x8 for any kind"
     )
-  kind = "" if found[1] == "gpu" else found[1]
-  return Gpus(kind, int(found[2]), int(found[3]))
+  kind = "" if match[1] == "gpu" else match[1]
+  return Gpus(kind, int(match[2]), int(match[3]))
 
 
-# Beginnings of `jax.Device.device_kind`.
+# By prefix of `jax.Device.device_kind`.
 _PEAKS = {
   "NVIDIA H200": 989e12,
   "NVIDIA H100 PCIe": 756e12,
@@ -152,6 +153,6 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak bfloat16 FLOP/s of a device; None where nobody says, as of a CPU."""
+  """Peak bfloat16 FLOP/s of a device; None if unknown, as for a CPU."""
   known = [kind for kind in _PEAKS if device_kind.startswith(kind)]
   return _PEAKS[max(known, key=len)] if known else None

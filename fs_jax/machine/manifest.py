@@ -1,10 +1,10 @@
 """Folders and records that say what they hold and what they were made from.
 
 A folder of results holds `manifest.json`, written last: kind, contract, counts,
-and the size and SHA-256 of every other file. Without it the folder does not
-exist. A record is such a result in one JSON file. Neither is written without
-the contract that says what it was made from; `provenance` compares it. What the
-other fields mean is for the module that owns the kind.
+and the size and SHA-256 of every other file. Without it the folder counts as
+absent. A record is such a result in one JSON file. Neither is written without
+the contract that says what it was made from; `provenance` compares contracts.
+The other fields belong to the module that owns the kind.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from fs_jax.machine import commands, files
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_MAKERS = {  # the program that makes a folder of each kind
+_MAKERS = {  # kind of folder -> the program that makes it
   "vectors": "encode",
   "memories": "encode",
   "items": "encode",
@@ -32,14 +32,14 @@ _MAKERS = {  # the program that makes a folder of each kind
 
 @contextlib.contextmanager
 def folder(path: epath.PathLike, kind: str) -> Iterator[epath.Path]:
-  """A temporary folder that takes the name `path` when the block ends well.
+  """Yields a temporary folder that is renamed to `path` when the block ends.
 
-  An older version is replaced at the very end, and only if it is one: an empty
-  folder, or one whose manifest says the same kind. On an error nothing is left
-  and the older version stays.
+  Only an older version is replaced, at the very end: an empty folder, or one
+  whose manifest names the same kind. On an error the temporary folder is
+  removed and the older version stays.
 
   Raises:
-    ValueError: `path` is something else.
+    ValueError: `path` holds something else.
     DiskFull: no space is left.
   """
   path = epath.Path(path)
@@ -48,7 +48,7 @@ def folder(path: epath.PathLike, kind: str) -> Iterator[epath.Path]:
       f"{path}: only an empty folder or another {kind} is replaced; got "
       f"{other}. choose another folder or move it away"
     )
-  if files.remote(path):
+  if files.is_remote(path):
     with (
       tempfile.TemporaryDirectory() as temporary,
       files.explain_full_disk(path),
@@ -56,7 +56,7 @@ def folder(path: epath.PathLike, kind: str) -> Iterator[epath.Path]:
       yield epath.Path(temporary)
       _upload(epath.Path(temporary), path)
     return
-  temporary = files.beside(path)
+  temporary = files.temporary_name(path)
   with files.explain_full_disk(path):
     try:
       temporary.mkdir(parents=True)
@@ -69,16 +69,16 @@ def folder(path: epath.PathLike, kind: str) -> Iterator[epath.Path]:
       raise
 
 
-def local(path: epath.PathLike) -> epath.Path:
-  """The folder itself, or a copy on this disk: what memory maps need.
+def local_copy(path: epath.PathLike) -> epath.Path:
+  """The folder itself, or a copy on this disk for memory maps.
 
-  Copies stay in ~/.cache/fs_jax, by the content of their manifest.
+  Copies stay in ~/.cache/fs_jax, keyed by path and manifest.
   """
   path = epath.Path(path)
-  if not files.remote(path):
+  if not files.is_remote(path):
     return path
   key = hashlib.sha256(os.fspath(path).encode() + _manifest_text(path).encode())
-  copy = files.cache() / key.hexdigest()[:32]
+  copy = files.cache_folder() / key.hexdigest()[:32]
   if not (copy / MANIFEST).exists():
     with folder(copy, json.loads(_manifest_text(path))["kind"]) as temporary:
       for name in [*json.loads(_manifest_text(path))["files"], MANIFEST]:
@@ -88,15 +88,15 @@ def local(path: epath.PathLike) -> epath.Path:
 
 
 def how_to_make(kind: str) -> str:
-  """What to run for a folder of a kind."""
+  """The command that makes a folder of a kind."""
   maker = _MAKERS.get(kind)
-  return commands.program(maker) if maker else "as it was made"
+  return commands.program(maker) if maker else "run what made it"
 
 
 def write_manifest(
   path: epath.PathLike, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Lists every file of the folder, last of all; returns what it wrote.
+  """Writes the manifest, which lists every file; returns it. Call it last.
 
   Args:
     path: a local folder.
@@ -104,7 +104,7 @@ def write_manifest(
       `files` are added.
 
   Raises:
-    ValueError: no contract, which is what the folder was made from.
+    ValueError: no contract.
   """
   path = epath.Path(path)
   _require_contract(path, fields.get("contract"))
@@ -128,13 +128,13 @@ def write_record(
   contract: Mapping[str, Any],
   values: Mapping[str, Any],
 ) -> None:
-  """A result of one file, as `files.write_json`, with what it was made from.
+  """Writes a result in one JSON file, with what it was made from.
 
   Args:
-    path: of the file.
+    path: the file.
     kind: "weights", "step", "report", ...
-    contract: parts that `values` follow from.
-    values: JSON; its keys are none of schema, kind and contract.
+    contract: the parts that `values` follow from.
+    values: JSON values; no key is schema, kind or contract.
 
   Raises:
     ValueError: no contract.
@@ -147,53 +147,53 @@ def write_record(
 def read_record(
   path: epath.PathLike, kind: str, *, mend: str
 ) -> dict[str, Any]:
-  """What `write_record` wrote, the contract under its own key.
+  """Reads what `write_record` wrote; the contract is under its own key.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: JSON that is not of this kind and schema.
+    ValueError: not JSON, or JSON of another kind or schema.
   """
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f"{path}: must exist; got no such file. {mend}")
   try:
     values = json.loads(path.read_text())
-    found = values.get("schema"), values.get("kind")
-    if found == (SCHEMA, kind) and not isinstance(values["contract"], dict):
+    head = values.get("schema"), values.get("kind")
+    if head == (SCHEMA, kind) and not isinstance(values["contract"], dict):
       raise TypeError("contract is no object")
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path}: must be JSON that this program wrote; got {error!r}. {mend}"
     ) from None
-  if found != (SCHEMA, kind):
+  if head != (SCHEMA, kind):
     raise ValueError(
-      f"{path}: must be of schema {SCHEMA} and kind {kind!r}; got {found[0]!r} "
-      f"and {found[1]!r}. {mend}"
+      f"{path}: must be of schema {SCHEMA} and kind {kind!r}; got {head[0]!r} "
+      f"and {head[1]!r}. {mend}"
     )
   return values
 
 
-def _require_contract(path: epath.PathLike, contract: Any) -> None:
+def _require_contract(path: epath.PathLike, contract: object) -> None:
   if not contract:
     raise ValueError(
-      f"{path}: what is kept must say what it was made from; got no contract. "
-      "give its parts"
+      f"{path}: a result must say what it was made from; got no contract. pass "
+      "contract={part: {field: value}}"
     )
 
 
 def read_manifest(
   path: epath.PathLike, kind: str, *, hashes: bool = True, mend: str = ""
 ) -> dict[str, Any]:
-  """The manifest of a folder whose files are all there and unchanged.
+  """Reads a folder's manifest and checks that its files are unchanged.
 
   Args:
     path: the folder.
     kind: "vectors", "memories", "index", ...
     hashes: False checks names and sizes only: for folders too large to read.
-    mend: said where it cannot be used; if "", what makes the kind.
+    mend: what errors tell the user to do; "" = make the folder again.
 
   Raises:
-    FileNotFoundError: no such folder, or one that was never finished.
+    FileNotFoundError: no such folder, or an unfinished one.
     ValueError: another schema or kind, or a file that is missing, not listed,
       of another length or content.
   """
@@ -223,34 +223,34 @@ def read_manifest(
       f"{path}: its kind must be {kind!r}; got {manifest.get('kind')!r}. "
       f"give the folder of a {kind}"
     )
-  found = _names(path)
-  for name in sorted(set(found) - set(wanted)):
+  present = _names(path)
+  for name in sorted(set(present) - set(wanted)):
     raise ValueError(
       f"{path}: holds only files that its manifest lists; got {name!r}. "
       f"move it away, or {again}"
     )
   for name, (size, digest) in wanted.items():
     digest = digest if hashes else ""
-    _check_file(path, name, name in found, size, digest, mend)
+    _check_file(path, name, name in present, size, digest, mend)
   return manifest
 
 
 def _check_file(
-  path: epath.Path, name: str, found: bool, size: int, digest: str, mend: str
+  path: epath.Path, name: str, present: bool, size: int, digest: str, mend: str
 ) -> None:
-  makes = "copy the folder again from where it was made, or "
-  makes += mend or "make it again"
-  if not found:
-    raise ValueError(f"{path}: {name!r} is listed; got no such file. {makes}")
+  again = "copy the folder again from where it was made, or "
+  again += mend or "make it again"
+  if not present:
+    raise ValueError(f"{path}: {name!r} is listed; got no such file. {again}")
   got = _size(path / name)
   if got != size:
     raise ValueError(
-      f"{path}: {name!r} must have {size} bytes; got {got}. {makes}"
+      f"{path}: {name!r} must have {size} bytes; got {got}. {again}"
     )
   if digest and (other := files.sha256(path / name)) != digest:
     raise ValueError(
       f"{path}: {name!r} must have SHA-256 {digest[:12]}...; got "
-      f"{other[:12]}...: it was changed. {makes}"
+      f"{other[:12]}...: it was changed. {again}"
     )
 
 
@@ -263,14 +263,14 @@ def _size(path: epath.Path) -> int:
 
 
 def _names(path: epath.Path, *, hidden: bool = False) -> list[str]:
-  """Files below a folder as relative names, its own manifest apart."""
+  """Relative names of the files below a folder, without its own manifest."""
   return sorted(name for name in _walk(path, hidden) if name != MANIFEST)
 
 
 def _walk(path: epath.Path, hidden: bool) -> Iterator[str]:
   for child in path.iterdir():
     if child.name.startswith(".") and not hidden:
-      continue  # what file managers and network disks leave behind
+      continue  # left behind by file managers and network disks
     if child.is_dir():
       yield from (f"{child.name}/{name}" for name in _walk(child, hidden))
     else:
@@ -278,24 +278,24 @@ def _walk(path: epath.Path, hidden: bool) -> Iterator[str]:
 
 
 def _other_kind(path: epath.Path, kind: str) -> str:
-  """What lies there and must not be lost; "" where nothing does."""
+  """Describes what is at `path` and must not be lost; "" if nothing is."""
   if not path.is_dir():
     return "a file"
   if not (path / MANIFEST).exists():
     return "something else" if any(path.iterdir()) else ""
   try:
-    found = json.loads(_manifest_text(path)).get("kind")
+    existing = json.loads(_manifest_text(path)).get("kind")
   except (ValueError, AttributeError):
     return ""  # cut short by an earlier version's crash
-  return "" if found in (kind, None) else f"a folder of kind {found!r}"
+  return "" if existing in (kind, None) else f"a folder of kind {existing!r}"
 
 
 def _swap(new: epath.Path, path: epath.Path) -> None:
-  """Renames; a folder cannot be renamed over a full one, so in two moves."""
+  """Renames `new` to `path`: in two moves, as `path` may be a full folder."""
   if not path.exists():
     os.rename(new, path)
   else:
-    old = files.beside(path)
+    old = files.temporary_name(path)
     os.rename(path, old)
     try:
       os.rename(new, path)
@@ -307,7 +307,10 @@ def _swap(new: epath.Path, path: epath.Path) -> None:
 
 
 def _upload(source: epath.Path, path: epath.Path) -> None:
-  """The old manifest first, the new one last: in between it does not exist."""
+  """Removes the old manifest first and writes the new one last.
+
+  In between the folder counts as absent.
+  """
   (path / MANIFEST).unlink(missing_ok=True)
   names = _names(source, hidden=True)
   if path.exists():

@@ -1,7 +1,7 @@
 """The processes of a run: how they meet, wait and agree to stop.
 
-Every process runs the same program on its own devices; the first one writes. On
-one machine `python -m launch.local` starts them, on a pod its engine does.
+Every process runs the same program on its own devices; the first one writes.
+`python -m launch.local` starts them on one machine, a pod's engine on a pod.
 """
 
 import contextlib
@@ -28,41 +28,41 @@ ADDRESS, COUNT, INDEX = (
   "JAX_NUM_PROCESSES",
   "JAX_PROCESS_ID",
 )
-SUPERVISOR = "FS_JAX_SUPERVISOR"  # its process: without it nobody goes on
-MULTIHOST = "FS_JAX_MULTIHOST"  # says what a TPU VM does not: more hosts work
+SUPERVISOR = "FS_JAX_SUPERVISOR"  # its pid: its children end with it
+MULTIHOST = "FS_JAX_MULTIHOST"  # a TPU VM does not tell that it has peers
 _PATIENCE = "FS_JAX_PEER_TIMEOUT"  # seconds until a silent peer is dead
 _PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
 _M_ARENA_MAX = -8  # of mallopt(3), glibc
 _ARENAS = 2
 _LONGEST = 7 * 24 * 3600  # seconds that the first process may take
-_METADATA = "GCE_METADATA_HOST"  # instead of the server that hosts know
-_ASK = 5.0  # seconds between two questions of maintenance
-_MEETING, _HEARTBEAT = 300, 100  # seconds; JAX's own
-_MARGIN = 15  # seconds that the news of a death takes, at most
-_GOODBYE = 3.0  # seconds that the first process stays for the others
+_METADATA = "GCE_METADATA_HOST"  # overrides the metadata server's name
+_ASK = 5.0  # seconds between two polls for maintenance
+_MEETING, _HEARTBEAT = 300, 100  # seconds, as in JAX
+_MARGIN = 15  # seconds until all know of a death, at most
+_GOODBYE = 3.0  # seconds that the first process waits for the others
 
 
 def start() -> None:
   """Joins the other processes of the run, if the environment says so.
 
-  It does with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
-  where JAX finds the rest by itself: in a SLURM step of several tasks, on GKE,
-  and on a TPU VM with FS_JAX_MULTIHOST=1. A peer that does not come within five
-  minutes ends the process with code 1, as does one that falls silent later:
-  that is for a launcher to restart. FS_JAX_PEER_TIMEOUT=60 waits 60 seconds.
+  It joins if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are
+  set, or where JAX can discover its peers: in a SLURM step of several tasks, on
+  GKE, and on a TPU VM with FS_JAX_MULTIHOST=1. A peer that does not join within
+  five minutes, or falls silent later, ends the process with code 1, for a
+  launcher to restart. FS_JAX_PEER_TIMEOUT=60 waits 60 seconds instead.
 
   Raises:
     ValueError: an incomplete environment.
   """
   if SUPERVISOR in os.environ:
     _leave_with(_integer(os.environ, SUPERVISOR))
-  if _joined(os.environ):
-    # All of them look for their devices now: later, one might do so while the
-    # others wait for it elsewhere, as at the lock of a dataset being made.
+  if _join(os.environ):
+    # All processes initialise their devices here. Later, one might do so while
+    # the others wait for it elsewhere, such as at the lock of a dataset build.
     jax.devices()
 
 
-def _joined(env: Mapping[str, str]) -> bool:
+def _join(env: Mapping[str, str]) -> bool:
   if ADDRESS not in env:
     if _several_hosts(env):
       _meet(env)
@@ -91,10 +91,10 @@ def _joined(env: Mapping[str, str]) -> bool:
 
 
 def _meet(env: Mapping[str, str], **known: Any) -> None:
-  """`known`: what JAX does not find by itself."""
+  """Initialises JAX's cluster; `known` is what JAX cannot discover."""
   meeting = _patience(env, _MEETING)
-  # JAX would end the process with a stack trace and no word of who is missing.
-  late = threading.Timer(meeting, _alone, (meeting,), known)
+  # JAX alone would end the process with a stack trace that names no peer.
+  late = threading.Timer(meeting, _give_up, (meeting,), known)
   late.daemon = True
   late.start()
   jax.distributed.initialize(
@@ -106,12 +106,12 @@ def _meet(env: Mapping[str, str], **known: Any) -> None:
 
 
 def share_freed_memory() -> None:
-  """Lets what one thread freed be used by the others: call it first.
+  """Lets threads reuse the memory that others freed. Call it first.
 
-  glibc gives threads arenas of their own, eight a core, which nobody else
-  allocates from. Each checkpoint is written by other threads of a pool, so that
-  a run grew by a MiB a save for its first twelve; with two arenas by a tenth.
-  MALLOC_ARENA_MAX, if it is set, is left as it is.
+  glibc gives threads their own arenas, up to eight a core, and no other thread
+  allocates from them. Checkpoints are written by changing threads of a pool, so
+  a run grew by a MiB for each of its first twelve saves; with two arenas, by a
+  tenth of that. MALLOC_ARENA_MAX, if set, wins.
   """
   if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
@@ -120,79 +120,84 @@ def share_freed_memory() -> None:
 
 
 def _leave_with(supervisor: int) -> None:
-  """Ends with the supervisor, even with one that is killed: whoever starts the
-  run again would write into the same folder. Nothing saved is lost.
+  """Makes this process end with its supervisor, even one that is killed.
+
+  A restarted run would otherwise write into the same folder. Nothing saved is
+  lost.
   """
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-  if os.getppid() != supervisor:  # gone before that
+  if os.getppid() != supervisor:  # it was already gone
     raise errors.Preempted
 
 
-def _alone(
+def _give_up(
   seconds: int,
   coordinator_address: str = "",
   num_processes: int = 0,
   process_id: int = 0,
 ) -> None:
-  """Ends the process, whose main thread waits where no exception reaches it."""
+  """Ends the process: no exception reaches its waiting main thread."""
   if coordinator_address:
-    who = "the first one" if process_id else "its peers"
-    said = (
+    absent = "the first one" if process_id else "its peers"
+    message = (
       f"all {num_processes} must meet at {coordinator_address} within "
-      f"{seconds} s; got no word of {who} in process {process_id}. see that "
+      f"{seconds} s; got no word of {absent} in process {process_id}. see that "
       f"every one of them runs, with the same {COUNT}, and reaches that address"
     )
   else:
-    said = (
+    message = (
       f"those of all hosts must meet within {seconds} s; got no word of some "
       f"on {socket.gethostname()}. see that every host runs, and reaches the "
       f"first one; {_PATIENCE}=600 waits longer"
     )
-  sys.stderr.write(f"error: processes: {said}\n")
+  sys.stderr.write(f"error: processes: {message}\n")
   sys.stderr.flush()
   os._exit(1)
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes."""
+  """Whether this process is the one that writes files."""
   return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def first_then_others(what: str) -> Iterator[None]:
-  """The first process does what is inside, then the others find it done."""
+def first_then_others(name: str) -> Iterator[None]:
+  """Runs the block in the first process, then in the others.
+
+  The others find the work done.
+  """
   if jax.process_count() == 1:
     yield
     return
   if not is_first():
-    _wait(what)
+    _wait(name)
   yield
   if is_first():
-    _wait(what)
+    _wait(name)
 
 
 _meetings = itertools.count()
 
 
-def _wait(what: str) -> None:
-  """Until all processes are here; each of them comes to the same ones in turn.
+def _wait(name: str) -> None:
+  """Waits for all processes, which pass the same barriers in the same order.
 
-  `multihost_utils.sync_global_devices` is a collective of the devices, and a
-  CPU's waits for its peers for 30 seconds. This asks JAX's coordinator, which
-  also ends those that wait for one that died; only private names reach it.
+  `multihost_utils.sync_global_devices` is a collective of the devices, which on
+  CPUs waits for 30 seconds only. This asks JAX's coordinator, which also ends
+  processes that wait for one that died; only private names reach it.
   """
   client = distributed.global_state.client
   assert client is not None  # there are several processes
-  client.wait_at_barrier(f"{what} {next(_meetings)}", 1000 * _LONGEST)
+  client.wait_at_barrier(f"{name} {next(_meetings)}", 1000 * _LONGEST)
 
 
 def all_live() -> bool:
-  """Whether no process has died: what one of them met may be its doing.
+  """Whether all processes live: a dead peer may be the cause of an error.
 
-  An error that is the same for all of them is known to be so once all are here.
-  Else this waits for as long as a death may stay unheard. When JAX hears of one
-  it may also end this process by itself, with code 1.
+  An error that all processes share returns once all are here. Otherwise this
+  waits for as long as a death may stay unnoticed. On noticing one JAX may also
+  end this process by itself, with code 1.
   """
   client = distributed.global_state.client
   assert client is not None  # there are several processes
@@ -200,20 +205,20 @@ def all_live() -> bool:
   try:
     client.wait_at_barrier("an error that may be of all", 1000 * seconds)
   except jax.errors.JaxRuntimeError as error:
-    # Those that are not here are busy: none of them is dead.
+    # The processes that are not here are busy, not dead.
     return "DEADLINE_EXCEEDED" in str(error)
-  if is_first():  # JAX's coordinator goes with it: others have yet to be told
+  if is_first():  # holds JAX's coordinator, whose answer others still need
     time.sleep(_GOODBYE)
   return True
 
 
 class Notice:
-  """Whether the machine is about to be taken away: SIGTERM, or maintenance.
+  """Notices that the machine is being reclaimed: SIGTERM, or maintenance.
 
-  A context: inside, the signal no longer ends the process; it is heard after
-  the step, by all processes after the same one. A second one ends at once.
-  Maintenance of a TPU's host is announced by its metadata server alone; what
-  hears it there sends the signal.
+  A context manager: inside, the signal does not end the process; it is noticed
+  after a step, the same one in all processes. A second signal ends the process
+  at once. Maintenance of a TPU's host is announced by its metadata server only;
+  a thread that polls the server sends the signal.
   """
 
   def __init__(self) -> None:
@@ -222,17 +227,17 @@ class Notice:
     self._before: object = None
 
   def __enter__(self) -> "Notice":
-    # With several processes JAX listens and carries the word to all of them.
+    # With several processes JAX listens, and tells all of them.
     self._own = jax.process_count() == 1 and (
       threading.current_thread() is threading.main_thread()
     )
     if self._own:
       self._before = signal.signal(signal.SIGTERM, self._hear)
     if jax.default_backend() == "tpu" or _METADATA in os.environ:
-      awaits = threading.Thread(
+      poller = threading.Thread(
         target=_await_maintenance, args=(self._over,), daemon=True
       )
-      awaits.start()
+      poller.start()
     return self
 
   def __exit__(self, *_: object) -> None:
@@ -241,7 +246,7 @@ class Notice:
       signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
 
   def given(self, step: int) -> bool:
-    """To be asked once after each step, by every process."""
+    """Whether to stop. Every process calls this once after each step."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._given
@@ -255,7 +260,7 @@ class Notice:
 def _await_maintenance(over: threading.Event) -> None:
   """Sends this process SIGTERM once its host is to be taken down.
 
-  Asks the host's metadata server, if there is one.
+  Polls the host's metadata server, if there is one.
   """
   host = os.environ.get(_METADATA, "metadata.google.internal")
   ask = urllib.request.Request(
@@ -263,17 +268,17 @@ def _await_maintenance(over: threading.Event) -> None:
     headers={"Metadata-Flavor": "Google"},
   )
   failures = 0
-  met = False  # once it answered it is there, however long it is silent
-  while (met or failures < 3) and not over.is_set():
+  answered = False  # a server that answered once exists, however silent later
+  while (answered or failures < 3) and not over.is_set():
     try:
       with urllib.request.urlopen(ask, timeout=5) as answer:
-        said = answer.read().decode().strip()
+        event = answer.read().decode().strip()
     except OSError:
       failures += 1
     else:
-      met = True
-      if said.startswith("TERMINATE"):
-        sys.stderr.write(f"this host is about to be taken away: {said}\n")
+      answered = True
+      if event.startswith("TERMINATE"):
+        sys.stderr.write(f"this host is about to be taken away: {event}\n")
         os.kill(os.getpid(), signal.SIGTERM)
         return
     over.wait(_ASK)
@@ -288,8 +293,8 @@ def _several_hosts(env: Mapping[str, str]) -> bool:
   )
 
 
-def _patience(env: Mapping[str, str], otherwise: int) -> int:
-  return _integer(env, _PATIENCE) if _PATIENCE in env else otherwise
+def _patience(env: Mapping[str, str], default: int) -> int:
+  return _integer(env, _PATIENCE) if _PATIENCE in env else default
 
 
 def _integer(env: Mapping[str, str], name: str) -> int:
@@ -298,5 +303,5 @@ def _integer(env: Mapping[str, str], name: str) -> int:
   except ValueError:
     raise ValueError(
       f"environment: {name} must be a whole number; got {env[name]!r}. "
-      "change it"
+      f"set it to one, such as {name}=2, or unset it"
     ) from None

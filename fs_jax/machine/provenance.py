@@ -1,10 +1,10 @@
-"""What kept results were made from: compared before they are believed.
+"""What stored results were made from: compared before a result is used.
 
-A contract has parts, each a flat dict of scalars, and only like parts are
-compared. Whatever a program keeps to save itself work carries the contract of
-all that it was made from (`files` writes nothing without), and is found again
-by asking here. A result of another contract is made anew where the program
-derives it, and refused by name where a user made it.
+A contract has parts, each a flat dict of scalars; parts of the same name are
+compared. Whatever a program stores to save work carries the contract of all
+that it was made from (`manifest` writes nothing without one), and is looked up
+here. A result of another contract is made again if the program derives it, and
+refused by name if a user made it.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ Part = dict[str, Any]  # flat: str, int, float, bool
 Contract = Mapping[str, Mapping[str, Any]]
 
 
-def digest_json(values: Any) -> str:
-  """SHA-256 of JSON values, whatever the order of their keys."""
+def digest_json(values: object) -> str:
+  """SHA-256 of JSON values; the order of keys does not matter."""
   text = json.dumps(values, sort_keys=True, ensure_ascii=False)
   return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def difference(ours: Contract, theirs: Contract) -> str | None:
-  """The first field in which two contracts differ: "slow.digest: 'a', 'b'".
+  """The first field in which two contracts differ: "slow.digest: 'a' and 'b'".
 
-  A part or a field that only one of them has differs too; None if equal.
+  A part or a field that only one of them has counts; None if they are equal.
   """
   for part in [*ours, *(p for p in theirs if p not in ours)]:
     left, right = ours.get(part, {}), theirs.get(part, {})
@@ -50,7 +50,7 @@ def check(
   theirs_name: str,
   mend: str,
 ) -> None:
-  """Refuses two sides that differ.
+  """Refuses a part of two contracts that differs.
 
   Raises:
     ValueError: names the first field that differs, both values, and `mend`.
@@ -65,17 +65,17 @@ def check(
 
 
 def check_all(
-  ours: Mapping[str, Mapping[str, Any]] | None,
-  theirs: Mapping[str, Mapping[str, Any]],
+  ours: Contract | None,
+  theirs: Contract,
   *,
   ours_name: str,
   theirs_name: str,
   mend: str,
 ) -> None:
-  """`check` of every part that ours has; no parts, no check.
+  """Applies `check` to every part of `ours`; None checks nothing.
 
   Raises:
-    ValueError: as `check`, or a part that theirs lacks.
+    ValueError: as `check`, or `theirs` lacks a part.
   """
   names = {"ours_name": ours_name, "theirs_name": theirs_name}
   for part, fields in (ours or {}).items():
@@ -87,20 +87,20 @@ def check_all(
     check(part, fields, theirs[part], **names, mend=mend)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
   text = repr(value)
   return text if len(text) <= 40 else f"{text[:18]}...{text[-4:]}"
 
 
-# What becomes of a result that was made from something else.
-# remake: said, and made anew: what a program derives by itself.
-# refuse: an error that says the mend: what a user asked for by name.
-# replace: made anew, damaged ones too: what a user asked for with --replace.
+# What happens to a result that was made from something else.
+# remake: make it again, and say so: the program derived it by itself.
+# refuse: raise an error that says what to do: a user named it.
+# replace: make it again, even a damaged one: a user gave --replace.
 Stale = Literal["remake", "refuse", "replace"]
 
 
-def deletable(path: epath.PathLike) -> str:
-  """What to do about a derived result that is damaged."""
+def how_to_remake(path: epath.PathLike) -> str:
+  """What to do about a damaged result that a program derived."""
   return f"delete it, and it is made again: rm -r {path}"
 
 
@@ -113,23 +113,23 @@ def folder_needed(
   hashes: bool = True,
   mend: str = "",
 ) -> bool:
-  """Whether a folder has to be made: it is missing, or of another contract.
+  """Whether a folder must be made: it is missing, or has another contract.
 
   Args:
-    path: of the folder.
-    kind: of its manifest.
+    path: the folder.
+    kind: its manifest's kind.
     contract: all parts that it would be made from now.
-    stale: what becomes of one made from something else.
+    stale: what happens to a folder made from something else.
     hashes: False compares the sizes of its files only.
-    mend: said where it is refused; of what a program derives by itself, that
-      it may be deleted.
+    mend: what errors tell the user to do; for stale="remake" by default, that
+      the folder may be deleted.
 
   Raises:
     ValueError: it is damaged, or refused.
   """
   path = epath.Path(path)
   if stale == "remake":
-    mend = mend or deletable(path)
+    mend = mend or how_to_remake(path)
   if not (path / manifests.MANIFEST).exists():
     return True
   try:
@@ -141,16 +141,16 @@ def folder_needed(
   return _stale(path, manifest.get("contract", {}), contract, stale, mend)
 
 
-def record(
+def find_record(
   path: epath.PathLike, kind: str, contract: Contract
 ) -> dict[str, Any] | None:
-  """A derived record made from `contract`; None where it has to be made."""
+  """Reads a derived record; None if it must be made from `contract`."""
   path = epath.Path(path)
   if not path.exists():
     return None
   try:
     values = manifests.read_record(path, kind, mend="")
-  except ValueError as error:  # of an earlier version, or cut: derived again
+  except ValueError as error:  # an earlier version's, or cut short
     console.say(f"made again: {str(error).rstrip('. ')}")
     return None
   if _stale(path, values["contract"], contract, "remake", ""):
@@ -165,8 +165,8 @@ def _stale(
   stale: Stale,
   mend: str,
 ) -> bool:
-  differ = difference(theirs, ours)
-  if differ is None:
+  field = difference(theirs, ours)
+  if field is None:
     return False
   if stale == "refuse":
     check_all(
@@ -176,10 +176,10 @@ def _stale(
       theirs_name=str(path),
       mend=mend,
     )
-    # What is asked for agrees, and it was made from more than that.
+    # All that is asked for agrees, but it was made from more than that.
     raise ValueError(
       f"{path}: must be made from what is asked for alone; got another "
-      f"{differ}. {mend}"
+      f"{field}. {mend}"
     )
-  console.say(f"made again: {path} was made from another {differ}")
+  console.say(f"made again: {path} was made from another {field}")
   return True

@@ -44,7 +44,7 @@ def recipe(cfg: config.Config) -> provenance.Part:
   """Every field of a config by its path, but for `UNCOMPARED`."""
   return {
     name: _scalar(value)
-    for name, value in configdict.flat(cfg).items()
+    for name, value in configdict.flatten(cfg).items()
     if not _within(name, UNCOMPARED)
   }
 

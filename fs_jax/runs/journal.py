@@ -117,7 +117,7 @@ class Report:
     lines = [json.dumps(line) + "\n" for line in kept]
     files.write_text(folder / layout.METRICS, "".join(lines))
     events = os.fspath(folder / layout.BOARD)
-    if files.remote(folder):
+    if files.is_remote(folder):
       self._uploads = uploads.Uploads(
         folder / layout.METRICS, folder / layout.BOARD, lines
       )

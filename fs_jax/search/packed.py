@@ -90,7 +90,7 @@ def write(
     copied = ["vectors", "index"] + ["memories"] * (slow is not None)
     for name in copied:
       shutil.copytree(
-        os.fspath(manifests.local(getattr(where, name))),
+        os.fspath(manifests.local_copy(getattr(where, name))),
         os.fspath(temporary / name),
       )
     items.write(

@@ -71,7 +71,7 @@ def weights_needed(
     "captions": contract.captions(source.all_captions),
     "weights": {"candidates": last.cfg.weights.candidates},
   }
-  known = provenance.record(
+  known = provenance.find_record(
     last.folder / layout.WEIGHTS, fusion.KIND, made_from
   )
   return known is None, made_from

@@ -90,4 +90,4 @@ def test_a_file_of_this_moment_is_not_remembered(folder, monkeypatch, tmp_path):
 def test_nothing_to_remember_with_is_no_error(folder, tmp_path, capsys):
   (tmp_path / "cache").write_text("not a folder")
   assert digest(folder) == digest(folder)
-  assert "not remembered" in capsys.readouterr().err
+  assert "is not cached" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_png_holds_the_pixels():
   from PIL import Image
 
   pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
-  back = np.asarray(Image.open(io.BytesIO(sprites.png(pixels))))
+  back = np.asarray(Image.open(io.BytesIO(sprites.encode_png(pixels))))
   assert np.array_equal(back, pixels)
 
 
@@ -72,20 +72,20 @@ def test_base_joins_variants():
 
 
 def test_names_and_languages():
-  names = {n.sequence: n for n in sequences.named(("de", "en"))}
+  names = {n.sequence: n for n in sequences.list_named(("de", "en"))}
   fox = names["1f98a"]
   assert fox.texts[:2] == ("fox", "fox face")
   assert fox.languages == ("en", "en", "de") and fox.texts[2] == "fuchs"
   assert len(names) > 3900
   with pytest.raises(ValueError, match="languages"):
-    sequences.named(("xx",))
+    sequences.list_named(("xx",))
 
 
 def test_splits_by_base_sequence():
-  names = sequences.named(("en",))
+  names = sequences.list_named(("en",))
   splits = {}
   for n in names:
-    split = sequences.split_of(n.sequence, 0, 0.1, 0.1)
+    split = sequences.choose_split(n.sequence, 0, 0.1, 0.1)
     splits.setdefault(sequences.base(n.sequence), set()).add(split)
   assert all(len(found) == 1 for found in splits.values())
   share = np.mean([found == {"test"} for found in splits.values()])
@@ -93,8 +93,8 @@ def test_splits_by_base_sequence():
   moved = [
     n
     for n in names
-    if sequences.split_of(n.sequence, 0, 0.1, 0.1)
-    != sequences.split_of(n.sequence, 1, 0.1, 0.1)
+    if sequences.choose_split(n.sequence, 0, 0.1, 0.1)
+    != sequences.choose_split(n.sequence, 1, 0.1, 0.1)
   ]
   assert moved
 

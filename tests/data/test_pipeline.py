@@ -365,7 +365,7 @@ def test_each_picture_is_shifted_on_its_own_and_again_the_same(source, tok):
       ((y, x),) = np.argwhere(frame)
       seen.append((int(y) - 10, int(x) - 20))
   both = {abs(d) for pair in seen for d in pair}
-  assert both == set(range(transforms.most_shift(40, 40) + 1)) == {0, 1, 2}
+  assert both == set(range(transforms.max_shift(40, 40) + 1)) == {0, 1, 2}
   assert len(set(seen)) > 12  # of 25: rows do not move together
   (late,) = take(pipeline.train_batches(wide, tok, cfg, start=7), 1)
   np.testing.assert_array_equal(late.visual, batch.visual)

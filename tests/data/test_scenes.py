@@ -53,7 +53,7 @@ def texts(record):
 
 def random_layouts(n, seed=0):
   rng = np.random.default_rng(seed)
-  roles = layout.pair_roles(0, 0.2, 0.1)
+  roles = layout.assign_pairs(0, 0.2, 0.1)
   found = [layout.sample_kinds(rng, n, roles, role) for role in (0, 1, 2)]
   return layout.sample(rng, np.concatenate(found))
 
@@ -213,7 +213,7 @@ def test_layouts_keep_their_margins():
 
 
 def test_held_out_pairs(builder):
-  roles = layout.pair_roles(0, 0.2, 0.1)
+  roles = layout.assign_pairs(0, 0.2, 0.1)
   upper = roles[np.triu_indices(len(roles), 1)]
   assert np.bincount(upper).tolist() == [193, 28, 55]
 
@@ -311,9 +311,9 @@ def test_same_seed_same_bytes(builder, tmp_path):
 
 
 def test_a_picture_does_not_depend_on_how_many_there_are():
-  roles = layout.pair_roles(0, 0.2, 0.1)
-  few = list(galleries.captioned(0, 3, roles, 6, 2, 0.3))
-  more = list(galleries.captioned(0, 6, roles, 6, 2, 0.3))
+  roles = layout.assign_pairs(0, 0.2, 0.1)
+  few = list(galleries.draw_captioned(0, 3, roles, 6, 2, 0.3))
+  more = list(galleries.draw_captioned(0, 6, roles, 6, 2, 0.3))
   assert few == more[:3]
 
 

@@ -236,10 +236,10 @@ def test_object_stores(tmp_path, monkeypatch, bucket):
     files.write_array(temporary / "a.npy", np.arange(3))
   read = files.read_array("gs://bucket/arrays/a.npy")
   np.testing.assert_array_equal(read, np.arange(3))
-  copy = manifests.local(path)
+  copy = manifests.local_copy(path)
   assert (copy / "c.txt").read_text() == "two"
   assert tmp_path in pathlib.Path(copy).parents
   files.write_text(path / "c.txt", "own")
   with pytest.raises(ValueError, match="it was changed"):
     manifests.read_manifest(path, "corpus")
-  assert manifests.local(tmp_path) == epath.Path(tmp_path)
+  assert manifests.local_copy(tmp_path) == epath.Path(tmp_path)

@@ -23,7 +23,7 @@ from fs_jax.machine import hardware
   ],
 )
 def test_a_slice_by_its_other_names(topology, accelerator, hosts, machine):
-  at = hardware.tpu_slice(topology)
+  at = hardware.parse_slice(topology)
   assert at.accelerator_type == accelerator
   assert (at.hosts, at.machine_type) == (hosts, machine)
 
@@ -32,12 +32,12 @@ def test_a_slice_by_its_other_names(topology, accelerator, hosts, machine):
 def test_an_accelerator_type_stands_for_one_shape(version):
   shapes = hardware.TPUS[version].shapes
   names = {
-    hardware.tpu_slice(f"{version}:{shape}").accelerator_type
+    hardware.parse_slice(f"{version}:{shape}").accelerator_type
     for shape in shapes
   }
   assert len(names) == len(shapes)
   for shape in shapes:
-    at = hardware.tpu_slice(f"{version}:{shape}")
+    at = hardware.parse_slice(f"{version}:{shape}")
     assert at.hosts * at.chips_per_host == at.chips
     assert at.chips == math.prod(int(side) for side in shape.split("x"))
 
@@ -57,13 +57,13 @@ def test_an_accelerator_type_stands_for_one_shape(version):
 )
 def test_a_slice_that_nobody_sells(topology, said):
   with pytest.raises(ValueError, match=said):
-    hardware.tpu_slice(topology)
+    hardware.parse_slice(topology)
 
 
 def test_gpus():
-  assert hardware.gpus("h100:4x8") == ("h100", 4, 8)
-  assert hardware.gpus("gpu:1x2") == ("", 1, 2)
-  assert hardware.gpus("nvidia_a100-sxm4-80gb:2x4").nodes == 2
+  assert hardware.parse_gpus("h100:4x8") == ("h100", 4, 8)
+  assert hardware.parse_gpus("gpu:1x2") == ("", 1, 2)
+  assert hardware.parse_gpus("nvidia_a100-sxm4-80gb:2x4").nodes == 2
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_gpus():
 )
 def test_gpus_that_are_none(topology):
   with pytest.raises(ValueError, match="give --topology=h100:4x8"):
-    hardware.gpus(topology)
+    hardware.parse_gpus(topology)
 
 
 @pytest.mark.parametrize(

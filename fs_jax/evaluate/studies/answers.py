@@ -112,7 +112,7 @@ def rank(
 
 def read_answers(folder: epath.Path) -> Answers:
   """Reads what `rank` kept."""
-  mend = provenance.deletable(folder)
+  mend = provenance.how_to_remake(folder)
   manifest = manifests.read_manifest(folder, "answers", mend=mend)
 
   def candidates(what: str) -> types.Candidates:

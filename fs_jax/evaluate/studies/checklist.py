@@ -41,7 +41,7 @@ class Parts:
       needed: whether what it makes has to be made, even if it was finished.
     """
     path = self.folder / layout.PARTS / f"{name}.json"
-    done = provenance.record(path, KIND, contract)
+    done = provenance.find_record(path, KIND, contract)
     if done is None or needed():
       console.say(f"-- {name}")
       began = time.perf_counter()

@@ -93,10 +93,10 @@ def open_gallery(
       judge=slow if name in reranked else None,
       memories_at=shared.memories,
       pictures=lambda rows: list(source.visuals(rows)),
-      mend=provenance.deletable,
+      mend=provenance.how_to_remake,
     )
     vectors[name] = corpus.load(
-      where.vectors, made_from, mend=provenance.deletable(where.vectors)
+      where.vectors, made_from, mend=provenance.how_to_remake(where.vectors)
     ).vectors
   scorer = next(one.scorer for one in searchers.values() if one.scorer)
   models: dict[str, provenance.Contract] = {

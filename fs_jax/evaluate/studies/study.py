@@ -156,7 +156,7 @@ def quickstart(
     gallery.source, gallery.slow.tokenizer, 64 if small else QUERIES
   )
   made_from = answers.made_from(gallery, asked)
-  made = provenance.record(path, results_.REPORT, made_from)
+  made = provenance.find_record(path, results_.REPORT, made_from)
   if made is not None and (parts.folder / layout.PAGE).exists():
     console.say(f"{parts.folder}: all parts are done; delete it to start again")
     results_.show(made)

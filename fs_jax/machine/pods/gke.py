@@ -1,4 +1,4 @@
-"""GKE: a JobSet, which starts again what has ended."""
+"""GKE: a JobSet, which restarts what has ended."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ def manifest(job: jobs.Job) -> str:
   The cluster needs JobSet 0.10 or later (onJobFailureMessagePatterns).
 
   Raises:
-    ValueError: a topology, workdir, config, image or name that will not do.
+    ValueError: a topology, workdir, config, image or name that GKE cannot use.
   """
-  at = hardware.tpu_slice(job.topology)
+  tpu_slice = hardware.parse_slice(job.topology)
   jobs.check_shared(job)
   jobs.require(
     job.image,
@@ -24,19 +24,19 @@ def manifest(job: jobs.Job) -> str:
     "launch/README.md says how to build one",
   )
   jobs.require(
-    job.slices == 1 or at.hosts > 1,
+    job.slices == 1 or tpu_slice.hosts > 1,
     "topology: must have several hosts where GKE joins several slices; got "
     f"{job.topology!r}. take a larger shape, or --slices=1",
   )
-  # Pods are named after it, with five letters more at the end.
-  room = 63 - len(f"-slice-{job.slices - 1}-{at.hosts - 1}-abcde")
+  # Pods are named after the job, with five letters added.
+  room = 63 - len(f"-slice-{job.slices - 1}-{tpu_slice.hosts - 1}-abcde")
   jobs.require(
     len(job.name) <= room,
     f"name: must be at most {room} letters for this many pods; got "
     f"{job.name!r}. give a shorter --name",
   )
   metadata: dict[str, Any] = {"name": job.name}
-  if at.hosts > 1:  # a slice is a node pool, and takes all of it
+  if tpu_slice.hosts > 1:  # a slice takes a whole node pool
     pool = "cloud.google.com/gke-nodepool"
     metadata["annotations"] = {
       "alpha.jobset.sigs.k8s.io/exclusive-topology": pool
@@ -44,7 +44,7 @@ def manifest(job: jobs.Job) -> str:
   replicated = {
     "name": "slice",
     "replicas": job.slices,
-    "template": {"spec": _job_spec(job, at)},
+    "template": {"spec": _job_spec(job, tpu_slice)},
   }
   manifest = {
     "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -55,19 +55,20 @@ def manifest(job: jobs.Job) -> str:
       "replicatedJobs": [replicated],
     },
   }
+  hosts = job.slices * tpu_slice.hosts
   return (
-    f"# {job.slices} x {job.topology} on GKE: {job.slices * at.hosts} hosts, "
-    f"machine type {at.machine_type}.\n"
+    f"# {job.slices} x {job.topology} on GKE: {hosts} hosts, machine type "
+    f"{tpu_slice.machine_type}.\n"
     + yaml.safe_dump(manifest, sort_keys=False, width=1000)
   )
 
 
 def _failure_policy(restarts: int) -> dict[str, Any]:
-  """What JobSet does when a Job has failed: the first rule that fits.
+  """What JobSet does when a Job has failed: the first rule that matches.
 
-  Which exit code it was is known from Kubernetes' message alone. Should that
-  text ever change, no rule fits and every restart counts: a pod then neither
-  repeats bad input for ever nor is given up at its first preemption.
+  The exit code is in Kubernetes' message only. Should that text ever change, no
+  rule matches and every restart counts: a job then neither repeats bad input
+  for ever nor gives up at its first preemption.
   """
 
   def rule(name: str, action: str, *messages: str) -> dict[str, Any]:
@@ -96,8 +97,8 @@ def _failure_policy(restarts: int) -> dict[str, Any]:
   }
 
 
-def _job_spec(job: jobs.Job, at: hardware.Slice) -> dict[str, Any]:
-  """One slice. Its pods fail together: none is of use without the others."""
+def _job_spec(job: jobs.Job, tpu_slice: hardware.Slice) -> dict[str, Any]:
+  """One slice. Its pods fail together, as none can go on without the others."""
   codes = {
     "containerName": "train",
     "operator": "In",
@@ -105,10 +106,10 @@ def _job_spec(job: jobs.Job, at: hardware.Slice) -> dict[str, Any]:
   }
   evicted = [{"type": "DisruptionTarget", "status": "True"}]
   return {
-    "parallelism": at.hosts,
-    "completions": at.hosts,
+    "parallelism": tpu_slice.hosts,
+    "completions": tpu_slice.hosts,
     # GKE gives indexed pods TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, which JAX
-    # and libtpu look for; one host alone needs neither.
+    # and libtpu read; a single host needs neither.
     "completionMode": "Indexed",
     "backoffLimit": 0,
     "podFailurePolicy": {
@@ -117,19 +118,19 @@ def _job_spec(job: jobs.Job, at: hardware.Slice) -> dict[str, Any]:
         {"action": "FailJob", "onPodConditions": evicted},
       ]
     },
-    "template": {"spec": _pod_spec(job, at)},
+    "template": {"spec": _pod_spec(job, tpu_slice)},
   }
 
 
-def _pod_spec(job: jobs.Job, at: hardware.Slice) -> dict[str, Any]:
-  # Without its TPU a process would else train on the CPU, in silence.
+def _pod_spec(job: jobs.Job, tpu_slice: hardware.Slice) -> dict[str, Any]:
+  # Otherwise a process without its TPU would silently train on the CPU.
   env: list[dict[str, Any]] = [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}]
   spec: dict[str, Any] = {
     "restartPolicy": "Never",  # podFailurePolicy works with no other
     "terminationGracePeriodSeconds": jobs.GRACE,
     "nodeSelector": {
-      "cloud.google.com/gke-tpu-accelerator": at.tpu.label,
-      "cloud.google.com/gke-tpu-topology": at.shape,
+      "cloud.google.com/gke-tpu-accelerator": tpu_slice.tpu.label,
+      "cloud.google.com/gke-tpu-topology": tpu_slice.shape,
     },
   }
   if job.spot:
@@ -137,7 +138,7 @@ def _pod_spec(job: jobs.Job, at: hardware.Slice) -> dict[str, Any]:
   if job.account:
     spec["serviceAccountName"] = job.account
   if job.slices > 1:
-    # Slices talk over the hosts' network, which is faster without a pod's.
+    # Slices talk over the hosts' network, which is faster than a pod's.
     spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     index = "metadata.labels['jobset.sigs.k8s.io/job-index']"
     first = f"{job.name}-slice-0-0.{job.name}"
@@ -149,7 +150,7 @@ def _pod_spec(job: jobs.Job, at: hardware.Slice) -> dict[str, Any]:
         "valueFrom": {"fieldRef": {"fieldPath": index}},
       },
     ]
-  chips = {"google.com/tpu": at.chips_per_host}
+  chips = {"google.com/tpu": tpu_slice.chips_per_host}
   container = {
     "name": "train",
     "image": job.image,

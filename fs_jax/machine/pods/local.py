@@ -1,8 +1,8 @@
-"""Several real processes of one run on this machine, started again together.
+"""Several real processes of one run on this machine, restarted together.
 
-What a pod's engine does, on a laptop: they meet over the loopback (gloo). One
-that dies takes the others with it, since each holds a part of the state; then
-all of them start again from the last checkpoint.
+Does on a laptop what a pod's engine does. The processes meet over the loopback
+(gloo). One that dies takes the others with it, since each holds a part of the
+state; then all of them restart from the last checkpoint.
 """
 
 import os
@@ -18,19 +18,19 @@ from typing import IO, NamedTuple
 from fs_jax.machine import errors, processes
 
 FINAL = (*errors.FINAL, errors.INTERRUPTED)
-_MEANT = (errors.DONE, errors.PREEMPTED, *FINAL)  # any other is a crash
-_LOST = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
-_LOOK = 0.1  # seconds between two looks at who is still there
+_INTENDED = (errors.DONE, errors.PREEMPTED, *FINAL)  # any other is a crash
+_FATAL = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
+_POLL = 0.1  # seconds between two checks for processes that ended
 
 
 class Job(NamedTuple):
-  """What to run, and how patiently."""
+  """What to run, and for how long to wait."""
 
   command: Sequence[str]  # the same for every process
   processes: int = 2
-  devices: int = 0  # virtual CPU devices of each; 0: those there are
+  devices: int = 0  # virtual CPU devices of each; 0 = the real devices
   restarts: int = 5  # after crashes; being told to stop does not count
-  grace: float = 30.0  # seconds that the others have to end by themselves
+  grace: float = 30.0  # seconds for the others to end by themselves
 
 
 def run(job: Job, say: Callable[[str], None]) -> int:
@@ -43,21 +43,23 @@ def run(job: Job, say: Callable[[str], None]) -> int:
   """
   if job.processes < 1:
     raise ValueError(
-      f"processes: must be at least 1; got {job.processes}. raise it"
+      f"processes: must be at least 1; got {job.processes}. use 1 or more"
     )
-  told = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+  stopped = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
   try:
     crashes = 0
     while True:
-      code = _once(job, told)
+      code = _run_once(job, stopped)
       if code == errors.DONE or code in FINAL:
         return code
-      if told.is_set():  # also where one was too young to hear it
+      if stopped.is_set():  # some may have been too young to hear it
         return errors.PREEMPTED
       if code != errors.PREEMPTED:
         crashes += 1
-        say(f"a process {_ended(code)} ({crashes} of {job.restarts} crashes)")
+        say(
+          f"a process {_describe(code)} ({crashes} of {job.restarts} crashes)"
+        )
         if crashes > job.restarts:
           return 1
         time.sleep(min(crashes, 10))
@@ -66,8 +68,8 @@ def run(job: Job, say: Callable[[str], None]) -> int:
     signal.signal(signal.SIGTERM, before)
 
 
-def _once(job: Job, told: threading.Event) -> int:
-  """One life of all processes; the code that says most about its end."""
+def _run_once(job: Job, stopped: threading.Event) -> int:
+  """Runs every process once; returns the code that best explains the end."""
   port = _free_port()
   alive = {i: _start(job, i, port) for i in range(job.processes)}
   codes: list[int] = []
@@ -79,32 +81,30 @@ def _once(job: Job, told: threading.Event) -> int:
         if code is not None:
           del alive[index]
           codes.append(code)
-      if deadline is None and (told.is_set() or any(codes)):
+      if deadline is None and (stopped.is_set() or any(codes)):
         deadline = time.monotonic() + job.grace
         for process in alive.values():
           process.send_signal(signal.SIGTERM)
-      # After a crash the others wait for a word that never comes.
-      crashed = any(
-        c not in (errors.DONE, errors.PREEMPTED, *FINAL) for c in codes
-      )
+      # After a crash the others wait for messages that never come.
+      crashed = any(c not in _INTENDED for c in codes)
       over = deadline is not None and time.monotonic() > deadline
       if alive and (crashed or over or set(codes) & set(FINAL)):
         _kill(alive)
-        return _telling(codes)
-      time.sleep(_LOOK)
+        return _most_telling(codes)
+      time.sleep(_POLL)
   finally:
     _kill(alive)
-  return _telling(codes)
+  return _most_telling(codes)
 
 
-def _telling(codes: Sequence[int]) -> int:
-  """Of several exit codes the one that decides what happens next.
+def _most_telling(codes: Sequence[int]) -> int:
+  """The exit code, of several, that decides what happens next.
 
   A process that was killed may leave others with an error that looks like bad
   input; one with bad input makes others abort, and nothing worse.
   """
   for code in codes:
-    if -code in _LOST:
+    if -code in _FATAL:
       return code
   for code in (*FINAL, errors.PREEMPTED):
     if code in codes:
@@ -126,7 +126,7 @@ def _start(job: Job, index: int, port: int) -> subprocess.Popen:
     env["JAX_PLATFORMS"] = "cpu"
     env["XLA_FLAGS"] = _with_devices(env, job.devices)
   env["PYTHONUNBUFFERED"] = "1"
-  first = index == 0  # its progress is what a terminal shows
+  first = index == 0  # a terminal shows its progress
   process = subprocess.Popen(
     job.command,
     env=env,
@@ -136,19 +136,19 @@ def _start(job: Job, index: int, port: int) -> subprocess.Popen:
     errors="replace",
   )
   assert process.stdout is not None
-  to, prefix = (sys.stdout, "") if first else (sys.stderr, f"[{index}] ")
-  pass_on = threading.Thread(
-    target=_pass_on, args=(process.stdout, to, prefix), daemon=True
+  output, prefix = (sys.stdout, "") if first else (sys.stderr, f"[{index}] ")
+  copier = threading.Thread(
+    target=_copy_lines, args=(process.stdout, output, prefix), daemon=True
   )
-  pass_on.start()
+  copier.start()
   return process
 
 
-def _pass_on(lines: IO[str], to: IO[str], prefix: str) -> None:
+def _copy_lines(lines: IO[str], output: IO[str], prefix: str) -> None:
   for line in lines:
-    if not line.startswith("[Gloo] Rank"):  # a line for each of its meetings
-      to.write(prefix + line)
-      to.flush()
+    if not line.startswith("[Gloo] Rank"):  # one for each connection
+      output.write(prefix + line)
+      output.flush()
 
 
 def _with_devices(env: Mapping[str, str], count: int) -> str:
@@ -170,7 +170,7 @@ def _free_port() -> int:
     return probe.getsockname()[1]
 
 
-def _ended(code: int) -> str:
+def _describe(code: int) -> str:
   if code < 0:
     return f"died of {signal.Signals(-code).name}"
   return f"ended with code {code}"

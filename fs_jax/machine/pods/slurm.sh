@@ -1,10 +1,10 @@
-# One process a GPU. JAX takes SLURM_LOCALID for the number of a process's only
-# GPU, so every task has to see all GPUs of its node: no binding.
-# Given above: restarts, patience, command.
+# One process per GPU. JAX takes SLURM_LOCALID as the number of a process's only
+# GPU, so every task must see all GPUs of its node: no binding.
+# Defined above: restarts, patience, command.
 set -uo pipefail
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
-# One process may end with bad input and its peers by SIGABRT, for want of it;
-# srun tells of the last alone. So each leaves its own code.
+# One process may end with bad input, and its peers by SIGABRT, as they miss it;
+# srun reports the last one only. So each process writes its own code.
 export codes="$SLURM_JOB_NAME-$SLURM_JOB_ID.codes"
 mkdir -p "$codes"
 rm -f "$codes"/*
@@ -12,9 +12,9 @@ rm -f "$codes"/*
 task='trap : TERM; "$@"; code=$?; echo $code >"$codes/$SLURM_PROCID"; exit $code'
 told=0
 stopped=0
-# Not `kill`: srun makes of a SIGTERM to itself a SIGKILL to all tasks. Those
-# that train save within seconds; whoever prepares data or judges does not hear,
-# and has nothing to save that the next start would not make again.
+# Not `kill`: srun turns its own SIGTERM into a SIGKILL of all tasks. Tasks that
+# train save within seconds; those that prepare data or judge ignore the signal,
+# and have nothing to save that the next start would not make again.
 # shellcheck disable=SC2329 # it is the trap that calls it
 stop() {
   told=1
@@ -24,7 +24,7 @@ stop() {
   late=$!
 }
 trap stop TERM
-# A process that ends leaves its peers a minute to end by themselves.
+# When a process ends, its peers have a minute to end by themselves.
 srun --label --gpu-bind=none --kill-on-bad-exit=0 --wait=60 \
   bash -c "$task" task "${command[@]}" &
 step=$!

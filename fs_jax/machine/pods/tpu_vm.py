@@ -1,4 +1,4 @@
-"""Cloud TPU VMs: queued resources, and systemd starts again what has ended."""
+"""Cloud TPU VMs: queued resources; systemd restarts what has ended."""
 
 import shlex
 
@@ -7,22 +7,24 @@ from fs_jax.machine.pods import job as jobs
 
 
 def script(job: jobs.Job) -> str:
-  """A shell script: queued resources, the code on every host, a service.
+  """A shell script: queues resources, copies the code, starts a service.
 
   Raises:
-    ValueError: a topology, workdir, config or zone that will not do.
+    ValueError: a topology, workdir, config or zone that cannot be used.
   """
-  at = hardware.tpu_slice(job.topology)
+  tpu_slice = hardware.parse_slice(job.topology)
   jobs.check_shared(job)
   jobs.require(
-    job.zone, "zone: must be one with such TPUs; got ''. give --zone"
+    job.zone,
+    "zone: must be one with such TPUs; got ''. give --zone, "
+    "such as --zone=us-west4-a",
   )
   nodes = [f"--node-id={job.name}"]
   if job.slices > 1:
     nodes = [f"--node-count={job.slices}", f"--node-prefix={job.name}"]
   create = [
-    f"--accelerator-type={at.accelerator_type}",
-    f"--runtime-version={at.tpu.runtime}",
+    f"--accelerator-type={tpu_slice.accelerator_type}",
+    f"--runtime-version={tpu_slice.tpu.runtime}",
     *nodes,
     *(["--spot"] if job.spot else []),
     *job.flags,
@@ -31,8 +33,8 @@ def script(job: jobs.Job) -> str:
     f"name={job.name}",
     f"restarts={job.restarts}",
     f"grace={jobs.GRACE}",
-    # A TPU VM does not say whether it is one of several.
-    f"multihost={int(job.slices * at.hosts > 1)}",
+    # A TPU VM does not tell whether it is one of several.
+    f"multihost={int(job.slices * tpu_slice.hosts > 1)}",
     jobs.bash_array("command", job.command),
     jobs.shell_part("worker"),
   ]
@@ -40,7 +42,7 @@ def script(job: jobs.Job) -> str:
     [
       "#!/usr/bin/env bash",
       f"# {job.slices} x {job.topology} on Cloud TPU VMs: "
-      f"{job.slices * at.hosts} hosts. Run it again at any",
+      f"{job.slices * tpu_slice.hosts} hosts. Run it again at any",
       "# time: it makes what is missing and starts what has stopped.",
       f"name={job.name}",
       f"zone={shlex.quote(job.zone)}",

@@ -1,5 +1,5 @@
-# Makes the slices, and starts the worker's script on all of their hosts.
-# Given above: name, zone, create, config, worker.
+# Creates the slices, and starts the worker's script on all of their hosts.
+# Defined above: name, zone, create, config, worker.
 set -euo pipefail
 where=("--zone=$zone")
 all=("${where[@]}" --node=all --worker=all)

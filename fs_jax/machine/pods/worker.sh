@@ -1,6 +1,6 @@
 # On every host: the code, an environment, and a service that trains. systemd
-# starts it again after a crash or a reboot, at most $restarts times a day.
-# Given above: name, restarts, grace, multihost, command.
+# restarts it after a crash or a reboot, at most $restarts times a day.
+# Defined above: name, restarts, grace, multihost, command.
 set -euo pipefail
 mkdir -p "$HOME/$name"
 cd "$HOME/$name"
@@ -9,7 +9,7 @@ python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python=3.11 .venv
 python3 -m uv pip install --quiet --python=.venv/bin/python \
   -c constraints.txt -e '.[tpu]'
-# Without its TPU a process would else train on the CPU, in silence.
+# Otherwise a process without its TPU would silently train on the CPU.
 cat >start.sh <<START
 export PATH="$PWD/.venv/bin:\$PATH"
 export JAX_PLATFORMS=tpu,cpu FS_JAX_MULTIHOST=$multihost

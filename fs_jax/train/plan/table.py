@@ -178,7 +178,7 @@ def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
   It does where the source did not change, or where it still makes the same
   programs: they are lowered, which takes seconds, and compared.
   """
-  values = provenance.record(path, ROW, _made_from(cfg))
+  values = provenance.find_record(path, ROW, _made_from(cfg))
   if values is None:
     return None
   try:

@@ -20,48 +20,48 @@ ATTRIBUTION = (
 
 @dataclasses.dataclass(eq=False)
 class EmojiConfig(tfds.core.BuilderConfig):
-  """What is drawn. The name follows from the values; leave it empty.
+  """What is drawn. Leave `name` empty: it follows from the other fields.
 
   Raises:
-    ValueError: a field that does not fit.
+    ValueError: a field is out of range.
   """
 
   name: str = ""
-  seed: int = 0  # of the splits
+  seed: int = 0  # decides the splits
   size: int = 64  # px, height and width
-  held_out_artist: str = "twemoji"  # drew test_other_artist and nothing else
-  languages: tuple[str, ...] = ("en", "de", "es", "fr")  # of the names
-  validation_share: float = 0.1  # of the base sequences
+  held_out_artist: str = "twemoji"  # in test_other_artist only
+  languages: tuple[str, ...] = ("en", "de", "es", "fr")  # for names
+  validation_share: float = 0.1  # share of the base sequences
   test_share: float = 0.1
-  limit: int = 0  # keep that many sequences, evenly spread; 0 keeps all
+  limit: int = 0  # sequences to keep, evenly spread; 0 = all
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     self.languages = tuple(self.languages)
     if not 8 <= self.size <= 512:
       raise ValueError(
-        f"EmojiConfig.size: must be 8 to 512 px; got {self.size}. change size"
+        f"EmojiConfig.size: must be 8 to 512 px; got {self.size}. use 64"
       )
     if self.held_out_artist not in sprites.ARTISTS:
       raise ValueError(
         f"EmojiConfig.held_out_artist: must be one of "
         f"{', '.join(sprites.ARTISTS)}; got {self.held_out_artist!r}. "
-        "change held_out_artist"
+        "use one of them"
       )
     shares = self.validation_share, self.test_share
     if min(shares) < 0 or sum(shares) >= 1:
       raise ValueError(
         "EmojiConfig.validation_share and test_share: must be >= 0 and sum to "
-        f"less than 1; got {shares}. make them smaller"
+        f"less than 1; got {shares}. use 0.1 and 0.1"
       )
     if self.limit < 0:
       raise ValueError(
-        f"EmojiConfig.limit: must be >= 0; got {self.limit}. change limit"
+        f"EmojiConfig.limit: must be >= 0; got {self.limit}. 0 keeps all"
       )
-    self.name = self.name or common.named(self, f"seed_{self.seed}")
+    self.name = self.name or common.config_name(self, f"seed_{self.seed}")
 
   @property
   def pictures(self) -> int:
-    """In all splits together, about."""
+    """About how many there are, in all splits together."""
     return self.limit or 4_500
 
 
@@ -96,15 +96,19 @@ class Builder(common.Builder):
       ),
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, common.Examples]:
     del dl_manager  # nothing is downloaded
     c = self.builder_config
-    names = list(enumerate(sequences.named(c.languages)))
+    names = list(enumerate(sequences.list_named(c.languages)))
     if c.limit and c.limit < len(names):
       names = [names[i * len(names) // c.limit] for i in range(c.limit)]
-    parts: dict[str, list] = {"train": [], "validation": [], "test": []}
+    parts: dict[str, list[tuple[int, sequences.Named]]] = {
+      "train": [],
+      "validation": [],
+      "test": [],
+    }
     for group, named in names:
-      split = sequences.split_of(
+      split = sequences.choose_split(
         named.sequence, c.seed, c.validation_share, c.test_share
       )
       parts[split].append((group, named))
@@ -120,9 +124,14 @@ class Builder(common.Builder):
       )
     return out
 
-  def _generate_examples(self, split, artists, names):
+  def _generate_examples(
+    self,
+    split: str,
+    artists: list[str],
+    names: list[tuple[int, sequences.Named]],
+  ) -> common.Examples:
     size = self.builder_config.size
-    return self.counted(split, _records(split, artists, names, size))
+    return self.number(split, _records(split, artists, names, size))
 
 
 def _records(
@@ -130,17 +139,17 @@ def _records(
   artists: list[str],
   names: list[tuple[int, sequences.Named]],
   size: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[common.Record]:
   number = 0
   for group, named in names:
     for artist in artists:
       path = sprites.files(artist).get(named.sequence)
       if path is None:
         continue
-      picture = sprites.on_white(sprites.draw(path, size))
+      picture = sprites.lay_on_white(sprites.draw(path, size))
       yield {
         "id": f"{split}-{number:06d}",
-        "image": sprites.png(np.asarray(picture)),
+        "image": sprites.encode_png(np.asarray(picture)),
         "captions": list(named.texts),
         "languages": list(named.languages),
         "group": group,

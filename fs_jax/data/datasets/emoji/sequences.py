@@ -1,4 +1,4 @@
-"""Emoji sequences: their names in several languages, and who belongs together.
+"""Emoji sequences: their names in several languages, and their variants.
 
 A sequence is spelled as in `sprites.py`: code points in hex without U+FE0F.
 """
@@ -13,7 +13,7 @@ _GENDER = {"2640", "2642"}
 _HAIR = {f"{point:x}" for point in range(0x1F9B0, 0x1F9B4)}
 _DIRECTION = {"27a1", "2194", "2195"}
 _JOINER = "200d"
-# A man and a woman are drawn as variants of a person; so are these.
+# Variants of a person -> the person as whose variants they are drawn.
 _PERSON = {
   "1f468": "1f9d1",  # man -> person
   "1f469": "1f9d1",  # woman
@@ -29,7 +29,7 @@ _PERSON = {
   "1f930": "1fac4",  # pregnant woman -> pregnant person
   "1fac3": "1fac4",  # pregnant man
 }
-# What is left of joined people, and the single emoji that shows the same.
+# Joined people, reduced to their bases -> the single emoji that shows the same.
 _JOINED = {
   ("1f9d1", "1f91d", "1f9d1"): "1f46b",  # holding hands
   ("1f9d1", "2764", "1f48b", "1f9d1"): "1f48f",  # kiss
@@ -44,7 +44,7 @@ _FAMILY = "1f46a"
 
 
 class Named(NamedTuple):
-  """A sequence and what it is called; English comes first."""
+  """A sequence and its names; English comes first."""
 
   sequence: str
   texts: tuple[str, ...]
@@ -54,8 +54,8 @@ class Named(NamedTuple):
 def base(sequence: str) -> str:
   """The sequence without skin tones, genders, hair and direction.
 
-  All sequences of one base go to the same split: nobody is tested on a drawing
-  whose twin in another skin tone was trained on.
+  All sequences of one base go to the same split, so that no test drawing has a
+  twin in another skin tone in training.
   """
   drop = _SKIN | _GENDER | _HAIR | _DIRECTION | {_JOINER}
   points = [p for p in sequence.split("-") if p not in drop] or [sequence]
@@ -65,34 +65,37 @@ def base(sequence: str) -> str:
   return _JOINED.get(tuple(points), "-".join(points))
 
 
-def split_of(
+def choose_split(
   sequence: str, seed: int, validation_share: float, test_share: float
 ) -> str:
-  """ "train", "validation" or "test", by a hash of the base and the seed."""
+  """Chooses "train", "validation" or "test" by a hash of base and seed."""
   digest = hashlib.sha256(f"{seed}:{base(sequence)}".encode()).digest()
-  at = int.from_bytes(digest[:8], "big") / 2**64
-  if at < test_share:
+  place = int.from_bytes(digest[:8], "big") / 2**64
+  if place < test_share:
     return "test"
-  return "validation" if at < test_share + validation_share else "train"
+  return "validation" if place < test_share + validation_share else "train"
 
 
 def languages() -> tuple[str, ...]:
-  """Those names exist in."""
+  """The languages that have names."""
   return tuple(_package().LANGUAGES)
 
 
-def named(wanted: tuple[str, ...]) -> list[Named]:
-  """Every fully qualified sequence with its names, sorted by sequence.
+def list_named(wanted: tuple[str, ...]) -> list[Named]:
+  """Lists every fully qualified sequence with its names, sorted.
 
-  Aliases exist in English only. Raises ValueError for an unknown language or a
-  missing package.
+  Aliases exist in English only.
+
+  Raises:
+    ValueError: an unknown language, or a missing package.
   """
   emoji = _package()
   unknown = [language for language in wanted if language not in emoji.LANGUAGES]
   if unknown or not wanted:
+    mend = f"remove {unknown}" if unknown else "name one, such as en"
     raise ValueError(
       f"languages: must be some of {', '.join(emoji.LANGUAGES)}; got "
-      f"{wanted!r}. remove {unknown or 'nothing, name one'}"
+      f"{wanted!r}. {mend}"
     )
   wanted = tuple(
     sorted(set(wanted), key=lambda x: (x != "en", wanted.index(x)))

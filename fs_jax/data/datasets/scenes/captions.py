@@ -1,12 +1,13 @@
-"""Sampling captions that are true of a scene and pick it out of others.
+"""Samples captions that are true of a scene and tell it from others.
 
-The sampler says something true; who asks decides whether that is enough.
-`unique` asks for captions true of one picture of a gallery (validation, test);
-`telling` asks the same of a fixed reference gallery and of other arrangements
-of the same objects, so that training captions say as much as test captions do.
+`sample` draws something true; its callers decide whether that is enough.
+`sample_unique` wants captions true of one picture of a gallery (validation,
+test). `sample_telling` wants the same of a fixed reference gallery and of other
+arrangements of the same objects, so that training captions say as much as test
+captions do.
 
 Every sampled clause has a place or a relation: "a fox and a car on the left"
-would be true, and would read as if it said more.
+would be true, but would seem to say more.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,15 +16,15 @@ import numpy as np
 
 from fs_jax.data.datasets.scenes import grammar, truth
 
-CLAUSES = (0.35, 0.5, 0.15)  # of captions that may stop at 1, 2, 3 clauses
-SIZED = 0.65  # of phrases say small or big
-COUNTED = 0.6  # of phrases that could say two or three do
-QUARTER = 0.7  # of the places are a quarter, the others a half
+CLAUSES = (0.35, 0.5, 0.15)  # chance that a caption may stop at 1, 2, 3 clauses
+SIZED = 0.65  # share of phrases that say small or big
+COUNTED = 0.6  # share of phrases that say two or three, of those that could
+QUARTER = 0.7  # share of places that are a quarter; the others are a half
 TRIES = 80  # draws for one caption of a training picture
 
 
 def uniforms(rng: np.random.Generator) -> Callable[[], float]:
-  """A function that gives the stream's floats in [0, 1), one a call."""
+  """Returns a function that draws one float in [0, 1) per call."""
 
   def endless() -> Iterator[float]:
     while True:
@@ -38,16 +39,17 @@ def sample(
   relation_share: float,
   also: Callable[[list[grammar.Clause]], int],
 ) -> tuple[grammar.Caption, int] | None:
-  """A caption true of the scene, and of how many others; None: a dead end.
+  """Samples a caption true of the scene; counts the others it is true of.
 
-  Clauses are added until no other picture fits, or there is no room for more.
+  Adds clauses until no other picture fits, or there is no room for more. None
+  is a dead end.
 
   Args:
     scene: at least two objects.
-    draw: gives floats in [0, 1), as `uniforms` does.
-    relation_share: chance of a clause to be a relation. The share among
-      accepted captions differs, as some clauses tell pictures apart better.
-    also: clauses -> how many other pictures they are all true of.
+    draw: returns floats in [0, 1), as `uniforms` does.
+    relation_share: chance that a clause is a relation. The share among accepted
+      captions differs, as some clauses tell pictures apart better.
+    also: clauses -> number of other pictures of which all are true.
   """
   first, second, _ = CLAUSES
   number = draw()
@@ -127,7 +129,7 @@ def _relation(
   return clause
 
 
-def telling(
+def sample_telling(
   scene: truth.Scene,
   others: list[truth.Scene],
   reference: truth.Evaluator,
@@ -135,15 +137,15 @@ def telling(
   relation_share: float,
   number: int,
 ) -> list[grammar.Caption]:
-  """`number` different captions true of `scene` and of nothing else seen.
+  """Samples `number` captions that tell `scene` apart.
 
-  A caption is kept when it is false of all `others` and of all of the reference
-  gallery; after `TRIES` draws the one true of the fewest is kept.
+  A caption is kept if it is false of all `others` and of the whole reference
+  gallery; after `TRIES` draws, the one true of the fewest is kept.
   """
 
   def also(clauses: list[grammar.Clause]) -> int:
     count = reference.bits(clauses).bit_count()
-    if count == 0:  # the dearer question, where it decides
+    if count == 0:  # the slower check, where it decides
       count = sum(all(truth.holds(c, o) for c in clauses) for o in others)
     return count
 
@@ -152,45 +154,45 @@ def telling(
   while len(out) < number:
     best, fewest = None, -1
     for _ in range(TRIES):
-      found = sample(scene, draw, relation_share, also)
-      if found is None or frozenset(found[0]) in seen:
+      sampled = sample(scene, draw, relation_share, also)
+      if sampled is None or frozenset(sampled[0]) in seen:
         continue
-      if best is None or found[1] < fewest:
-        best, fewest = found
+      if best is None or sampled[1] < fewest:
+        best, fewest = sampled
       if fewest == 0:
         break
-    if best is not None:  # else unlucky draws: the stream goes on
+    if best is not None:  # otherwise unlucky draws: the stream goes on
       seen.add(frozenset(best))
       out.append(best)
   return out
 
 
-def unique(
+def sample_unique(
   index: int,
   scene: truth.Scene,
   gallery: truth.Evaluator,
   draw: Callable[[], float],
   relation_share: float,
-  kept: list[grammar.Caption],
+  previous: list[grammar.Caption],
   number: int,
   tries: int,
 ) -> list[grammar.Caption]:
-  """Up to `number` captions true of picture `index` alone in the gallery.
+  """Samples up to `number` captions true of picture `index` alone.
 
-  `kept` are captions of an earlier round; those still unique stay. Fewer than
-  `number` come back when `tries` draws did not give enough.
+  Captions of an earlier round, `previous`, stay if they are still unique in the
+  gallery. Returns fewer than `number` if `tries` draws were not enough.
   """
 
   def also(clauses: list[grammar.Clause]) -> int:
     return gallery.bits(clauses).bit_count() - 1
 
-  out = [c for c in kept if gallery.bits(c) == 1 << index]
+  out = [c for c in previous if gallery.bits(c) == 1 << index]
   seen = {frozenset(c) for c in out}
   for _ in range(tries):
     if len(out) >= number:
       break
-    found = sample(scene, draw, relation_share, also)
-    if found and not found[1] and frozenset(found[0]) not in seen:
-      seen.add(frozenset(found[0]))
-      out.append(found[0])
+    sampled = sample(scene, draw, relation_share, also)
+    if sampled and not sampled[1] and frozenset(sampled[0]) not in seen:
+      seen.add(frozenset(sampled[0]))
+      out.append(sampled[0])
   return out

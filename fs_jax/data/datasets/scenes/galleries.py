@@ -1,8 +1,8 @@
-"""Pictures of a split, before they are drawn: layouts, captions, groups.
+"""Pictures of a split before they are rendered: layouts, captions, groups.
 
-Every random draw comes from a stream named by (seed, split, purpose, number),
-so a picture does not depend on how many others there are, except through the
-galleries its captions are unique in, nor on who draws it.
+Every random draw comes from a stream named by (seed, split, purpose, number).
+So a picture does not depend on the artist, nor on how many others there are,
+except through the gallery in which its captions are unique.
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ import numpy as np
 from fs_jax.data.datasets.scenes import captions, grammar, layout, truth
 
 CHUNK = 256  # pictures or groups drawn from one stream
-ARRANGEMENTS = 4  # pictures of a group
-REFERENCE_GROUPS = 256  # of the gallery training captions are measured against
-TRIES = 300  # draws for the captions of one picture, before its group goes
-ROUNDS = 50  # of drawing again the groups that captions cannot tell apart
+ARRANGEMENTS = 4  # pictures in a group
+REFERENCE_GROUPS = 256  # in the gallery that tests training captions
+TRIES = 300  # draws for a picture's captions before its group is redrawn
+ROUNDS = 50  # times to redraw groups that captions cannot tell apart
 STREAMS = {"train": 1, "uncaptioned": 2, "validation": 3, "test": 4}
 REFERENCE = 5
 ROLES = {"train": 0, "uncaptioned": 0, "validation": 1, "test": 2}
 
 
 class Picture(NamedTuple):
-  """What is in one picture, and what is said of it."""
+  """The objects of a picture, and its captions."""
 
   kind: list[int]
   size: list[int]  # px
@@ -35,15 +35,15 @@ class Picture(NamedTuple):
 
 
 def _chunks(total: int) -> Iterator[tuple[int, int]]:
-  """(chunk, how many of its CHUNK draws are needed)."""
+  """Yields (chunk, how many of its CHUNK draws are needed)."""
   for chunk in range(-(-total // CHUNK)):
     yield chunk, min(CHUNK, total - chunk * CHUNK)
 
 
-def plain(
+def draw_plain(
   seed: int, split: str, number: int, roles: np.ndarray, backgrounds: int
 ) -> Iterator[Picture]:
-  """Pictures nobody captioned."""
+  """Draws pictures without captions."""
   for chunk, needed in _chunks(number):
     rng = np.random.default_rng([seed, STREAMS[split], 0, chunk])
     kinds = layout.sample_kinds(rng, CHUNK, roles, ROLES[split])
@@ -51,15 +51,15 @@ def plain(
     yield from _pictures(layout.sample(rng, kinds), colours, needed)
 
 
-def reference(seed: int, roles: np.ndarray) -> truth.Evaluator:
-  """A gallery like that of test, of training pairs and no training picture."""
+def draw_reference(seed: int, roles: np.ndarray) -> truth.Evaluator:
+  """Draws a gallery like test's from training pairs; no training picture."""
   rng = np.random.default_rng([seed, REFERENCE])
   kinds = layout.sample_kinds(rng, REFERENCE_GROUPS, roles, 0)
   groups = layout.sample_groups(rng, kinds)
   return truth.Evaluator(layout.scenes(layout.join(groups)))
 
 
-def captioned(
+def draw_captioned(
   seed: int,
   number: int,
   roles: np.ndarray,
@@ -67,8 +67,8 @@ def captioned(
   per_picture: int,
   relation_share: float,
 ) -> Iterator[Picture]:
-  """Training pictures, each with `per_picture` captions."""
-  gallery = reference(seed, roles)
+  """Draws training pictures, each with `per_picture` captions."""
+  gallery = draw_reference(seed, roles)
   for chunk, needed in _chunks(number):
     rng = np.random.default_rng([seed, STREAMS["train"], 0, chunk])
     kinds = layout.sample_kinds(rng, CHUNK, roles, ROLES["train"])
@@ -77,7 +77,7 @@ def captioned(
     scenes, *others = map(layout.things, groups)
     for i, picture in enumerate(_pictures(groups[0], colours, needed)):
       key = [seed, STREAMS["train"], 1, chunk * CHUNK + i]
-      found = captions.telling(
+      sampled = captions.sample_telling(
         scenes[i],
         [other[i] for other in others],
         gallery,
@@ -85,10 +85,10 @@ def captioned(
         relation_share,
         per_picture,
       )
-      yield picture._replace(captions=[grammar.text(c) for c in found])
+      yield picture._replace(captions=[grammar.text(c) for c in sampled])
 
 
-def grouped(
+def draw_grouped(
   seed: int,
   split: str,
   groups: int,
@@ -97,7 +97,7 @@ def grouped(
   per_picture: int,
   relation_share: float,
 ) -> list[Picture]:
-  """`groups` x 4 pictures; each caption is true of its own picture alone.
+  """Draws `groups` x 4 pictures; a caption is true of its own picture alone.
 
   Groups whose pictures captions cannot tell apart are drawn again.
 
@@ -108,7 +108,7 @@ def grouped(
     return []
   attempt = [0] * groups
   layouts = [_group(seed, split, g, 0, roles) for g in range(groups)]
-  found: list[list[grammar.Caption]] = [[] for _ in range(4 * groups)]
+  unique: list[list[grammar.Caption]] = [[] for _ in range(4 * groups)]
   for round_number in range(ROUNDS):
     table = layout.join(layouts)
     scenes = layout.things(table)
@@ -117,10 +117,10 @@ def grouped(
     for i, scene in enumerate(scenes):
       key = [seed, STREAMS[split], 1, i, round_number]
       draw = captions.uniforms(np.random.default_rng(key))
-      found[i] = captions.unique(
-        i, scene, gallery, draw, relation_share, found[i], per_picture, TRIES
+      unique[i] = captions.sample_unique(
+        i, scene, gallery, draw, relation_share, unique[i], per_picture, TRIES
       )
-      if len(found[i]) < per_picture:
+      if len(unique[i]) < per_picture:
         short.add(i // ARRANGEMENTS)
     if not short:
       break
@@ -128,7 +128,7 @@ def grouped(
       attempt[group] += 1
       layouts[group] = _group(seed, split, group, attempt[group], roles)
       for i in range(ARRANGEMENTS * group, ARRANGEMENTS * (group + 1)):
-        found[i] = []
+        unique[i] = []
   else:
     raise ValueError(
       f"{split}_groups: {per_picture} captions must be true of one picture "
@@ -137,22 +137,21 @@ def grouped(
     )
   rng = np.random.default_rng([seed, STREAMS[split], 2])
   colours = rng.integers(backgrounds, size=len(scenes))
-  texts = [[grammar.text(c) for c in said] for said in found]
+  texts = [[grammar.text(c) for c in own] for own in unique]
   check_unique(texts, layout.scenes(table), split)
   pictures = _pictures(table, colours, len(scenes))
   return [
-    picture._replace(captions=said, group=i // ARRANGEMENTS)
-    for i, (picture, said) in enumerate(zip(pictures, texts, strict=True))
+    picture._replace(captions=own, group=i // ARRANGEMENTS)
+    for i, (picture, own) in enumerate(zip(pictures, texts, strict=True))
   ]
 
 
 def check_unique(
   texts: list[list[str]], scenes: truth.Scenes, split: str
 ) -> None:
-  """Every text of picture i is true of picture i and of no other, or
-  ValueError."""
-  flat = [text for said in texts for text in said]
-  own = np.repeat(np.arange(len(texts)), [len(said) for said in texts])
+  """Raises ValueError unless texts[i] are true of picture i and of no other."""
+  flat = [text for part in texts for text in part]
+  own = np.repeat(np.arange(len(texts)), [len(part) for part in texts])
   matrix = truth.truth_matrix(flat, scenes)
   wrong = np.flatnonzero(
     (matrix.sum(1) != 1) | ~matrix[np.arange(len(own)), own]
@@ -169,7 +168,7 @@ def check_unique(
 def _group(
   seed: int, split: str, group: int, attempt: int, roles: np.ndarray
 ) -> layout.Layouts:
-  """The four arrangements of one group."""
+  """Draws the four arrangements of a group."""
   rng = np.random.default_rng([seed, STREAMS[split], 0, group, attempt])
   kinds = layout.sample_kinds(rng, 1, roles, ROLES[split])
   return layout.join(layout.sample_groups(rng, kinds))

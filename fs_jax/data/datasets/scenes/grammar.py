@@ -1,7 +1,7 @@
 """The language of the scenes: kinds of object, captions, text and back.
 
-A caption is a tuple of clauses; it is true of a scene when every clause is,
-each on its own: a second "a fox" need not be the fox of the first clause.
+A caption is a tuple of clauses. It is true of a scene if every clause is, each
+on its own: a second "a fox" need not be the fox of the first clause.
 
   caption   clause {"and" clause}                      at most 16 words
   clause    phrase | phrase place | phrase relation phrase
@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-  """A kind of object: what it is called and which emoji draws it."""
+  """A kind of object: its names, and the emoji that shows it."""
 
   name: str
   plural: str
@@ -129,7 +129,7 @@ _LENGTHS = {link: len(link.split()) for link in ("", *PLACES, *RELATIONS)}
 
 
 def length(clause: Clause) -> int:
-  """Words of the clause's text."""
+  """The number of words in the clause's text."""
   subject, link, target = clause
   words = _LENGTHS[link] + 2 + bool(subject.size)
   return words if target is None else words + 2 + bool(target.size)
@@ -152,12 +152,12 @@ def _clause_text(clause: Clause) -> str:
 
 
 def text(caption: Caption) -> str:
-  """Caption -> lower-case words. `parse(text(caption)) == caption`."""
+  """The caption in lower-case words; `parse(text(caption)) == caption`."""
   return " and ".join(map(_clause_text, caption))
 
 
 def parse(line: str) -> Caption:
-  """Words -> caption, the inverse of `text`.
+  """Parses words into a caption, the inverse of `text`.
 
   Raises:
     ValueError: the line is not in the language; the message names the clause.
@@ -197,11 +197,11 @@ def _parse_phrase(words: list[str], line: str) -> tuple[Phrase, list[str]]:
   if count is None:
     raise _error(words, line, f"one of {', '.join(_WORD_COUNTS)}")
   size = words[1] if len(words) > 1 and words[1] in SIZES else ""
-  at = 2 if size else 1
+  place = 2 if size else 1
   names = _NAMES if count == 1 else _PLURALS
-  if len(words) <= at or words[at] not in names:
+  if len(words) <= place or words[place] not in names:
     raise _error(words, line, f"one of {', '.join(names)}")
-  return Phrase(count, size, names[words[at]]), words[at + 1 :]
+  return Phrase(count, size, names[words[place]]), words[place + 1 :]
 
 
 def _error(words: list[str], line: str, expected: str) -> ValueError:

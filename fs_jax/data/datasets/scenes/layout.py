@@ -1,8 +1,8 @@
-"""Arrangements: which kinds stand together, how big, and where.
+"""Arrangements: which kinds appear together, their sizes and places.
 
 Everything is drawn for many pictures at once. Centres keep a margin from the
 middle of the canvas, and two centres are either close along an axis or clearly
-apart, so that the truth of a caption never hangs on a pixel.
+apart, so that no caption's truth depends on a single pixel.
 """
 
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from fs_jax.data.datasets.scenes import grammar, truth
 
 OBJECTS = (2, 3, 4)
 OBJECTS_WEIGHTS = (0.25, 0.4, 0.35)
-REPEAT = 0.35  # of pictures with 3 or 4 objects have one kind more than once
-BIG = 0.6  # of sprites, before those that do not fit are drawn again: 0.4 after
+REPEAT = 0.35  # share of pictures of 3 or 4 objects that repeat a kind
+BIG = 0.6  # share of big sprites drawn; 0.4 once all fit
 SMALL_PX = (14, 18)  # inclusive
 BIG_PX = (24, 30)
-PLACE_MARGIN = 4  # px at least from every centre to the middle line
+PLACE_MARGIN = 4  # px from every centre to a middle line, at least
 CLOSE, APART = 4, 8  # px: no two centres are between the two along an axis
-OVERLAP = 2  # px two sprites' squares may share
+OVERLAP = 2  # px that the squares of two sprites may share
 WIDTH = max(OBJECTS)
 
 
@@ -33,7 +33,7 @@ class Layouts(NamedTuple):
 
 
 def join(parts: list[Layouts]) -> Layouts:
-  """Stack along the pictures."""
+  """Stacks layouts along the pictures."""
   return Layouts(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
@@ -58,11 +58,13 @@ def things(layouts: Layouts) -> list[truth.Scene]:
   ]
 
 
-def pair_roles(
+def assign_pairs(
   seed: int, test_share: float, validation_share: float
 ) -> np.ndarray:
-  """int8 [K, K], symmetric: 0 a training pair of kinds, 1 held out for
-  validation, 2 held out for test."""
+  """Assigns pairs of kinds to splits: int8 [K,K], symmetric.
+
+  0 is a training pair; 1 is held out for validation, 2 for test.
+  """
   upper = np.transpose(np.triu_indices(len(grammar.KINDS), 1))
   order = np.random.default_rng([seed, 0]).permutation(len(upper))
   test = round(test_share * len(upper))
@@ -77,7 +79,7 @@ def pair_roles(
 def sample_kinds(
   rng: np.random.Generator, n: int, roles: np.ndarray, role: int
 ) -> np.ndarray:
-  """int [n, 4]: the kinds of n pictures, at least two different ones each.
+  """Samples the kinds of n pictures, two or more different ones: int [n,4].
 
   Role 0: every pair of kinds is a training pair. Role 1: some pair is held out
   for validation, none for test. Role 2: some pair is held out for test.
@@ -90,31 +92,31 @@ def sample_kinds(
   left = np.arange(n)
   while len(left):
     draw = rng.random((len(left), len(grammar.KINDS))).argsort(1)[:, :WIDTH]
-    if role:  # start from a held-out pair; a repeated kind is filtered below
+    if role:  # begin with a held-out pair; repeated kinds are filtered below
       draw[:, :2] = wanted[rng.integers(len(wanted), size=len(left))]
     used = np.arange(WIDTH) < distinct[left, None]
     pair = used[:, :, None] & used[:, None] & ~np.eye(WIDTH, dtype=bool)
-    found = roles[draw[:, :, None], draw[:, None]]
+    drawn = roles[draw[:, :, None], draw[:, None]]
     same = (draw[:, :, None] == draw[:, None]) & pair
-    allowed = found <= 0 if role == 0 else (found <= 1 if role == 1 else True)
+    allowed = drawn <= 0 if role == 0 else (drawn <= 1 if role == 1 else True)
     good = (allowed | ~pair).all((1, 2)) & ~same.any((1, 2))
     chosen[left[good]] = draw[good]
     left = left[~good]
   # places past the distinct kinds repeat one of them, or stay empty
-  at = np.broadcast_to(np.arange(WIDTH), (n, WIDTH))
+  place = np.broadcast_to(np.arange(WIDTH), (n, WIDTH))
   again = (rng.random((n, WIDTH)) * np.minimum(distinct, 2)[:, None]).astype(
     int
   )
   kinds = np.take_along_axis(
-    chosen, np.where(at < distinct[:, None], at, again), 1
+    chosen, np.where(place < distinct[:, None], place, again), 1
   )
-  return np.where(at < total[:, None], kinds, -1)
+  return np.where(place < total[:, None], kinds, -1)
 
 
 def sample_slots(
   rng: np.random.Generator, present: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Present bool [n, 4] -> sizes, y0, x0 int [n, 4] of sprites that fit."""
+  """Samples sprites that fit: present bool [n,4] -> sizes, y0, x0 int [n,4]."""
   out = np.zeros((3, *present.shape), int)
   left = np.arange(len(present))
   tries = 8
@@ -126,7 +128,7 @@ def sample_slots(
       rng.integers(BIG_PX[0], BIG_PX[1] + 1, shape),
       rng.integers(SMALL_PX[0], SMALL_PX[1] + 1, shape),
     )
-    # a corner so far from its edge that the centre keeps the margin
+    # A corner stays this near its edge, so that the centre keeps the margin.
     room = (truth.CANVAS - size) // 2 - PLACE_MARGIN + 1
     yx = (rng.random((2, *shape)) * room).astype(int)
     yx = np.where(rng.random(yx.shape) < 0.5, yx, truth.CANVAS - size - yx)
@@ -143,7 +145,7 @@ def sample_slots(
 def _valid(
   size: np.ndarray, centre: np.ndarray, present: np.ndarray
 ) -> np.ndarray:
-  """Sizes [..., 4], centres [2, ..., 4] -> all pairs keep their distance?"""
+  """Whether all pairs keep their distance: sizes [...,4], centres [2,...,4]."""
   apart = np.abs(centre[..., :, None] - centre[..., None, :])
   touch = (size[..., :, None] + size[..., None, :]) / 2 - OVERLAP
   fits = (apart >= touch).any(0)
@@ -154,25 +156,25 @@ def _valid(
 
 
 def sample(rng: np.random.Generator, kinds: np.ndarray) -> Layouts:
-  """Kinds int [n, 4] -> one arrangement each."""
+  """Samples one arrangement for each row of kinds int [n,4]."""
   return Layouts(kinds, *sample_slots(rng, kinds >= 0))
 
 
 def sample_groups(rng: np.random.Generator, kinds: np.ndarray) -> list[Layouts]:
-  """Kinds int [n, 4] -> four arrangements of each: `out[i]` holds the i-th.
+  """Samples four arrangements of kinds int [n,4]: `out[i]` holds the i-th.
 
-  1 and 3 are 0 and 2 with the kinds moved round the same sprites: they differ
-  in nothing but who is where.
+  1 and 3 are 0 and 2 with the kinds permuted over the same places: nothing else
+  differs.
   """
   out = []
   for _ in range(2):
     layouts = sample(rng, kinds)
-    out += [layouts, layouts._replace(kind=_moved(rng, layouts.kind))]
+    out += [layouts, layouts._replace(kind=_permute(rng, layouts.kind))]
   return out
 
 
-def _moved(rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
-  """Each row's kinds in another order, never the same row again."""
+def _permute(rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
+  """Permutes the kinds of each row, never into the same row."""
   out = kinds.copy()
   left = np.arange(len(kinds))
   while len(left):

@@ -1,4 +1,4 @@
-"""Layouts -> pixels: the sprites once at every size, then only pasting."""
+"""Renders layouts: draws sprites once at every size, then only pastes them."""
 
 import functools
 
@@ -17,13 +17,14 @@ BACKGROUNDS = (
   (252, 228, 236),
   (236, 236, 240),
 )
-_DETAIL = 192  # px the SVG is drawn at before it is made small
+_DETAIL = 192  # px at which an SVG is drawn before it is reduced
 
 
 @functools.cache
 def atlas(artist: str) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-  """(kind, px) -> colour times alpha and 1 - alpha, float32 [px, px, 3], [px,
-  px, 1], colours in 0..255.
+  """Draws every sprite: (kind, px) -> colour times alpha, and 1 - alpha.
+
+  They are float32 [px,px,3], from 0 to 255, and float32 [px,px,1].
 
   Raises:
     ValueError: the artist is unknown, not installed, or lacks a kind.
@@ -55,8 +56,10 @@ def render(
   x0: list[int],
   background: int,
 ) -> np.ndarray:
-  """One picture, uint8 [64, 64, 3]; positions and sizes in px, `background` a
-  place in BACKGROUNDS."""
+  """Renders a picture: uint8 [64,64,3].
+
+  Positions and sizes are in px, `background` is an index into BACKGROUNDS.
+  """
   sheet = atlas(artist)
   canvas = np.empty((truth.CANVAS, truth.CANVAS, 3), np.float32)
   canvas[:] = BACKGROUNDS[background]

@@ -1,7 +1,7 @@
 """TFDS builder of the scenes: config, splits, records. See README.md."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,53 +29,58 @@ OTHER_ARTIST = "twemoji"
 
 @dataclasses.dataclass(eq=False)
 class ScenesConfig(tfds.core.BuilderConfig):
-  """What is drawn. The name follows from the values; leave it empty.
+  """What is drawn. Leave `name` empty: it follows from the other fields.
 
   Raises:
-    ValueError: a field, or two that do not fit.
+    ValueError: a field is out of range, or two do not fit each other.
   """
 
   name: str = ""
-  seed: int = 0  # of every random draw
+  seed: int = 0  # decides every random draw
   train: int = 1_500  # captioned pictures
   uncaptioned: int = 20_000  # pictures without captions
-  validation_groups: int = 128  # of 4 pictures
-  test_groups: int = 256  # of 4 pictures, drawn by two artists
-  captions: int = 5  # a picture
-  # Chance of a sampled clause to be a relation, the others being places. 0.25
-  # leaves relations in about a third of the clauses that are kept.
+  validation_groups: int = 128  # 4 pictures each
+  test_groups: int = 256  # 4 pictures each, drawn by two artists
+  captions: int = 5  # per picture
+  # Chance that a sampled clause is a relation and not a place. At 0.25, about a
+  # third of the clauses that are kept are relations.
   relation_share: float = 0.12
-  test_pairs: float = 0.2  # of the pairs of kinds, never seen in training
+  test_pairs: float = 0.2  # share of pairs of kinds, never seen in training
   validation_pairs: float = 0.1
 
-  def __post_init__(self):
-    for field in ("seed", "train", "uncaptioned", "captions"):
-      self._require(field, getattr(self, field) >= 0, "must be >= 0")
-    for field in ("validation_groups", "test_groups"):
-      self._require(field, getattr(self, field) >= 0, "must be >= 0")
+  def __post_init__(self) -> None:
+    for field in (
+      "seed",
+      "train",
+      "uncaptioned",
+      "captions",
+      "validation_groups",
+      "test_groups",
+    ):
+      ok = getattr(self, field) >= 0
+      self._require(ok, field, "must be >= 0", "use 0 or more")
     for field in ("relation_share", "test_pairs", "validation_pairs"):
-      good = 0 <= getattr(self, field) <= 1
-      self._require(field, good, "must be in [0, 1]")
+      ok = 0 <= getattr(self, field) <= 1
+      self._require(ok, field, "must be in [0, 1]", "use a share such as 0.2")
     for split in ("test", "validation"):
       groups, pairs = f"{split}_groups", f"{split}_pairs"
-      good = getattr(self, pairs) > 0 or getattr(self, groups) == 0
-      self._require(pairs, good, f"must be > 0 when {groups} is not 0")
-    held_out = self.test_pairs + self.validation_pairs
-    self._require(
-      "test_pairs", held_out <= 0.5, "plus validation_pairs must be <= 0.5"
-    )
-    self.name = self.name or common.named(self, f"seed_{self.seed}")
+      ok = getattr(self, pairs) > 0 or getattr(self, groups) == 0
+      rule = f"must be > 0 when {groups} is not 0"
+      self._require(ok, pairs, rule, f"use 0.1, or set {groups}=0")
+    ok = self.test_pairs + self.validation_pairs <= 0.5
+    rule = "plus validation_pairs must be <= 0.5"
+    self._require(ok, "test_pairs", rule, "use 0.2 and 0.1")
+    self.name = self.name or common.config_name(self, f"seed_{self.seed}")
 
-  def _require(self, field: str, good: bool, rule: str) -> None:
-    if not good:
+  def _require(self, ok: bool, field: str, rule: str, mend: str) -> None:
+    if not ok:
       raise ValueError(
-        f"ScenesConfig.{field}: {rule}; got {getattr(self, field)}. "
-        f"change {field}"
+        f"ScenesConfig.{field}: {rule}; got {getattr(self, field)}. {mend}"
       )
 
   @property
   def pictures(self) -> int:
-    """In all splits together."""
+    """How many there are, in all splits together."""
     groups = self.validation_groups + 2 * self.test_groups
     return self.train + self.uncaptioned + 4 * groups
 
@@ -122,18 +127,18 @@ class Builder(common.Builder):
       ),
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, common.Examples]:
     del dl_manager  # nothing is downloaded
     c = self.builder_config
-    roles = layout.pair_roles(c.seed, c.test_pairs, c.validation_pairs)
+    roles = layout.assign_pairs(c.seed, c.test_pairs, c.validation_pairs)
     colours = len(render.BACKGROUNDS)
-    said = (roles, colours, c.captions, c.relation_share)
-    splits = {}
+    drawing = (roles, colours, c.captions, c.relation_share)
+    splits: dict[str, common.Examples] = {}
     if c.train:
-      pictures = galleries.captioned(c.seed, c.train, *said)
+      pictures = galleries.draw_captioned(c.seed, c.train, *drawing)
       splits["train"] = self._examples("train", ARTIST, pictures)
     if c.uncaptioned:
-      pictures = galleries.plain(
+      pictures = galleries.draw_plain(
         c.seed, "uncaptioned", c.uncaptioned, roles, colours
       )
       splits["uncaptioned"] = self._examples("uncaptioned", ARTIST, pictures)
@@ -141,26 +146,32 @@ class Builder(common.Builder):
       groups = getattr(c, f"{split}_groups")
       if not groups:
         continue
-      gallery = galleries.grouped(c.seed, split, groups, *said)
+      gallery = galleries.draw_grouped(c.seed, split, groups, *drawing)
       splits[split] = self._examples(split, ARTIST, gallery)
       if split == "test":  # the same pictures again
         other = "test_other_artist"
         splits[other] = self._examples(other, OTHER_ARTIST, gallery)
     return splits
 
-  def _generate_examples(self, split, artist, pictures):
+  def _generate_examples(
+    self, split: str, artist: str, pictures: Iterable[galleries.Picture]
+  ) -> common.Examples:
     yield from self._examples(split, artist, pictures)
 
-  def _examples(self, split: str, artist: str, pictures):
-    return self.counted(split, _records(split, artist, pictures))
+  def _examples(
+    self, split: str, artist: str, pictures: Iterable[galleries.Picture]
+  ) -> common.Examples:
+    return self.number(split, _records(split, artist, pictures))
 
 
-def _records(split: str, artist: str, pictures) -> Iterator[dict[str, Any]]:
+def _records(
+  split: str, artist: str, pictures: Iterable[galleries.Picture]
+) -> Iterator[common.Record]:
   for number, p in enumerate(pictures):
     pixels = render.render(artist, p.kind, p.size, p.y0, p.x0, p.background)
     yield {
       "id": f"{split}-{number:06d}",
-      "image": sprites.png(pixels),
+      "image": sprites.encode_png(pixels),
       "captions": p.captions,
       "group": p.group,
       "artist": artist,

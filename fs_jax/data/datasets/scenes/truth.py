@@ -1,7 +1,7 @@
-"""Which captions are true of which scenes: the meaning `grammar.py` states.
+"""Which captions are true of which scenes, as `grammar.py` defines it.
 
-`Evaluator` answers for a whole gallery at once; `holds` is the same meaning
-for one clause and one scene, in plain Python, for sampling.
+`Evaluator` decides for a whole gallery at once. `holds` decides the same for
+one clause and one scene, in plain Python, for sampling.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from fs_jax.data.datasets.scenes import grammar
 
 CANVAS = 64  # px, height and width
 MIDDLE = CANVAS / 2  # where halves and quarters meet, px
-RELATION = 6.0  # a relation holds beyond this distance of the centres, px
+RELATION = 6.0  # px between centres, beyond which a relation holds
 
 
 class Thing(NamedTuple):
@@ -38,7 +38,7 @@ class Scenes(NamedTuple):
 
 
 def stack(scenes: Sequence[Scene]) -> Scenes:
-  """Scenes one by one -> padded arrays."""
+  """Stacks scenes into padded arrays."""
   width = max((len(s) for s in scenes), default=0)
   rows = [list(s) + [Thing(-1, False, 0, 0)] * (width - len(s)) for s in scenes]
   table = np.asarray(rows, np.float64).reshape(len(scenes), width, 4)
@@ -51,7 +51,7 @@ def stack(scenes: Sequence[Scene]) -> Scenes:
 
 
 def scene(objects: dict) -> Scene:
-  """`objects` of a record, as the data source gives them -> scene."""
+  """The scene of a record's `objects`, as the data source gives them."""
   return tuple(
     Thing(
       int(kind),
@@ -69,7 +69,7 @@ def scene(objects: dict) -> Scene:
 
 
 class Evaluator:
-  """Truth over one gallery; what was asked before is remembered."""
+  """Truth over one gallery; answers are cached."""
 
   def __init__(self, scenes: Scenes):
     self.scenes = scenes
@@ -85,17 +85,17 @@ class Evaluator:
     }
 
   def clause(self, clause: grammar.Clause) -> np.ndarray:
-    """bool [S]: where the clause is true."""
+    """The scenes of which the clause is true: bool [S]."""
     if clause not in self._clauses:
       self._clauses[clause] = self._clause(clause)
     return self._clauses[clause]
 
   def caption(self, caption: grammar.Caption) -> np.ndarray:
-    """bool [S]: where every clause is true."""
+    """The scenes of which every clause is true: bool [S]."""
     return np.asarray(np.logical_and.reduce([self.clause(c) for c in caption]))
 
   def bits(self, caption: Sequence[grammar.Clause]) -> int:
-    """The same as an integer: bit s is scene s. Quick to combine."""
+    """The same as an integer whose bit s is scene s: quick to combine."""
     out = -1
     for clause in caption:
       if clause not in self._bits:
@@ -141,14 +141,14 @@ class Evaluator:
   def _having(
     self, first: int, second: int
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Scenes with both kinds, few of many, and who is beside whom in them."""
+    """Scenes with both kinds, few of many, and the relations in them."""
     kinds = (first, second)
     if kinds not in self._both:
       a, b = (self._phrase(grammar.Phrase(1, "", kind)) for kind in kinds)
       rows = np.flatnonzero(a.any(1) & b.any(1))
       y, x = self.scenes.y[rows], self.scenes.x[rows]
       dy, dx = y[:, :, None] - y[:, None, :], x[:, :, None] - x[:, None, :]
-      relations = {  # the first object is so beside the second
+      relations = {  # first object, link, second object
         link: (dy * v + dx * h) > RELATION
         for link, (v, h) in grammar.RELATIONS.items()
       }
@@ -163,9 +163,12 @@ def _counted(mask: np.ndarray, count: int) -> np.ndarray:
 def truth_matrix(
   captions: Sequence[grammar.Caption | str], scenes: Scenes | Sequence[Scene]
 ) -> np.ndarray:
-  """bool [number of captions, S]: caption c is true of scene s.
+  """Whether caption c is true of scene s: bool [captions,S].
 
-  Captions may be given as text. Raises ValueError for text that does not parse.
+  Captions may be text.
+
+  Raises:
+    ValueError: text that does not parse.
   """
   if not isinstance(scenes, Scenes):
     scenes = stack(scenes)
@@ -179,19 +182,19 @@ def truth_matrix(
 
 
 def in_place(thing: Thing, place: str) -> bool:
-  """Is the centre there?"""
+  """Whether the object's centre is in the place."""
   v, h = grammar.PLACES[place]
   return (thing.y - MIDDLE) * v >= 0 and (thing.x - MIDDLE) * h >= 0
 
 
 def beside(a: Thing, b: Thing, relation: str) -> bool:
-  """Is `a` left of, right of, above or below `b`?"""
+  """Whether `a` is left of, right of, above or below `b`."""
   v, h = grammar.RELATIONS[relation]
   return (a.y - b.y) * v + (a.x - b.x) * h > RELATION
 
 
 def matching(phrase: grammar.Phrase, things: Iterable[Thing]) -> list[Thing]:
-  """Objects of the phrase's kind and size."""
+  """The objects of the phrase's kind and size."""
   return [
     t
     for t in things
@@ -201,7 +204,7 @@ def matching(phrase: grammar.Phrase, things: Iterable[Thing]) -> list[Thing]:
 
 
 def holds(clause: grammar.Clause, things: Scene) -> bool:
-  """Is the clause true of this one scene?"""
+  """Whether the clause is true of this scene."""
   first = matching(clause.subject, things)
   if clause.object is None:
     if clause.link:
@@ -212,7 +215,7 @@ def holds(clause: grammar.Clause, things: Scene) -> bool:
     return False
   if not _right_number(clause.object, second):
     return False
-  # "a" tries each object alone, "two" and "three" take them all together
+  # "a" tries each object alone; "two" and "three" take all together.
   firsts = [first] if clause.subject.number > 1 else [[t] for t in first]
   seconds = [second] if clause.object.number > 1 else [[t] for t in second]
   return any(
