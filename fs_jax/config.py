@@ -376,43 +376,37 @@ class Config:
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
   def __post_init__(self) -> None:
-    needs_slow = self.stage != "fast"
     _require(
-      not needs_slow or self.slow is not None,
-      f"slow: stage {self.stage!r} needs a Slow model; got {self.slow!r}. set "
+      self.stage == "fast" or self.slow is not None,
+      f"slow: stage {self.stage!r} needs a Slow model; got None. set "
       "config.slow to a config.Slow",
     )
     size = self.data.image_size
     for name, model in (("fast", self.fast), ("slow", self.slow)):
-      patch = 1 if model is None else model.vision.patch
+      patch = model.vision.patch if model is not None else 1
       _require(
         size % patch == 0,
         f"data.image_size: must be a multiple of {name}.vision.patch {patch}; "
         f"got {size}. use {-(-size // patch) * patch}, or another patch",
       )
-    teacher = f"got {self.init.teacher!r}. name the stage that trained"
-    _require(
-      self.stage != "distill" or bool(self.init.teacher),
-      f"init.teacher: stage 'distill' needs a teacher; {teacher} Slow, such "
-      "as 'slow'",
-    )
-    _require(
-      self.stage != "distill"
-      or self.distill.candidates != "top_k"
-      or bool(self.init.stage),
-      "init.stage: candidates 'top_k' are those of a trained Fast; got "
-      f"{self.init.stage!r}. name the stage that trained it, such as 'fast'",
-    )
-    hard_negatives = (
-      self.stage == "slow"
-      and self.slow is not None
-      and self.slow.loss == "matching"
-    )
-    _require(
-      not hard_negatives or bool(self.init.teacher),
-      "init.teacher: slow.loss 'matching' needs a Fast that finds hard "
-      f"negatives; {teacher} it, such as 'fast'",
-    )
+    if self.stage == "distill":
+      _require(
+        bool(self.init.teacher),
+        "init.teacher: stage 'distill' needs a teacher; got ''. name the stage "
+        "that trained Slow, such as 'slow'",
+      )
+      _require(
+        self.distill.candidates != "top_k" or bool(self.init.stage),
+        "init.stage: candidates 'top_k' are those of a trained Fast; got ''. "
+        "name the stage that trained it, such as 'fast'",
+      )
+    matching = self.slow is not None and self.slow.loss == "matching"
+    if self.stage == "slow" and matching:
+      _require(
+        bool(self.init.teacher),
+        "init.teacher: slow.loss 'matching' needs a Fast that finds hard "
+        "negatives; got ''. name the stage that trained it, such as 'fast'",
+      )
 
   @property
   def folder(self) -> str:

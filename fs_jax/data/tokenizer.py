@@ -268,7 +268,7 @@ def _read(path: str | os.PathLike) -> str:
   except FileNotFoundError:
     raise ValueError(
       f"tokenizer: must be a file; got {os.fspath(path)!r}, which does not "
-      "exist. check the path"
+      "exist. give the path of a tokenizer.json"
     ) from None
 
 

@@ -30,7 +30,7 @@ def mesh(cfg: config.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Arranges devices in a grid of axes data x fsdp x model.
 
   On TPUs neighbours along an axis are neighbours in the network. Slices, which
-  a slower network joins, are split along `data` only.
+  a slower network joins, are laid out along `data` only.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices, or the
