@@ -17,8 +17,8 @@ READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test test-newest lint format-check types unit \
-  format evidence bench bench-train plan plan-here plan-test pod-test \
+.PHONY: help venv quickstart check test test-newest lint format-check types \
+  unit format docs evidence bench bench-train plan plan-here plan-test pod-test \
   crash-test soak clean
 
 help: ## list the targets
@@ -36,13 +36,22 @@ quickstart: $(READY) ## train, index, search and re-rank on small data (SEED, BU
 	  --workdir=$(or $(WORKDIR),runs/quickstart) \
 	  $(if $(SEED),--seed=$(SEED)) $(if $(BUDGET),--budget=$(BUDGET)) $(ARGS)
 
+check: export PYTEST_ADDOPTS = -m "not slow and not own"
+check: $(READY) ## lint, format, types and the quick tests: before a commit
+	$(call all-of,$@)
+
 test: $(READY) ## all checks: lint, format, types, tests; on the oldest versions
-	@failed=; \
-	for check in lint format-check types unit; do \
-	  $(MAKE) --no-print-directory $$check || failed="$$failed $$check"; \
-	done; \
-	if [ -n "$$failed" ]; then echo "make test: failed:$$failed"; exit 1; fi; \
-	echo "make test: lint, format, types and tests are clean"
+	$(call all-of,$@)
+
+# Every check runs, whichever of them fails; the last line says which did.
+define all-of
+@failed=; \
+for check in lint format-check types unit; do \
+  $(MAKE) --no-print-directory $$check || failed="$$failed $$check"; \
+done; \
+if [ -n "$$failed" ]; then echo "make $(1): failed:$$failed"; exit 1; fi; \
+echo "make $(1): lint, format, types and tests are clean"
+endef
 
 # Types as 3.12 has them: numpy's newest stubs do not parse as 3.11.
 test-newest: ## the same checks on the newest versions, in .venv-newest
@@ -64,6 +73,11 @@ unit: $(READY) ## pytest (PYTEST_ARGS="tests/train/test_losses.py -k ring")
 format: $(READY) ## write the format, and the fixes of ruff that are safe
 	$(VENV)/bin/ruff check --fix --exit-zero --quiet .
 	$(VENV)/bin/ruff format .
+
+docs: $(READY) ## API pages from the docstrings, in build/docs
+	$(PY) -W 'ignore:Error parsing type annotation' -m pdoc --docformat google \
+	  --output-directory build/docs \
+	  fs_jax '!fs_jax.evaluate.speed.baseline_open_clip'
 
 evidence: $(READY) ## the measurements behind the README's numbers (ARGS)
 	$(PY) -m launch.evidence $(ARGS)

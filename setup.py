@@ -80,6 +80,7 @@ EXTRAS_REQUIRE = {
     "hypothesis>=6.170.15",
     "lightkube>=1.0.1",  # Kubernetes' own schema, as typed structs
     "mypy>=2.4.1",
+    "pdoc>=16.0.0",  # API pages
     "pre-commit>=4.7.0",
     "psutil>=7.2.2",  # the crash test finds and kills processes
     "pytest>=9.2.0",

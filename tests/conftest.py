@@ -5,9 +5,15 @@ imported above it. Tests that start a process inherit the same environment.
 """
 
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# One folder of compiled programs for all workers, their processes and later
+# runs. Three tiny stages are trained in 55 CPU seconds where it is warm, in 92 without it.
+CACHE = pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache/compiled"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.fspath(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 # Tests compile for longer than they run: a third of the time without these.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 os.environ["XLA_FLAGS"] = " ".join(

@@ -29,7 +29,7 @@ def files_after_a_run(folder, **environ):
     [sys.executable, "-c", PROGRAM],
     env=os.environ
     | {
-      "JAX_ENABLE_COMPILATION_CACHE": "true",
+      "JAX_COMPILATION_CACHE_DIR": "",
       "XDG_CACHE_HOME": os.fspath(folder),
     }
     | environ,

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# What tests/conftest.py sets to compile faster, and what users do not.
-_OURS = (
-  *("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"),
-  "JAX_ENABLE_COMPILATION_CACHE",
+# Set by tests/conftest.py to compile faster; users set none of them.
+_TESTS_ONLY = (
+  "XLA_FLAGS",
+  "JAX_DISABLE_MOST_OPTIMIZATIONS",
+  "JAX_COMPILATION_CACHE_DIR",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+  "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES",
 )
 
 
@@ -38,7 +41,7 @@ def command(
 
 
 def environment(record: pathlib.Path) -> dict[str, str]:
-  env = {k: v for k, v in os.environ.items() if k not in _OURS}
+  env = {k: v for k, v in os.environ.items() if k not in _TESTS_ONLY}
   return env | {
     "RECORD": str(record),
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
