@@ -33,7 +33,7 @@ def test_every_program_is_listed_with_what_it_does(started, capsys):
   for path in (ROOT / "launch").glob("*.py"):
     if path.stem not in ("__init__", "cli", "console"):
       assert f"\n  {path.stem} " in out
-  assert all(console.programs().values())
+  assert all(console.list_programs().values())
 
 
 def test_a_program_gets_its_arguments(started, capsys):
@@ -80,11 +80,11 @@ def test_commands_are_printed_in_the_form_that_was_typed(started):
   ],
 )
 def test_a_recipe_of_the_package_has_a_name(word, becomes):
-  assert cli._packaged(word) == becomes
+  assert cli._resolve_recipe(word) == becomes
 
 
 def test_a_recipe_may_be_named_in_two_words():
   argv = ["train", "--config", "scenes:fast", "--workdir=W"]
   path = f"--config={ROOT}/configs/scenes.py:fast"
-  assert cli._with_packaged(argv) == ["train", path, "--workdir=W"]
-  assert cli._with_packaged(["train", "--config"]) == ["train", "--config"]
+  assert cli._resolve_recipes(argv) == ["train", path, "--workdir=W"]
+  assert cli._resolve_recipes(["train", "--config"]) == ["train", "--config"]

@@ -84,7 +84,7 @@ def main(argv):
     os.kill(os.getpid(), signal.SIGKILL)
   if argv[0] == "busy":
     time.sleep(600)
-  cli.only([], "say what")
+  cli.take_argument([], "say what")
 processes._HEARTBEAT, processes._MARGIN = 10, 5
 cli.run(main, "")
 """

@@ -1,0 +1,132 @@
+"""A study's gallery: a split encoded and indexed for its Fasts and its Slow.
+
+Queries and answers are left to `answers`, the order of all steps to `study`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from fs_jax.data import sources
+from fs_jax.evaluate.studies import checklist
+from fs_jax.gallery import corpus, encode, index, items
+from fs_jax.machine import provenance
+from fs_jax.runs import layout, stages
+from fs_jax.search import fusion, searcher
+from fs_jax.search import scorer as scorers
+
+
+class Gallery(NamedTuple):
+  """A split ready to be searched by several Fasts and one Slow."""
+
+  split: str
+  source: sources.Source
+  searchers: dict[str, searcher.Searcher]  # by Fast: "fast", ...
+  vectors: dict[str, np.ndarray]  # by Fast
+  slow: stages.Run
+  scorer: scorers.Scorer
+  visuals: provenance.Contract  # parts split and items
+  models: dict[str, provenance.Contract]  # by Fast, and "slow"
+
+  @property
+  def weights(self) -> dict[str, fusion.Weights]:
+    """The weights of each Fast that Slow re-ranks."""
+    return {
+      name: search.judge.weights
+      for name, search in self.searchers.items()
+      if search.judge is not None
+    }
+
+
+def open_gallery(
+  steps: checklist.Checklist,
+  split: str,
+  fasts: tuple[str, ...],
+  *,
+  reranked: tuple[str, ...] = ("fast", "distill"),
+) -> Gallery:
+  """Encodes and indexes a split for several Fasts and one Slow.
+
+  Reads what belongs to the same models and visuals, and rebuilds the rest.
+
+  Args:
+    steps: the study's checklist; the stages are in its folder.
+    split: a split of the dataset that Slow was trained on.
+    fasts: the names of the Fasts' stages.
+    reranked: those of `fasts` that Slow re-ranks; their weights must exist.
+  """
+  workdir = steps.folder
+  runs = {name: stages.load(layout.stage(workdir, name)) for name in fasts}
+  slow = stages.load(layout.stage(workdir, layout.SLOW))
+  source = sources.open_split(slow.cfg.data, split)
+  contract = encode.contracts_of(slow, source)
+  shown = items.contract_of(source, contract["split"])
+  memories = layout.gallery(workdir, split).memories
+  steps.do(
+    f"memories-{split}",
+    contract,
+    lambda: encode.write_memories(slow, source, memories, stale="remake"),
+    lambda: provenance.folder_needed(
+      memories, "memories", contract, hashes=False
+    ),
+  )
+  searchers, vectors = {}, {}
+  for name, fast in runs.items():
+    folders = layout.compared(workdir, split, name)
+    expected = encode.contracts_of(fast, source)
+    steps.do(
+      f"index-{split}-{name}",
+      expected,
+      functools.partial(_write_index, fast, source, folders, expected),
+      functools.partial(_needs_index, folders, expected),
+    )
+    encode.write_items(source, folders.items, shown)
+    searchers[name] = searcher.assemble(
+      fast,
+      folders,
+      expected,
+      root=fast.cfg.data.dir,
+      judge=slow if name in reranked else None,
+      memories_at=memories,
+      pictures=lambda rows: list(source.visuals(rows)),
+      mend=provenance.deletable,
+    )
+    vectors[name] = corpus.load(
+      folders.vectors, expected, mend=provenance.deletable(folders.vectors)
+    ).vectors
+  models = {name: fast.contract for name, fast in runs.items()}
+  return Gallery(
+    split,
+    source,
+    searchers,
+    vectors,
+    slow,
+    next(x.scorer for x in searchers.values() if x.scorer),
+    {part: contract[part] for part in ("split", "items")},
+    {**models, "slow": slow.contract},
+  )
+
+
+def _write_index(
+  fast: stages.Run,
+  source: sources.Source,
+  folders: layout.Gallery,
+  contract: provenance.Contract,
+) -> None:
+  vectors = encode.write_vectors(fast, source, folders.vectors, stale="remake")
+  if provenance.folder_needed(folders.index, "index", contract):
+    queries = encode.queries_of(fast)
+    index.build(vectors, folders.index, contract, queries=queries)
+
+
+def _needs_index(
+  folders: layout.Gallery, contract: provenance.Contract
+) -> bool:
+  return any(
+    provenance.folder_needed(folder, kind, contract, hashes=False)
+    for folder, kind in (
+      (folders.vectors, "vectors"),
+      (folders.index, "index"),
+    )
+  )
