@@ -1,4 +1,4 @@
-"""Flickr30K: the stages of configs/coco.py, a quarter of the steps.
+"""Flickr30K: the stages of configs/coco.py with a quarter of the steps.
 
 python -m launch.plan --config=configs/flickr30k.py:fast
 python -m launch.train --config=configs/flickr30k.py:fast --workdir=W

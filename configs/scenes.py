@@ -1,10 +1,10 @@
-"""Scenes of emoji: what `make quickstart` runs, minutes on two cores.
+"""Scenes of emoji: the recipe of `make quickstart`, minutes on two cores.
 
     python -m launch.train --config=configs/scenes.py:fast --workdir=runs/x
     python -m launch.train --config=configs/scenes.py:slow --workdir=runs/x
     python -m launch.train --config=configs/scenes.py:distill --workdir=runs/x
 
-`fast_longer` is a control: Fast with more of the same.
+`fast_longer` is a control: Fast, trained longer.
 """
 
 from typing import Any
@@ -32,14 +32,8 @@ SLOW = config.Slow(
 
 def get_config(stage: str = "fast"):
   """stage: fast, fast_longer, slow or distill."""
-  return configdict.edit(
-    {
-      "fast": fast,
-      "fast_longer": fast_longer,
-      "slow": slow,
-      "distill": distill,
-    }[stage]()
-  )
+  stages = {"fast": fast, "fast_longer": fast_longer, "slow": slow}
+  return configdict.edit((stages | {"distill": distill})[stage]())
 
 
 def fast():
@@ -51,7 +45,7 @@ def fast():
 
 
 def fast_longer():
-  """The control: what distillation and its teacher cost, spent on pairs.
+  """The control: trains on pairs for the time of distillation and its teacher.
 
   `make evidence` sets the steps by the clock.
   """

@@ -313,16 +313,26 @@ def _wrong_value(text: str) -> str:
   return f"--{name}: {why}; got {value!r}. --help says what the flag takes"
 
 
-def _help(main: Callable, doc: str | None) -> str:
+def _help(main: Callable[..., None], doc: str | None) -> str:
   """The module's docstring and flags, without the flags of libraries."""
   module = sys.modules[main.__module__]
-  lines = [(doc or "").strip(), "", "flags:"]
+  lines = [(doc or "").strip(), ""]
   own = flags.FLAGS.flags_by_module_dict().get(module.__name__, [])
   own = own or flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
-  for flag in sorted(own, key=lambda f: f.name):
-    default = "" if flag.default in (None, "") else f" (default {flag.default})"
-    lines.append(f"  --{flag.name}: {flag.help}{default}")
-  return "\n".join([*lines, "", _CODES])
+  if own:
+    lines.append("flags:")
+    for flag in sorted(own, key=lambda f: f.name):
+      lines.append(f"  --{flag.name}: {flag.help}{_default(flag)}")
+    lines.append("")
+  return "\n".join([*lines, _CODES])
+
+
+def _default(flag: flags.Flag) -> str:
+  if flag.default is None or flag.default is False or flag.default == "":
+    return ""
+  if isinstance(flag.default, list):
+    return f" (default {','.join(flag.default)})"
+  return f" (default {flag.default})"
 
 
 _CODES = (

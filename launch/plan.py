@@ -1,4 +1,4 @@
-"""Compiles a train step for a TPU, without one: does it fit, how long it takes.
+"""Compiles a train step for a TPU, without one: does it fit, how fast is it?
 
   python -m launch.plan --config=configs/coco.py:fast
   python -m launch.plan --config=configs/cc12m.py:fast_l14 --topology=v5p:4x4x4
