@@ -5,30 +5,26 @@
 """
 
 import contextlib
-import difflib
 import logging
 import os
 import pathlib
 import re
-import runpy
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from absl import flags
 from absl import logging as absl_logging
 
 from fs_jax.machine import errors, processes
+from launch import recipes
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _OWN = tuple(str(_ROOT / name) + os.sep for name in ("fs_jax", "launch"))
-# Groups of the config that the stages of a workdir share.
-_SHARED = ("data", "tokens", "fast", "slow", "seed", "compute", "mesh")
 
 
 def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
@@ -79,23 +75,13 @@ def need(*names: str) -> None:
       )
 
 
-def config_words_for(stage: str) -> list[str]:
-  """--config and its edits as they were typed, for another stage.
-
-  Leaves out the edits that concern one stage only, such as its steps.
-  """
-  words = []
-  for name, value in _given(sys.argv, "config"):
-    if name == "config":
-      words.append(f"--config={value.split(':')[0]}:{stage}")
-    elif name.split(".")[1] in _SHARED:
-      words.append(f"--{name}={value}")
-  return words
-
-
-def config_words() -> list[str]:
-  """--config and all its edits as they were typed."""
-  return [f"--{name}={value}" for name, value in _given(sys.argv, "config")]
+def flag_words(*names: str) -> list[str]:
+  """--name=value of these flags, without those that are empty."""
+  return [
+    f"--{name}={flags.FLAGS[name].value}"
+    for name in names
+    if flags.FLAGS[name].value
+  ]
 
 
 def print_next(*lines: str) -> None:
@@ -145,115 +131,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
     ValueError: the config does not exist, or lacks the stage or field.
     flags.Error: any other flag is wrong.
   """
-  argv = _resolve_recipes(argv)
+  argv = recipes.resolve(argv)
   if "config" in flags.FLAGS:
-    _check_config(_given(argv, "config"))
+    recipes.check(argv)
   rest = flags.FLAGS(argv, known_only=False)
   flags.FLAGS.mark_as_parsed()
   return rest[1:]
-
-
-def _resolve_recipes(argv: Sequence[str]) -> list[str]:
-  """Replaces a recipe's name with its path, in one word or in two.
-
-  `--config=scenes:fast` and `--config scenes:fast` are the same.
-  """
-  words = list(argv)
-  for i in range(len(words) - 1, 0, -1):
-    if words[i - 1] in ("--config", "-config"):
-      words[i - 1 : i + 1] = [f"--config={words[i]}"]
-  return [_resolve_recipe(word) for word in words]
-
-
-def _resolve_recipe(word: str) -> str:
-  match = re.fullmatch(r"--?config=([a-z]\w*)((?::.*)?)", word)
-  if not match or pathlib.Path(match[1]).is_file():
-    return word
-  path = _ROOT / "configs" / f"{match[1]}.py"
-  return f"--config={path}{match[2]}" if path.is_file() else word
-
-
-def _given(argv: Sequence[str], prefix: str) -> list[tuple[str, str]]:
-  """(name, value) of the flags `prefix` and `prefix.*`, as typed."""
-  pairs = []
-  for i, argument in enumerate(argv[1:], 1):
-    name, equals, value = argument.lstrip("-").partition("=")
-    if argument.startswith("-") and name.split(".")[0] == prefix:
-      if not equals:
-        value = argv[i + 1] if i + 1 < len(argv) else ""
-      pairs.append((name, value))
-  return pairs
-
-
-def _check_config(given: list[tuple[str, str]]) -> None:
-  """Checks first what ml_collections reports as KeyError, AttributeError, ...
-
-  Raises:
-    ValueError: no such file, stage or field.
-  """
-  for name, value in given:
-    if name == "config":
-      config = _load_config(value)
-      break
-  else:
-    return
-  for name, _ in given:
-    if name != "config":
-      _check_field(config.to_dict(), name)
-
-
-def _load_config(word: str) -> Any:
-  """The ConfigDict that <path>.py:<stage> names."""
-  path, _, stage = word.partition(":")
-  if not pathlib.Path(path).is_file():
-    recipes = ", ".join(
-      p.stem for p in sorted((_ROOT / "configs").glob("[!_]*.py"))
-    )
-    raise ValueError(
-      "--config: must be a file <path>.py:<stage>, or a recipe of the "
-      f"package; got {path!r}, which is neither. name a file, or one of "
-      f"{recipes}"
-    )
-  get_config = runpy.run_path(path).get("get_config")
-  if get_config is None:
-    raise ValueError(
-      f"--config: its file must define get_config(stage); got {path!r} "
-      "without. add one: configs/scenes.py is an example"
-    )
-  try:
-    return get_config(*([stage] if stage else []))
-  except KeyError:
-    raise ValueError(
-      f"--config: must name a stage of {path}; got {stage!r}. "
-      f"{get_config.__doc__ or 'see that file'}"
-    ) from None
-
-
-def _check_field(values: Any, name: str) -> None:
-  """Checks that values have a field such as config.optim.learning_rate."""
-  group, *keys = name.split(".")
-  for key in keys:
-    key = key.split("[")[0]  # decay[0] is an item of a tuple
-    if isinstance(values, Mapping) and key in values:
-      values, group = values[key], f"{group}.{key}"
-      continue
-    fields = list(values) if isinstance(values, Mapping) else []
-    if not fields:
-      raise ValueError(
-        f"--{name}: must name a field; got {group}, which has none. "
-        f"set --{group}=... itself"
-      )
-    alike = difflib.get_close_matches(key, fields, n=1)
-    meant = f"did you mean {alike[0]!r}? " if alike else ""
-    raise ValueError(
-      f"--{name}: must name a field of {group}; got {key!r}. {meant}its "
-      f"fields: {', '.join(fields)}"
-    )
-  if isinstance(values, Mapping):
-    raise ValueError(
-      f"--{name}: must name a single field; got a group. its fields: "
-      f"{', '.join(values)}"
-    )
 
 
 def _is_input(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from fs_jax import __version__
 from fs_jax.machine import errors
 
 FOLDER = pathlib.Path(__file__).parent
-_NOT_PROGRAMS = ("__init__", "cli", "console")
+_NOT_PROGRAMS = ("__init__", "cli", "console", "recipes")
 
 
 def list_programs() -> dict[str, str]:

@@ -77,14 +77,7 @@ def main(_: Sequence[str]) -> None:
 
 def _command() -> str:
   """The command as it was typed, so that a message can repeat it."""
-  words = [f"--run={_RUN.value}"]
-  if _SLOW.value:
-    words.append(f"--slow={_SLOW.value}")
-  words.append(f"--split={_SPLIT.value}")
-  if _OUT.value:
-    words.append(f"--out={_OUT.value}")
-  if _PACK.value:
-    words.append(f"--pack={_PACK.value}")
+  words = cli.flag_words("run", "slow", "split", "out", "pack")
   return commands.command("encode", *words)
 
 

@@ -103,9 +103,7 @@ def main(_: Sequence[str]) -> None:
 
 def _command() -> str:
   """The command as it was typed, so that a message can repeat it."""
-  words = [f"--gallery={_GALLERY.value}"]
-  if _RUN.value:
-    words.append(f"--run={_RUN.value}")
+  words = cli.flag_words("gallery", "run")
   return commands.command("export_index", *words)
 
 

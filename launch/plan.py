@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from fs_jax import config, configdict
 from fs_jax.train.plan import plan, table
-from launch import cli
+from launch import cli, recipes
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "configs/<name>.py:<stage>; --config.<field>=<value> edits it"
@@ -63,7 +63,7 @@ def main(_: Sequence[str]) -> None:
       f"{theirs:.5g} by XLA, {theirs / ours - 1:+.1%}"
     )
     return
-  name = " ".join(cli.config_words()).removeprefix("--config=")
+  name = " ".join(recipes.words()).removeprefix("--config=")
   table.plan_one(name, cfg, _OUT.value or _FOLDER)
 
 
@@ -73,7 +73,7 @@ def _recipes() -> dict[str, config.Config]:
   A file lists its stages in get_config's docstring, "stage: fast or slow", and
   its variants with other topologies, if any, in ELSEWHERE.
   """
-  recipes = {}
+  cfgs = {}
   for path in sorted(pathlib.Path("configs").glob("[!_]*.py")):
     module = importlib.import_module(f"configs.{path.stem}")
     listed = re.search(r"stage: ([\w, \n]+)", module.get_config.__doc__ or "")
@@ -81,8 +81,8 @@ def _recipes() -> dict[str, config.Config]:
     for stage in [*stages, *getattr(module, "ELSEWHERE", ())]:
       cfg = configdict.parse(module.get_config(stage))
       if cfg.mesh.topology:
-        recipes[f"configs/{path.stem}.py:{stage}"] = cfg
-  return recipes
+        cfgs[f"configs/{path.stem}.py:{stage}"] = cfg
+  return cfgs
 
 
 if __name__ == "__main__":

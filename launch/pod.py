@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from fs_jax import config, configdict
 from fs_jax.machine.pods import gke, job, slurm, tpu_vm
-from launch import cli
+from launch import cli, recipes
 
 
 class Engine(NamedTuple):
@@ -136,11 +136,11 @@ def main(_: Sequence[str]) -> None:
 
 
 def _job(cfg: config.Config) -> job.Job:
-  path, _, stage = cli.config_words()[0].partition(":")
+  path, _, stage = recipes.words()[0].partition(":")
   name = f"{pathlib.Path(path).stem}-{stage or cfg.folder}".lower()
   topology = _TOPOLOGY.value or cfg.mesh.topology
   slices = _SLICES.value or (1 if _TOPOLOGY.value else cfg.mesh.slices)
-  words = cli.config_words()
+  words = recipes.words()
   if _TOPOLOGY.value or _SLICES.value:
     # The training must name the same machine; under SLURM, "this machine".
     trained_on = "" if _ON.value == "slurm" else topology

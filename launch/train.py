@@ -23,7 +23,7 @@ from fs_jax.evaluate import validation
 from fs_jax.machine import commands, compile_cache, processes
 from fs_jax.search import weigh
 from fs_jax.train import train
-from launch import cli
+from launch import cli, recipes
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "configs/<name>.py:<stage>; --config.<field>=<value> edits it"
@@ -49,7 +49,7 @@ def main(_: Sequence[str]) -> None:
   if following:
     cli.print_next(
       commands.command(
-        "train", *cli.config_words_for(following), f"--workdir={_WORKDIR.value}"
+        "train", *recipes.words_for(following), f"--workdir={_WORKDIR.value}"
       )
     )
   else:

@@ -14,7 +14,7 @@ from fs_jax.evaluate import intervals
 from fs_jax.machine import manifest, provenance
 from fs_jax.machine.console import wide
 
-KIND = "report"  # of the record
+KIND = "report"  # the record's kind
 
 Values = list[float]  # value, low, high: an interval in JSON
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from fs_jax.evaluate import intervals, metrics, reports
 from fs_jax.types import Candidates
 
-KS = (1, 5, 10)  # of R@k
+KS = (1, 5, 10)  # the recalls R@k
 HARD = "hard_R@1"
 
 

@@ -170,7 +170,7 @@ def times(report: reports.Report) -> str:
 
 
 def limits(report: reports.Report) -> str:
-  """What the numbers do not show; the report may add to it."""
+  """The limits of the numbers; the report may add to them."""
   limits = (
     f"One gallery of {report['gallery']:,} pictures and one seed: intervals "
     "are over queries, and do not cover other seeds, data or sizes.",

@@ -84,8 +84,8 @@ class _Page(NamedTuple):
 
   width: int
   height: int
-  left: int  # of the first picture
-  top: int
+  left: int  # x of the first picture
+  top: int  # its y
   heading: list[str]
   credit: list[str]
   fonts: _Fonts

@@ -182,7 +182,7 @@ def _block(cfg: config.Config) -> dict[str, Piece]:
 
 
 def _ends(cfg: config.Config, batch: types.Batch) -> dict[str, Piece]:
-  """What surrounds the blocks: patches, the lookup of tokens, the loss."""
+  """The pieces around the blocks: patches, the lookup of tokens, the loss."""
   dtype = jnp.dtype(cfg.compute)
   frames = build.pixels(cfg, batch.visual)[:, 0]
   patches = vision.PatchEmbed(

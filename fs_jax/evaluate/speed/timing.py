@@ -124,7 +124,7 @@ def measure_search(
   centres = rng.normal(size=(max(rows // 25, 1), width))
   owner = rng.integers(len(centres), size=rows)
   vectors = _unit(centres[owner] + 0.7 * rng.normal(size=(rows, width)))
-  asked = _unit(centres[rng.integers(len(centres), size=queries)])
+  sample = _unit(centres[rng.integers(len(centres), size=queries)])
   exact = exact_search.index(vectors)
   result: dict[str, Any] = {"rows": rows}
   for name, searcher in (("exact", exact), ("scann", _scann(vectors))):
@@ -132,11 +132,11 @@ def measure_search(
       continue
     for k in tuner.AT:
       for count in (1, queries):
-        run = functools.partial(_search, searcher, asked[:count], k)
+        run = functools.partial(_search, searcher, sample[:count], k)
         seconds = median_seconds(run, name=f"search by {name}")
         result[f"{name}_qps_{count}_at_{k}"] = count / seconds
       listed, nearest = (
-        np.asarray(_search(x, asked, k)) for x in (searcher, exact)
+        np.asarray(_search(x, sample, k)) for x in (searcher, exact)
       )
       result[f"{name}_recall_at_{k}"] = exact_search.recall(listed, nearest)
     if searcher.manifest:

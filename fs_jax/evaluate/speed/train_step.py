@@ -124,7 +124,7 @@ def describe_model(cfg: config.Config) -> dict[str, Any]:
 
 
 class Facts(TypedDict):
-  """What a side is."""
+  """A side's versions, device and sizes."""
 
   versions: str
   device: str

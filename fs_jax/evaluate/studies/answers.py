@@ -176,7 +176,7 @@ def list_reranked(
 def report_contract(
   gallery: galleries.Gallery, queries: query_set.QuerySet
 ) -> provenance.Contract:
-  """What a report of all rankers depends on, by ranker."""
+  """Everything that a report of all rankers depends on, by ranker."""
   parts: dict[str, Mapping[str, Any]] = {}
   for name in gallery.searchers:
     k = DEPTH if name in gallery.weights else 0

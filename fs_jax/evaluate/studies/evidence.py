@@ -23,7 +23,7 @@ from fs_jax.evaluate.studies import (
 from fs_jax.machine import console, files
 from fs_jax.runs import journal, layout
 
-SPARE = 1.05  # of the control's time, so that it never gets less than its rival
+SPARE = 1.05  # factor on the control's time: never less than its rival's
 EVERY = 1 << 20  # more visuals, and captions of each, than any split has
 
 

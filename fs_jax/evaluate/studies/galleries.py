@@ -3,7 +3,6 @@
 Queries and answers are left to `answers`, the order of all steps to `study`.
 """
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +60,6 @@ def open_gallery(
   slow = stages.load(layout.stage(workdir, layout.SLOW))
   source = sources.open_split(slow.cfg.data, split)
   contract = encode.contracts_of(slow, source)
-  shown = items.contract_of(source, contract["split"])
   memories = layout.gallery(workdir, split).memories
   steps.do(
     f"memories-{split}",
@@ -74,14 +72,10 @@ def open_gallery(
   searchers, vectors = {}, {}
   for name, fast in runs.items():
     folders = layout.compared(workdir, split, name)
-    expected = encode.contracts_of(fast, source)
-    steps.do(
-      f"index-{split}-{name}",
-      expected,
-      functools.partial(_write_index, fast, source, folders, expected),
-      functools.partial(_needs_index, folders, expected),
+    expected = _index(steps, f"index-{split}-{name}", fast, source, folders)
+    encode.write_items(
+      source, folders.items, items.contract_of(source, contract["split"])
     )
-    encode.write_items(source, folders.items, shown)
     searchers[name] = searcher.assemble(
       fast,
       folders,
@@ -108,25 +102,32 @@ def open_gallery(
   )
 
 
-def _write_index(
+def _index(
+  steps: checklist.Checklist,
+  step: str,
   fast: stages.Run,
   source: sources.Source,
   folders: layout.Gallery,
-  contract: provenance.Contract,
-) -> None:
-  vectors = encode.write_vectors(fast, source, folders.vectors, stale="remake")
-  if provenance.folder_needed(folders.index, "index", contract):
-    queries = encode.queries_of(fast)
-    index.build(vectors, folders.index, contract, queries=queries)
+) -> provenance.Contract:
+  """Encodes and indexes a split for a Fast; returns the contract of both."""
+  contract = encode.contracts_of(fast, source)
 
-
-def _needs_index(
-  folders: layout.Gallery, contract: provenance.Contract
-) -> bool:
-  return any(
-    provenance.folder_needed(folder, kind, contract, hashes=False)
-    for folder, kind in (
-      (folders.vectors, "vectors"),
-      (folders.index, "index"),
+  def write() -> None:
+    vectors = encode.write_vectors(
+      fast, source, folders.vectors, stale="remake"
     )
-  )
+    if provenance.folder_needed(folders.index, "index", contract):
+      queries = encode.queries_of(fast)
+      index.build(vectors, folders.index, contract, queries=queries)
+
+  def needed() -> bool:
+    return any(
+      provenance.folder_needed(folder, kind, contract, hashes=False)
+      for folder, kind in (
+        (folders.vectors, "vectors"),
+        (folders.index, "index"),
+      )
+    )
+
+  steps.do(step, contract, write, needed)
+  return contract
