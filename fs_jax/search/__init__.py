@@ -1,6 +1,7 @@
 """From a question to an answer.
 
-fusion     the weights of Slow and Fast: fitted, saved, loaded
+fusion     how Slow and Fast combine: the formula, its weights on disk
+fitting    those weights, fitted on validation
 scorer     Slow as a judge of pairs, compiled for any question
 rerank     Fast's candidates in the order of both
 rankers    exact, ScaNN, re-ranked, Slow alone: one protocol

@@ -157,15 +157,15 @@ def fast_in_group(
 def reranked_in_group(
   fast: types.Candidates,
   scorer: scorer.Scorer,
-  fit: fusion.Weights,
+  weights: fusion.Weights,
   text: Text,
 ) -> types.Candidates:
   """u + beta f.g of the same groups; rows stay in the order they came."""
   rows, dots = np.asarray(fast.rows), np.asarray(fast.scores)
   h = scorer(text, rows)
-  u = h / rerank.count_targets(text)[:, None] ** fit.gamma
+  u = fusion.per_target(h, rerank.count_targets(text), weights.gamma)
   here = rows >= 0
-  scores = np.where(here, u + fit.beta * np.where(here, dots, 0), -np.inf)
+  scores = np.where(here, u + weights.beta * np.where(here, dots, 0), -np.inf)
   return types.Candidates(rows, scores.astype(np.float32))
 
 

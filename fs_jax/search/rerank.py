@@ -13,7 +13,7 @@ def rerank(
   found: types.Candidates,
   h: Float[np.ndarray, "Q K"],
   n: Float[np.ndarray, " Q"],
-  fit: fusion.Weights,
+  weights: fusion.Weights,
 ) -> types.Candidates:
   """The first K candidates ordered by u + beta f.g, the others behind them.
 
@@ -21,7 +21,7 @@ def rerank(
     found: Fast's answer, best first, its scores f.g; at least K a query.
     h: Slow's scores of the first K.
     n: targets of each text.
-    fit: gamma and beta.
+    weights: gamma and beta.
 
   Returns:
     As many candidates as came. Those beyond K keep Fast's order, with scores
@@ -30,8 +30,10 @@ def rerank(
   rows, dots = np.asarray(found.rows), np.asarray(found.scores)
   k = h.shape[1]
   here = rows[:, :k] >= 0
-  u = h / np.maximum(n, 1)[:, None] ** fit.gamma
-  score = np.where(here, u + fit.beta * np.where(here, dots[:, :k], 0), -np.inf)
+  u = fusion.per_target(h, n, weights.gamma)
+  score = np.where(
+    here, u + weights.beta * np.where(here, dots[:, :k], 0), -np.inf
+  )
   order = np.argsort(-score, axis=1, kind="stable")
   head = np.take_along_axis(score, order, axis=1).astype(np.float32)
   first = np.take_along_axis(rows[:, :k], order, axis=1)

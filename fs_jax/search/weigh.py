@@ -11,7 +11,7 @@ from fs_jax.data import pipeline, sources
 from fs_jax.gallery import encode, exact, memories
 from fs_jax.machine import commands, processes, provenance
 from fs_jax.runs import contract, layout, stages
-from fs_jax.search import fusion, rerank
+from fs_jax.search import fitting, fusion, rerank
 from fs_jax.search import scorer as scorers
 
 
@@ -110,7 +110,7 @@ def _fit(
   rows = np.asarray(rows)
   scorer = scorers.Scorer(slow, memories)
   scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
-  return fusion.fit(
+  return fitting.fit(
     scorer(text, rows),
     rerank.count_targets(text),
     np.asarray(dots),

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from fs_jax import config, types
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
+from fs_jax.search import fusion
 from fs_jax.train import losses, ring
 
 
@@ -163,8 +164,8 @@ def distill(
     h = batch.judged
     if cfg.distill.teacher == "online":
       h = teacher(frozen["slow"], batch.clusters)
-    n = slow_models.targets_of(jnp.asarray(batch.clusters.text))[:, None]
-    u = h / n ** frozen["gamma"]
+    n = slow_models.targets_of(jnp.asarray(batch.clusters.text))
+    u = fusion.per_target(h, n, frozen["gamma"])
     return jax.lax.stop_gradient(u / frozen["tau"])
 
   def rows(trained, frozen, batch, key):
