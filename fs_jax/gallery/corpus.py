@@ -16,6 +16,7 @@ from fs_jax.machine import commands, files, provenance
 from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
+KIND = "vectors"  # the manifest's kind
 IDS = "ids.txt"
 SHARD_BYTES = 1 << 28
 TOLERANCE = 1e-3  # of a vector's length; float16 round trips stay inside
@@ -41,13 +42,13 @@ def save(
     ValueError: as `validate`; a full disk.
   """
   validate(corpus)
-  with manifests.folder(folder, "vectors") as temporary:
+  with manifests.folder(folder, KIND) as temporary:
     write_ids(temporary, corpus.ids)
     write_vectors(temporary, corpus.vectors, shard_bytes=shard_bytes)
     return manifests.write_manifest(
       temporary,
       {
-        "kind": "vectors",
+        "kind": KIND,
         "dtype": "float32",
         "shape": list(corpus.vectors.shape),
         "count": len(corpus.ids),
@@ -58,7 +59,7 @@ def save(
 
 def load(
   folder: epath.PathLike,
-  expected_contract: provenance.Contract | None = None,
+  expected: provenance.Contract | None = None,
   *,
   hashes: bool = True,
   mend: str = "",
@@ -67,7 +68,7 @@ def load(
 
   Args:
     folder: of a corpus.
-    expected_contract: parts that must agree, such as `fast` of the model.
+    expected: parts that must agree, such as `fast` of the model.
     hashes: False checks sizes, not contents.
     mend: said where the contract differs.
 
@@ -76,18 +77,11 @@ def load(
     ValueError: damaged, of another contract, or against `validate`.
   """
   mend = mend or f"encode the gallery again: {commands.program('encode')}"
-  manifest = manifests.read_manifest(
-    folder, "vectors", hashes=hashes, mend=mend
-  )
-  provenance.check_all(
-    expected_contract,
-    manifest["contract"],
-    ours_name="what is asked for",
-    theirs_name=f"vectors {epath.Path(folder)}",
-    mend=mend,
+  path, manifest = provenance.open_folder(
+    folder, KIND, expected, hashes=hashes, copy=False, mend=mend
   )
   corpus = types.Corpus(
-    read_vectors(folder, manifest["shape"]), read_ids(folder, manifest)
+    read_vectors(path, manifest["shape"]), read_ids(path, manifest)
   )
   validate(corpus)
   return corpus
@@ -95,7 +89,7 @@ def load(
 
 def read_contract(folder: epath.PathLike) -> dict[str, provenance.Part]:
   """Parts of the contract of a corpus, without reading its vectors."""
-  return manifests.read_manifest(folder, "vectors", hashes=False)["contract"]
+  return manifests.read_manifest(folder, KIND, hashes=False)["contract"]
 
 
 def validate(corpus: types.Corpus) -> None:

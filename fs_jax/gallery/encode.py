@@ -9,14 +9,13 @@ from etils import epath
 
 from fs_jax import types
 from fs_jax.data import pipeline, sources
-from fs_jax.gallery import corpus, items
+from fs_jax.gallery import buckets, corpus, items
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import console, provenance
 from fs_jax.models import build
 from fs_jax.runs import contract, stages
 
-BATCH = 256  # rows on the device at once; the last batch is padded to it
-TEXTS = (1, 8, 64, BATCH)  # texts are padded to one of these
+BATCH = 256  # visuals on the device at once; the last batch is padded to it
 
 
 def visual_vectors(
@@ -40,20 +39,19 @@ def text_vectors(run: stages.Run, text: types.Array) -> np.ndarray:
 def text_encoder(run: stages.Run) -> Callable[[types.Array], np.ndarray]:
   """`text_vectors` as a function that keeps what it compiled.
 
-  Rows are padded to one of TEXTS, more than the last go in blocks of it: few
-  shapes serve any number of queries.
+  It runs in the batch sizes of `buckets`, and so compiles a few programs for
+  any number of queries.
   """
   embed = functools.partial(_embed_text, run.cfg, run.tokenizer.vocab_size)
 
   def encode(text: types.Array) -> np.ndarray:
-    text = np.asarray(text, np.int32)
-    parts = []
-    for start in range(0, max(len(text), 1), BATCH):
-      part = text[start : start + BATCH]
-      size = next(s for s in TEXTS if len(part) <= s)
-      padded = np.pad(part, ((0, size - len(part)), (0, 0)))
-      parts.append(np.asarray(embed(run.params["fast"], padded))[: len(part)])
-    return np.concatenate(parts)
+    batches = buckets.pad_batches(np.asarray(text, np.int32))
+    return np.concatenate(
+      [
+        np.asarray(embed(run.params["fast"], batch))[:count]
+        for batch, count in batches
+      ]
+    )
 
   return encode
 
@@ -91,7 +89,7 @@ def write_vectors(
   """
   parts = contracts_of(run, source)
   if not provenance.folder_needed(
-    folder, "vectors", parts, stale=stale, mend=mend
+    folder, corpus.KIND, parts, stale=stale, mend=mend
   ):
     return corpus.load(folder, parts, hashes=False, mend=mend)  # just checked
   made = types.Corpus(visual_vectors(run, source), source.ids)
@@ -113,7 +111,7 @@ def write_memories(
   """
   parts = contracts_of(run, source)
   if provenance.folder_needed(
-    folder, "memories", parts, stale=stale, mend=mend
+    folder, memory_store.KIND, parts, stale=stale, mend=mend
   ):
     with memory_store.Writer(folder, parts) as writer:
       start = 0

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fs_jax import types
+from fs_jax.gallery import buckets
 from fs_jax.machine import provenance
 
 SCORE_BYTES = 1 << 28  # of scores held at once, for a corpus of any size
-_BUCKETS = (1, 8, 64, 256)  # queries are padded to one of these
 _DEPTH = 16  # the least number of neighbours compiled for
 _ROWS = 256  # the least number of rows compiled for
 
@@ -66,12 +66,9 @@ def nearest(
   queries = np.asarray(queries, np.float32)
   depth = _depth(placed, k)
   parts = []
-  for start in range(0, len(queries), _BUCKETS[-1]):
-    part = queries[start : start + _BUCKETS[-1]]
-    bucket = next(b for b in _BUCKETS if b >= len(part))
-    padded = np.pad(part, ((0, bucket - len(part)), (0, 0)))
-    found = _found(placed, padded, depth, score_bytes)
-    parts.append([np.asarray(x)[: len(part), :k] for x in found])
+  for batch, count in buckets.pad_batches(queries):
+    best = _search_batch(placed, batch, depth, score_bytes)
+    parts.append([np.asarray(x)[:count, :k] for x in best])
   scores, rows = (np.concatenate(x) for x in zip(*parts, strict=True))
   return rows, scores
 
@@ -81,9 +78,9 @@ def warm(placed: Placed, k: int, *, score_bytes: int = SCORE_BYTES) -> None:
   deepest = _depth(placed, min(k, placed.size))
   depth = min(_DEPTH, deepest)
   while True:
-    for bucket in _BUCKETS:
-      queries = np.zeros((bucket, placed.vectors.shape[1]), np.float32)
-      jax.block_until_ready(_found(placed, queries, depth, score_bytes))
+    for rows in buckets.SIZES:
+      queries = np.zeros((rows, placed.vectors.shape[1]), np.float32)
+      jax.block_until_ready(_search_batch(placed, queries, depth, score_bytes))
     if depth == deepest:
       return
     depth = min(2 * depth, deepest)
@@ -94,7 +91,7 @@ def _depth(placed: Placed, k: int) -> int:
   return min(rows, max(_DEPTH, 1 << (k - 1).bit_length()))
 
 
-def _found(
+def _search_batch(
   placed: Placed, queries: np.ndarray, depth: int, score_bytes: int
 ) -> tuple[jax.Array, jax.Array]:
   rows = placed.vectors.shape[0]

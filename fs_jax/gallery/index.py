@@ -20,6 +20,7 @@ from fs_jax.machine import manifest as manifests
 from fs_jax.machine import provenance
 from fs_jax.runs import contract as contracts
 
+KIND = "index"  # the manifest's kind
 _SAMPLE = 512  # queries that recall is measured on
 _NOISE = 0.75  # length of what is added to a vector to make a query of it
 
@@ -62,7 +63,7 @@ def build(
   # Compared only here: an exact index is its own reference.
   queries, measured_on = _sample(corpus.vectors, queries)
   fields: dict[str, Any] = {
-    "kind": "index",
+    "kind": KIND,
     "backend": backend,
     "dtype": "float32",
     "shape": list(corpus.vectors.shape),
@@ -75,7 +76,7 @@ def build(
     "settings": {},
     "contract": parts,
   }
-  with manifests.folder(folder, "index") as temporary:
+  with manifests.folder(folder, KIND) as temporary:
     corpora.write_ids(temporary, corpus.ids)
     if backend == "exact":
       corpora.write_vectors(temporary, corpus.vectors)
@@ -108,14 +109,8 @@ def load(
     ValueError: damaged, of another contract or backend, or of ScaNN where that
       is not installed.
   """
-  path = manifests.local(folder)
-  manifest = manifests.read_manifest(path, "index", hashes=hashes, mend=mend)
-  provenance.check_all(
-    expected,
-    manifest["contract"],
-    ours_name="what is asked for",
-    theirs_name=f"index {epath.Path(folder)}",
-    mend=mend,
+  path, manifest = provenance.open_folder(
+    folder, KIND, expected, hashes=hashes, mend=mend
   )
   backend, shape = manifest["backend"], manifest["shape"]
   ids = corpora.read_ids(path, manifest)
@@ -133,7 +128,7 @@ def load(
     raise ValueError(
       f"{path}: an index of ScaNN needs the package scann; got none here. "
       "install it, or build with kind 'exact': "
-      f"{manifests.how_to_make('index')}"
+      f"{manifests.how_to_make(KIND)}"
     )
   searcher = scann.load(path / "scann")
   if searcher.size() != len(ids):

@@ -21,7 +21,7 @@ from fs_jax.machine import manifest as manifests
 from fs_jax.machine import provenance
 from fs_jax.runs import contract
 
-KIND = "items"
+KIND = "items"  # the manifest's kind
 _FILE = "items.sqlite"
 _TABLE = """CREATE TABLE items (
   row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path TEXT NOT NULL,
@@ -65,15 +65,7 @@ class Items:
     mend: str = "",
   ):
     self._root = root
-    path = manifests.local(folder)
-    manifest = manifests.read_manifest(path, KIND, mend=mend)
-    provenance.check_all(
-      expected,
-      manifest["contract"],
-      ours_name="what is asked for",
-      theirs_name=f"items {epath.Path(folder)}",
-      mend=mend,
-    )
+    path, manifest = provenance.open_folder(folder, KIND, expected, mend=mend)
     self.contract: provenance.Contract = manifest["contract"]
     self.attribution: str = manifest["attribution"]
     self._count: int = manifest["count"]

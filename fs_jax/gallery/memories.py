@@ -20,6 +20,7 @@ from fs_jax.machine import commands, files, provenance
 from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
+KIND = "memories"  # the manifest's kind
 _DTYPES = {contracts.PRECISION: np.dtype("<f4")}
 SHARD_BYTES = 1 << 30
 
@@ -71,7 +72,7 @@ class Writer:
     self._masks: dict[int, BinaryIO] = {}
 
   def __enter__(self) -> "Writer":
-    self._context = manifests.folder(self._target, "memories")
+    self._context = manifests.folder(self._target, KIND)
     self._folder = self._context.__enter__()
     return self
 
@@ -183,7 +184,7 @@ class Writer:
     manifests.write_manifest(
       self._folder,
       {
-        "kind": "memories",
+        "kind": KIND,
         "dtype": self._precision,
         "levels": [{"tokens": n, "d_mem": d} for n, d in self._shapes],
         "count": len(self._ids),
@@ -219,17 +220,9 @@ class Memories:
     hashes: bool = True,
     mend: str = "",
   ):
-    path = manifests.local(folder)
     mend = mend or f"encode the gallery again: {commands.program('encode')}"
-    manifest = manifests.read_manifest(
-      path, "memories", hashes=hashes, mend=mend
-    )
-    provenance.check_all(
-      expected,
-      manifest["contract"],
-      ours_name="what is asked for",
-      theirs_name=f"memories {epath.Path(folder)}",
-      mend=mend,
+    path, manifest = provenance.open_folder(
+      folder, KIND, expected, hashes=hashes, mend=mend
     )
     self.contract: dict[str, provenance.Part] = manifest["contract"]
     held = corpus.read_ids(path, manifest)

@@ -119,13 +119,12 @@ def fast(
     tokenizer_hash: of the tokenizer's file.
     params: Fast's own parameters, not the tree they are part of.
   """
-  return _inputs(cfg, tokenizer_hash) | {
+  own = {
     "embed": cfg.fast.embed,
     "visual_pool": cfg.fast.vision.pool,
     "text_pool": cfg.fast.text.pool,
-    "compute": cfg.compute,
-    "digest": digest(params),
   }
+  return _model_part(cfg, tokenizer_hash, own, params)
 
 
 def slow(
@@ -146,14 +145,13 @@ def slow(
       "slow: the contract of Slow needs config.slow; got None. give the run "
       "that trained Slow"
     )
-  return _inputs(cfg, tokenizer_hash) | {
+  own = {
     "levels": cfg.slow.levels,
     "d_mem": cfg.slow.d_mem,
     "finer_frames": cfg.slow.finer_frames,
     "precision": PRECISION,
-    "compute": cfg.compute,
-    "digest": digest(params),
   }
+  return _model_part(cfg, tokenizer_hash, own, params)
 
 
 def items(ids: Sequence[str]) -> provenance.Part:
@@ -185,8 +183,17 @@ def flag(field: str, value: Any) -> str:
   return shlex.quote(f"--config.{field}={text}")
 
 
-def _inputs(cfg: config.Config, tokenizer_hash: str) -> provenance.Part:
-  """What both models are shown; the fields that explain most come first."""
+def _model_part(
+  cfg: config.Config,
+  tokenizer_hash: str,
+  own: provenance.Part,
+  params: types.Params,
+) -> provenance.Part:
+  """A model's inputs, its own fields and its parameters, in this order.
+
+  The first field that differs is the one that an error names, so those that
+  explain most come first.
+  """
   return {
     "tokenizer": tokenizer_hash,
     "lowercase": cfg.tokens.lowercase,
@@ -198,6 +205,9 @@ def _inputs(cfg: config.Config, tokenizer_hash: str) -> provenance.Part:
     "mean": _numbers(cfg.data.mean),
     "std": _numbers(cfg.data.std),
     "frames": cfg.data.frames,
+    **own,
+    "compute": cfg.compute,
+    "digest": digest(params),
   }
 
 

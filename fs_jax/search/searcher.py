@@ -19,7 +19,7 @@ from PIL import Image
 
 from fs_jax import types
 from fs_jax.data import sources
-from fs_jax.gallery import encode, exact, index, items, memories
+from fs_jax.gallery import buckets, encode, exact, index, items, memories
 from fs_jax.machine import commands, compile_cache, provenance
 from fs_jax.runs import layout, stages
 from fs_jax.search import fusion, packed, rankers, remake
@@ -213,7 +213,7 @@ class Searcher:
     """
     length = self.fast.cfg.tokens.length
     with compile_cache.counting() as count:
-      for rows in encode.TEXTS:
+      for rows in buckets.SIZES:
         self._encode(np.zeros((rows, length), np.int32))
       self.index.warm(min(k, len(self)))
       if self.scorer is not None:

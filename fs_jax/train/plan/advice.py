@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fs_jax import config
-from fs_jax.machine import console, hardware
+from fs_jax.machine import console
 from fs_jax.train.plan import plan
+
+_gib = console.format_gib
 
 _TRIES = 12  # compilations that look for something that fits
 # Where a table of all pairs is worth a ring: a quarter of a GB in float32.
@@ -115,7 +117,3 @@ def _recomputed(cfg: config.Config) -> Change | None:
     same = tower == fast
   flags = " ".join(f"--config.{name}.remat=full" for name in where)
   return None if same else _changed(cfg, flags, **changed)
-
-
-def _gib(n: float) -> str:
-  return f"{n / hardware.GIB:.2f}"

@@ -35,6 +35,7 @@ from fs_jax.train.plan import advice, plan
 
 ROW = "plan"  # kind of a record
 BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
+_gib = console.format_gib
 _EACH = 8 * hardware.GIB  # memory that compiling an L/14 wants, and some more
 
 
@@ -248,7 +249,7 @@ _SOURCE = (
   *("types.py", "config.py", "trees.py", "models", "machine/sharding.py"),
   *("train/losses.py", "train/ring.py", "train/optim.py"),
   *("train/gradients.py", "train/tasks.py", "train/step.py"),
-  "train/pair_scores.py",
+  *("train/pair_scores.py", "search/fusion.py"),
 )
 
 
@@ -391,10 +392,6 @@ def rewrite(text: str, made: str) -> str:
       "text without. put them back"
     )
   return f"{text[: begin + len(BEGIN)]}\n{made}\n{text[end:]}"
-
-
-def _gib(n: float) -> str:
-  return f"{n / hardware.GIB:.2f}"
 
 
 def _bytes(n: float) -> str:
