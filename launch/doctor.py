@@ -109,7 +109,7 @@ def _scann():
     return "scann", "-", "optional", "exact search serves; pip install scann"
   from fs_jax.gallery import scann
 
-  if scann.module() is None:
+  if scann.import_scann() is None:
     mend = "reinstall it, or index with --kind=exact"
     return "scann", f"{_version('scann')}, broken", "missing", mend
   return "scann", _version("scann"), "ok", ""

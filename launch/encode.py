@@ -59,9 +59,9 @@ def main(_) -> None:
     build += ["--replace"] * _REPLACE.value
     cli.then(commands.command("export_index", *build))
     return
-  parts = encode.contracts_of(run, source)
+  parts = encode.make_contract(run, source)
   if provenance.folder_needed(where.index, "index", parts, **again):
-    index.build(made, where.index, parts, queries=encode.queries_of(run))
+    index.build(made, where.index, parts, queries=encode.sample_queries(run))
   packed.write(_PACK.value, where, source, run, slow)
   print(f"{_PACK.value}: {len(source)} visuals, packed")
   cli.then(

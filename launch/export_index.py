@@ -57,7 +57,7 @@ def main(_) -> None:
   expected, queries = None, None
   if _RUN.value:
     run = stages.load(_RUN.value)
-    expected, queries = run.contract, encode.queries_of(run)
+    expected, queries = run.contract, encode.sample_queries(run)
   vectors = corpus.load(where.vectors, expected, mend=_encode_again(parts))
   provenance.folder_needed(
     where.index,
@@ -91,7 +91,7 @@ def main(_) -> None:
   if where == layout.gallery(workdir, split):  # where search looks
     words = ["a fox left of a car", f"--workdir={workdir}"]
     words += [f"--split={split}"] * (split != "test")
-    if not stages.finished(layout.stage(workdir, layout.SLOW)):
+    if not stages.is_finished(layout.stage(workdir, layout.SLOW)):
       words.append("--rerank=0")
     cli.then(commands.command("search", *words))
 

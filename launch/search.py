@@ -29,7 +29,7 @@ _SPLIT = flags.DEFINE_string(
 _K = flags.DEFINE_integer("k", 10, "answers", lower_bound=1)
 _RERANK = flags.DEFINE_integer(
   "rerank",
-  searcher.RERANKED,
+  searcher.DEFAULT_RERANK,
   "candidates that Slow looks at; 0 = Fast alone",
   lower_bound=0,
 )

@@ -1,6 +1,6 @@
-"""Where Slow looks while it predicts each word: pictures for people.
+"""Where Slow looks while it predicts each word, as maps for people to see.
 
-Ranking never asks for this: attention is read from what the decoder sows, one
+Ranking never needs this. Attention is read from what the decoder sows, for one
 visual and one text at a time.
 """
 
@@ -21,26 +21,31 @@ DIRECTIONS: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
 
 
 class Word(NamedTuple):
-  """A token of a caption, as one of Slow's readings predicts it."""
+  """A token of a caption, as Slow predicts it in one direction."""
 
   token: str
   direction: Literal["forward", "backward"]
   log_p: float  # nats, given the visual and the words read before it
-  maps: tuple[Float[np.ndarray, "h w"], ...]  # a level each, sums to 1
+  maps: tuple[Float[np.ndarray, "h w"], ...]  # one per level, each sums to 1
 
 
-def word_attention(
+def ground_words(
   run: stages.Run, visual: UInt8[np.ndarray, "T H W 3"], text: str
 ) -> list[Word]:
-  """The tokens of a text with what Slow looked at to predict each.
+  """Finds what Slow looks at to predict each token of a text.
 
-  First those of the forward reading, then those of the backward one, which
-  starts at the last word; EOS ends both. The sum of all log_p is h(x, y). A map
-  is the mean over the heads and layers that look at its level, coarse level
-  first, summed over frames.
+  The tokens of the forward direction come first, then those of the backward
+  one, which starts at the last word. EOS ends both. The sum of all log_p is
+  h(x, y). A map is the mean over the heads and layers that look at its level,
+  summed over frames; the coarse level comes first.
+
+  Args:
+    run: a Slow trained for captioning.
+    visual: the frames.
+    text: the caption.
 
   Raises:
-    ValueError: a Slow that judges pairs, and predicts no words.
+    ValueError: a Slow that judges pairs and predicts no words.
   """
   cfg = run.cfg
   if cfg.slow is None or cfg.slow.loss != "captioning":
@@ -74,10 +79,10 @@ def _look(
   visual: UInt8[jax.Array, "1 T H W 3"],
   text: Int[jax.Array, "1 L"],
 ) -> tuple[Float[jax.Array, "2 I"], list[Float[jax.Array, "2 I N"]]]:
-  """log p of every target, and a level's attention at the same positions.
+  """log p of every target, and each level's attention at the same positions.
 
-  Input i predicts target i of its direction. One decoder for both directions
-  has them folded into the positions of a row, the forward reading first.
+  Input i predicts target i of its direction. A decoder for both directions has
+  them folded into the positions of a row, the forward direction first.
   """
   model = build.slow_model(cfg, vocabulary)
   variables = {"params": params}

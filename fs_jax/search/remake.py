@@ -7,15 +7,18 @@ from fs_jax.runs import layout, stages
 
 
 def command(workdir: epath.PathLike, split: str) -> str:
-  """Encodes and indexes a split for the best Fast of a workdir."""
-  run = layout.stage(workdir, layout.serving(workdir) or "fast")
+  """The command that encodes and indexes a split for a workdir's best Fast.
+
+  It encodes memories too if Slow is trained.
+  """
+  run = layout.stage(workdir, layout.best_fast(workdir) or "fast")
   slow = layout.stage(workdir, layout.SLOW)
-  judge = [f"--slow={slow}"] if stages.finished(slow) else []
+  judge = [f"--slow={slow}"] if stages.is_finished(slow) else []
   encode = commands.command(
     "encode", f"--run={run}", *judge, f"--split={split}", "--replace"
   )
-  where = layout.gallery(workdir, split).folder
+  folder = layout.gallery(workdir, split).folder
   build = commands.command(
-    "export_index", f"--gallery={where}", f"--run={run}", "--replace"
+    "export_index", f"--gallery={folder}", f"--run={run}", "--replace"
   )
   return f"{encode} && {build}"

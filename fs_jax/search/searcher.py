@@ -1,17 +1,34 @@
-"""The front door: a folder opened, a question in words answered.
+"""The front door: opens a gallery and answers queries in plain language.
 
     from fs_jax.search import searcher
-    search = searcher.open("runs/quickstart")
-    print(search("a turtle right of a banana", k=5))
 
-The folder is a workdir, whose data are compared with what was stored of them,
-or a packed gallery, which needs no data. Programs, studies and servers ask the
-rankers of the same Searcher.
+    search = searcher.open("runs/quickstart")
+    answer = search("a turtle right of a banana", k=5)
+    print(answer)  # the query and its 5 best visuals
+    for hit in answer.hits:
+      print(hit.id, hit.score, hit.item.path)
+
+A search has two steps. Fast, a dual encoder, turns the query into a vector and
+finds the visuals with the nearest vectors. Slow, a captioner, then reads the
+query word by word with each of the best candidates, and both scores together
+decide the final order. Without Slow (`slow=False`), Fast's order is final.
+
+`open` takes one of two kinds of folder:
+
+* a workdir, in which `launch.train`, `launch.encode` and `launch.export_index`
+  stored stages and galleries. The data must still be there.
+* a packed gallery, made by `launch.encode --pack`, which needs no data.
+
+Either way it checks that models, vectors, index, memories and weights belong
+together, and otherwise says which command makes the wrong one anew.
+
+Command line, studies and servers all use this `Searcher`. Its `fast_ranker` and
+`reranker` are for evaluation, which works on token rows instead of strings.
 """
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -25,31 +42,31 @@ from fs_jax.runs import layout, stages
 from fs_jax.search import fusion, packed, rankers, remake
 from fs_jax.search import scorer as scorers
 
-RERANKED = 20  # candidates that Slow looks at, unless a call says otherwise
-MOST = 256  # answers or candidates that `Searcher.warm` prepares for
-SPLIT = "test"  # the gallery of a workdir, unless another one is asked for
+DEFAULT_RERANK = 20  # candidates that Slow re-ranks if a call does not say
+WARM_K = 256  # answers or candidates for which `Searcher.warm` prepares
+DEFAULT_SPLIT = "test"  # the split whose gallery of a workdir is opened
 
 
 class Hit(NamedTuple):
   """A visual that answers a query."""
 
   id: str
-  row: int  # of the gallery
-  fast: float  # f.g
-  score: float | None  # u + beta f.g, nats; None where Slow did not look
+  row: int  # its row in the gallery
+  fast: float  # Fast's score f·g, the cosine of the two vectors
+  score: float | None  # u + beta f·g, nats; None if Slow did not score it
   moved: int  # places that re-ranking moved it up; negative = down
-  item: items.Item
+  item: items.Item  # path and captions, for people
 
 
 class Answer(NamedTuple):
-  """What came back for a query, best first."""
+  """The answer to a query. Printed, it shows the query and its hits."""
 
   query: str
-  hits: tuple[Hit, ...]
-  fast_rows: tuple[int, ...]  # Fast's own list, all that was looked at
-  fast_scores: tuple[float, ...]
-  unknown: tuple[str, ...]  # words that nobody taught, and were left out
-  stages_ms: dict[str, float]  # wall time, of all queries of the call together
+  hits: tuple[Hit, ...]  # best first
+  fast_rows: tuple[int, ...]  # all candidates in Fast's order, before Slow
+  fast_scores: tuple[float, ...]  # their scores f·g
+  unknown: tuple[str, ...]  # words not learned, which models cannot tell apart
+  stages_ms: dict[str, float]  # wall time of the whole call, by stage
 
   def __str__(self) -> str:
     width = max((len(hit.id) for hit in self.hits), default=0)
@@ -61,22 +78,33 @@ class Answer(NamedTuple):
 
 
 class Judge(NamedTuple):
-  """Slow over a gallery."""
+  """Slow, and what it needs to re-rank a gallery."""
 
   run: stages.Run
-  memories: memories.Memories
-  weights: fusion.Weights  # how it weighs beside the Fast of the gallery
+  memories: memories.Memories  # what Slow stored of each visual
+  weights: fusion.Weights  # how Slow weighs beside the gallery's Fast
 
 
 class Searcher:
-  """Fast over an index, Slow over its best.
+  """Answers queries over one gallery. `open` makes one from a folder.
+
+  Call it with a query, or `search` several at once. `warm` compiles everything
+  before the first query, as a server wants. `len` is the number of visuals.
+
+  Attributes:
+    fast: the dual encoder's stage.
+    index: the index of the gallery's vectors.
+    items: what people see of each visual, by row.
+    judge: Slow over the same gallery, or None for Fast alone.
+    scorer: scores pairs of a row and a text with Slow, or None.
 
   Args:
     fast: the stage whose vectors the index holds.
-    index: of the gallery.
-    items: of the gallery, in the order of the index.
+    index: the gallery's index.
+    items: the gallery's items, in the order of the index.
     judge: Slow over the same gallery; None for Fast alone.
-    pictures: rows -> uint8 [T,H,W,3] each, to be shown.
+    pictures: rows -> frames uint8 [T,H,W,3] of each, to show; None if neither
+      data nor thumbnails are there.
   """
 
   def __init__(
@@ -89,8 +117,10 @@ class Searcher:
   ):
     self.fast, self.index, self.items, self.judge = fast, index, items, judge
     self._pictures = pictures
-    self._encode = encode.text_encoder(fast)
-    self.scorer = judge and scorers.Scorer(judge.run, judge.memories)
+    self._encode = encode.make_text_encoder(fast)
+    self.scorer: scorers.Scorer | None = None
+    if judge is not None:
+      self.scorer = scorers.Scorer(judge.run, judge.memories)
 
   def __len__(self) -> int:
     return self.index.size
@@ -98,60 +128,65 @@ class Searcher:
   def __call__(
     self, query: str, *, k: int = 10, rerank: int | None = None
   ) -> Answer:
-    """Answers a query; see `search`."""
+    """Answers one query; arguments and errors as `search`."""
     return self.search([query], k=k, rerank=rerank)[0]
 
   def search(
     self, queries: Sequence[str], *, k: int = 10, rerank: int | None = None
   ) -> list[Answer]:
-    """Answers queries, all of them in one batch.
+    """Answers several queries in one batch.
 
     Args:
-      queries: what people type.
-      k: answers wanted.
-      rerank: candidates that Slow looks at; 0 = none, None = 20 where there is
-        a Slow.
+      queries: strings in plain language.
+      k: hits per query, if the gallery has as many.
+      rerank: candidates per query that Slow scores; 0 = none, so that Fast's
+        order is final; None = 20 if the searcher has Slow, else 0.
+
+    Returns:
+      An answer for each query, in the order given.
 
     Raises:
-      ValueError: a query without a known word, or too long a one; k or rerank
-        that will not do.
+      ValueError: a query that has no known word or is too long; k < 1; a rerank
+        that is negative, or positive without Slow.
     """
     if isinstance(queries, str):
       raise ValueError(
         f"queries: must be several; got the string {queries[:40]!r}. call the "
         "searcher itself, or put it in a list"
       )
-    reranked = self._reranked(k, rerank)
+    reranked = self._resolve_rerank(k, rerank)
     if not len(queries):
       return []
     tokenizer = self.fast.tokenizer
     unknown = [tuple(tokenizer.check_query(query)) for query in queries]
     text = tokenizer.encode(list(queries))
     ranker = self.fast_ranker(max(k, reranked))
-    found = ranker(text)
+    candidates = ranker(text)
     per_query = dict(ranker.stages_ms)
-    final = found
+    final = candidates
     if reranked:
       second = self.reranker(reranked, ranker=ranker)
-      final = second.order(text, found)
+      final = second.order(text, candidates)
       per_query = dict(second.stages_ms)
     stages_ms = {name: ms * len(queries) for name, ms in per_query.items()}
     return [
-      self._answer(q, query, words, found, final, k, reranked, stages_ms)
+      self._answer(q, query, words, candidates, final, k, reranked, stages_ms)
       for q, (query, words) in enumerate(zip(queries, unknown, strict=True))
     ]
 
-  def _reranked(self, k: int, rerank: int | None) -> int:
-    """Candidates that Slow will look at."""
+  def _resolve_rerank(self, k: int, rerank: int | None) -> int:
+    """Checks k and rerank; returns how many candidates Slow will score."""
     if k < 1:
-      raise ValueError(f"k: must be at least 1; got {k}. ask for an answer")
+      raise ValueError(f"k: must be at least 1; got {k}. pass k=1 or more")
     if rerank is None:
-      rerank = RERANKED if self.judge else 0
+      rerank = DEFAULT_RERANK if self.judge else 0
     if rerank < 0:
-      raise ValueError(f"rerank: must be at least 0; got {rerank}. 0 is none")
+      raise ValueError(
+        f"rerank: must be at least 0; got {rerank}. pass 0 for none"
+      )
     if rerank and self.judge is None:
       raise ValueError(
-        f"rerank: must be 0 where no Slow was opened; got {rerank}. open the "
+        f"rerank: must be 0 if Slow was not opened; got {rerank}. open the "
         "gallery with slow=True"
       )
     return min(rerank, len(self))
@@ -161,41 +196,45 @@ class Searcher:
     q: int,
     query: str,
     unknown: tuple[str, ...],
-    found: types.Candidates,
+    candidates: types.Candidates,
     final: types.Candidates,
     k: int,
     reranked: int,
     stages_ms: dict[str, float],
   ) -> Answer:
-    rows, dots = np.asarray(found.rows[q]), np.asarray(found.scores[q])
+    """The answer to query q, from Fast's candidates and their final order."""
+    rows = np.asarray(candidates.rows[q])
+    dots = np.asarray(candidates.scores[q])
     place = {int(row): at for at, row in enumerate(rows) if row >= 0}
     hits = []
     best = zip(final.rows[q, :k], final.scores[q, :k], strict=True)
     for at, (row, score) in enumerate((int(r), float(s)) for r, s in best):
       if row < 0:
         break
-      was, item = place[row], self.items[row]
-      judged = score if was < reranked else None
-      hits.append(Hit(item.id, row, float(dots[was]), judged, was - at, item))
+      before, item = place[row], self.items[row]
+      both = score if before < reranked else None
+      hits.append(
+        Hit(item.id, row, float(dots[before]), both, before - at, item)
+      )
     dots_of = tuple(float(x) for x in dots[: len(place)])
     return Answer(query, tuple(hits), tuple(place), dots_of, unknown, stages_ms)
 
   def fast_ranker(self, depth: int) -> rankers.Fast:
-    """Fast alone, with `depth` candidates a query."""
+    """A ranker of Fast alone, with `depth` candidates per query."""
     return rankers.Fast(self._encode, self.index, depth)
 
   def reranker(
     self, k: int, depth: int = 100, *, ranker: rankers.Ranker | None = None
-  ) -> rankers.Reranked:
-    """Fast's best k in the order of both.
+  ) -> rankers.Reranker:
+    """A ranker that orders Fast's best k by both scores.
 
     Args:
-      k: candidates that Slow looks at.
-      depth: of Fast's list, whose rest stays behind them.
-      ranker: that finds the candidates; Fast unless given.
+      k: candidates that Slow scores.
+      depth: candidates that Fast finds; those beyond k stay behind.
+      ranker: finds the candidates instead of Fast.
 
     Raises:
-      ValueError: no Slow was opened.
+      ValueError: Slow was not opened.
     """
     if self.judge is None or self.scorer is None:
       raise ValueError(
@@ -203,13 +242,16 @@ class Searcher:
         "slow=True"
       )
     first = ranker or self.fast_ranker(depth)
-    return rankers.Reranked(first, self.scorer, self.judge.weights, k)
+    return rankers.Reranker(first, self.scorer, self.judge.weights, k)
 
-  def warm(self, k: int = MOST) -> float:
-    """Compiles all that answers can need; returns the seconds it took.
+  def warm(self, k: int = WARM_K) -> float:
+    """Compiles everything that queries can need; returns the seconds it took.
 
-    After it no query waits for a compiler, whatever its words, however many
-    come at once, and for up to `k` answers or candidates each.
+    Afterwards no query waits for the compiler, whatever its words and however
+    many come at once.
+
+    Args:
+      k: the most answers or candidates that a query will ask for.
     """
     length = self.fast.cfg.tokens.length
     with compile_cache.counting() as count:
@@ -221,7 +263,7 @@ class Searcher:
     return count.elapsed
 
   def pictures(self, rows: Sequence[int]) -> list[np.ndarray]:
-    """What rows show: uint8 [T,H,W,3] each.
+    """The frames of rows, uint8 [T,H,W,3] each, from data or thumbnails.
 
     Raises:
       ValueError: neither the data nor thumbnails are there.
@@ -237,44 +279,49 @@ class Searcher:
 def open(
   path: epath.PathLike, split: str | None = None, *, slow: bool = True
 ) -> Searcher:
-  """Opens a workdir or a packed gallery, each part compared with the others.
+  """Opens a workdir or a packed gallery for searching.
 
   Args:
-    path: folder of either.
-    split: whose gallery; "test" unless given, or the one that was packed.
-    slow: whether Slow is opened too, to re-rank.
+    path: the folder of either.
+    split: the split whose gallery is searched. By default "test" in a workdir,
+      and the split that was packed in a packed gallery.
+    slow: False opens Fast alone, which needs no memories and does not re-rank.
+
+  Returns:
+    A Searcher, after checking that models, vectors, index, items, memories and
+    weights belong together.
 
   Raises:
-    ValueError: a part that is missing, damaged, or of other models or visuals,
-      with the command that makes it anew.
+    ValueError: one of them is missing, damaged, or made from other models or
+      visuals; the message holds the command that makes it anew.
   """
   folder = epath.Path(path)
   if packed.is_packed(folder):
     return _open_packed(folder, split, slow)
-  return _open_workdir(folder, split or SPLIT, slow)
+  return _open_workdir(folder, split or DEFAULT_SPLIT, slow)
 
 
 def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
-  name = layout.serving(workdir)
+  name = layout.best_fast(workdir)
   if name is None:
     raise ValueError(
       f"{workdir}: must hold a trained fast or distill; got neither. train "
       f"one: {commands.program('train')}, or {commands.program('quickstart')}"
     )
-  where = layout.gallery(workdir, split)
+  gallery = layout.gallery(workdir, split)
   again = remake.command(workdir, split)
-  if not where.index.exists():
+  if not gallery.index.exists():
     raise ValueError(
       f"{workdir}: must hold an index of split {split!r}; got none. make it: "
       f"{again}"
     )
   fast = stages.load(layout.stage(workdir, name))
   source = sources.open_lazily(fast.cfg.data, split)
-  made_from = encode.contracts_of(fast, source)
+  made_from = encode.make_contract(fast, source)
   judge = None
   if slow:
     folder = layout.stage(workdir, layout.SLOW)
-    if not stages.finished(folder):
+    if not stages.is_finished(folder):
       raise ValueError(
         f"{folder}: must be trained to its end to re-rank; got none that is. "
         f"train it: {commands.program('train')}, or give --rerank=0"
@@ -282,9 +329,9 @@ def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
     judge = stages.load(folder)
   return assemble(
     fast,
-    where,
+    gallery,
     made_from,
-    captions=items.contract_of(source, made_from["split"])["captions"],
+    captions=items.make_contract(source, made_from["split"])["captions"],
     root=fast.cfg.data.dir,
     judge=judge,
     pictures=lambda rows: list(source.visuals(rows)),
@@ -294,16 +341,16 @@ def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
 
 def _open_packed(folder: epath.Path, split: str | None, slow: bool) -> Searcher:
   manifest = packed.read(folder)
-  held = manifest["contract"]["split"].get("split")
-  if split is not None and split != held:
+  packed_split = manifest["contract"]["split"].get("split")
+  if split is not None and split != packed_split:
     raise ValueError(
-      f"split: must be {held!r}, which {folder} holds; got {split!r}. leave it "
-      "out, or open another gallery"
+      f"split: must be {packed_split!r}, which {folder} holds; got {split!r}. "
+      "leave it out, or open another gallery"
     )
   fast = stages.load(layout.stage(folder, "fast"))
   judge = None
   if slow:
-    if not stages.finished(layout.stage(folder, layout.SLOW)):
+    if not stages.is_finished(layout.stage(folder, layout.SLOW)):
       raise ValueError(
         f"{folder}: must hold Slow to re-rank; got a gallery that was packed "
         "without. pack it again with --slow, or give --rerank=0"
@@ -323,10 +370,10 @@ def _open_packed(folder: epath.Path, split: str | None, slow: bool) -> Searcher:
 
 def assemble(
   fast: stages.Run,
-  where: layout.Gallery,
+  gallery: layout.Gallery,
   made_from: provenance.Contract,
   *,
-  captions: Mapping[str, Any] | None = None,
+  captions: Mapping[str, object] | None = None,
   root: str = "",
   judge: stages.Run | None = None,
   weights_at: epath.Path | None = None,
@@ -334,40 +381,40 @@ def assemble(
   pictures: Callable[[Sequence[int]], list[np.ndarray]] | None = None,
   mend: Callable[[epath.Path], str],
 ) -> Searcher:
-  """A Searcher of a gallery's folders and the stages that they belong to.
+  """Makes a Searcher from a gallery's folders and the stages that made them.
+
+  `open` calls it for folders with the usual layout, studies for others.
 
   Args:
-    fast: whose vectors the index holds.
-    where: the folders.
-    made_from: what the index must have been made from.
-    captions: what the items must have been made from as well, where known.
-    root: where the data lie now, for the items' paths.
-    judge: Slow, where it re-ranks.
-    weights_at: folder that holds how both weigh, if not the stage trained
-      last.
-    memories_at: where they lie, if not beside the index.
-    pictures: as of Searcher; thumbnails of the items if None.
-    mend: a folder -> what to do where it is missing, damaged, or of something
-      else.
+    fast: the stage whose vectors the index holds.
+    gallery: the gallery's folders.
+    made_from: the contract that the index must have.
+    captions: the part `captions` that the items must have as well, if known.
+    root: the data's folder, for the items' paths.
+    judge: the stage that re-ranks; None for Fast alone.
+    weights_at: the folder of the weights, if not the stage trained last.
+    memories_at: the folder of the memories, if not beside the index.
+    pictures: as in Searcher; None shows the items' thumbnails.
+    mend: folder -> the fix that errors suggest for it.
 
   Raises:
-    ValueError: a folder that is damaged or of something else.
+    ValueError: a folder that is damaged or has another contract.
   """
-  searched = index.load(where.index, made_from, mend=mend(where.index))
+  loaded = index.load(gallery.index, made_from, mend=mend(gallery.index))
   visuals = {p: made_from[p] for p in ("split", "items")}
-  shown = items.Items(
-    where.items,
+  listed = items.Items(
+    gallery.items,
     visuals | ({"captions": captions} if captions else {}),
     root=root,
-    mend=mend(where.items),
+    mend=mend(gallery.items),
   )
-  stored = None
+  slow = None
   if judge is not None:
-    folder = memories_at or where.memories
+    folder = memories_at or gallery.memories
     store = memories.Memories(
       folder,
       {**judge.contract, "split": made_from["split"]},
-      ids=searched.ids,
+      ids=loaded.ids,
       hashes=False,
       mend=mend(folder),
     )
@@ -377,13 +424,13 @@ def assemble(
       {**fast.contract, **judge.contract},
       mend=mend(weights_at) if weights_at else "",
     )
-    stored = Judge(judge, store, weights)
-  if pictures is None and len(shown) and shown.thumbnail(0):
-    pictures = lambda rows: [_decode(shown.thumbnail(int(r))) for r in rows]
-  return Searcher(fast, searched, shown, stored, pictures)
+    slow = Judge(judge, store, weights)
+  if pictures is None and len(listed) and listed.thumbnail(0):
+    pictures = lambda rows: [_decode(listed.thumbnail(int(r))) for r in rows]
+  return Searcher(fast, loaded, listed, slow, pictures)
 
 
 def _decode(picture: bytes | None) -> np.ndarray:
-  """uint8 [1,H,W,3] of a thumbnail that we wrote."""
+  """Decodes a thumbnail that `packed` wrote: uint8 [1,H,W,3]."""
   with Image.open(io.BytesIO(picture or b""), formats=packed.FORMATS) as image:
     return np.asarray(image.convert("RGB"))[None]

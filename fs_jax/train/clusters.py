@@ -55,12 +55,14 @@ def mine(
     )
   path = folder / layout.CLUSTERS
   assert run is not None  # the config names it for "top_k"
-  parts = {**encode.contracts_of(run, both), "config": contract.recipe(cfg)}
+  parts = {**encode.make_contract(run, both), "config": contract.recipe(cfg)}
   if provenance.folder_needed(path, "clusters", parts):
-    vectors = encode.visual_vectors(run, both)
+    vectors = encode.encode_visuals(run, both)
     seeds = rng.permutation(np.resize(np.arange(len(captioned)), lists))
-    visual, _ = exact.nearest(vectors, vectors[seeds], size)
-    text, _ = exact.nearest(vectors[: len(captioned)], vectors[seeds], size)
+    visual, _ = exact.find_nearest(vectors, vectors[seeds], size)
+    text, _ = exact.find_nearest(
+      vectors[: len(captioned)], vectors[seeds], size
+    )
     with manifest.folder(path, "clusters") as temporary:
       files.write_array(temporary / "visual.npy", np.asarray(visual, "<i4"))
       files.write_array(temporary / "text.npy", np.asarray(text, "<i4"))
@@ -97,7 +99,7 @@ def judge(
   tokens = pipeline.cluster_texts(captioned, teacher.tokenizer, cfg, found)
   lists = {"visual": found.visual, "text": found.text, "tokens": tokens}
   parts = {
-    **encode.contracts_of(teacher, found.source),
+    **encode.make_contract(teacher, found.source),
     "clusters": {"digest": contract.digest(lists)},
     "config": contract.recipe(cfg),
   }

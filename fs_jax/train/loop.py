@@ -69,7 +69,7 @@ def fit(
       saved.wait()
     else:
       state = _first_state(cfg, made, saved, None)
-  if not stages.finished(where):
+  if not stages.is_finished(where):
     seconds = round(time.perf_counter() - began, 1)
     stages.finish(where, {"step": int(state.step), "seconds": seconds})
   return state
@@ -90,7 +90,7 @@ def _train(
   rows = sharding.local_rows(cfg.train.batch_size, made.mesh)
   of_batch = sharding.batch(made.mesh)
   peak = hardware.peak_flops(made.mesh.devices.flat[0].device_kind)
-  log = journal.Report(
+  log = journal.Journal(
     where,
     cfg.folder,
     start,
@@ -119,7 +119,7 @@ def _loop(
   state: types.TrainState,
   run: Callable[..., tuple[types.TrainState, types.Metrics]],
   batches: Iterator[Any],
-  log: journal.Report,
+  log: journal.Journal,
   saved: checkpoint.Checkpoints,
   validate: Validate | None,
   notice: processes.Notice,
@@ -140,7 +140,7 @@ def _loop(
     flush()
     log.check(step, window)  # never saves what is no longer finite
     with log.clock.spent(journal.SAVING):
-      log.keep()  # no line is missing that a checkpoint has passed
+      log.flush()  # no line is missing that a checkpoint has passed
       saved.save(state, heard[1] if heard[0] == step else None, window)
 
   log.begin()

@@ -127,7 +127,7 @@ def _teacher_fit(
   if teacher is None or cfg.stage != "distill":
     return None
   began = teacher.cfg.init.stage or cfg.init.stage
-  if stages.finished(layout.stage(workdir, began)):
+  if stages.is_finished(layout.stage(workdir, began)):
     weigh.weigh(workdir, began, teacher.cfg.folder)
   return fusion.load(teacher.folder, teacher.contract)
 

@@ -98,7 +98,7 @@ def test_a_study_leaves_its_report_and_its_page(whole):
   for row in made["rows"]:
     assert row["name"] in html
   for stage in STAGES:
-    assert stages.finished(folder / stage)
+    assert stages.is_finished(folder / stage)
 
 
 @pytest.mark.bitwise

@@ -113,20 +113,20 @@ def test_the_whole_gallery_is_scored_as_lists_of_all(memories, monkeypatch):
     memories, "read", lambda rows: read.extend(rows) or real(rows)
   )
   scorer = scorers.Scorer(judge()[0], memories, pairs=4)
-  got = scorer.everything(text, told.append)
+  got = scorer.score_all(text, told.append)
   np.testing.assert_allclose(got, h, rtol=1e-4, atol=1e-4)
   assert sorted(row for row in read if row >= 0) == list(range(C))  # once each
   assert told[-1] == h.size and told == sorted(told)
-  assert scorer.everything(text[:0]).shape == (0, C)
+  assert scorer.score_all(text[:0]).shape == (0, C)
 
 
 def test_what_is_warmed_is_what_is_asked(memories):
   text, _ = table()
   scorer = scorers.Scorer(judge()[0], memories, pairs=8)
-  scorer.warm(scorer.shapes(text, 3) | scorer.shapes(text))
+  scorer.warm(scorer.list_shapes(text, 3) | scorer.list_shapes(text))
   with compile_cache.counting() as count:
     scorer(text, np.zeros((len(text), 3), int))
-    scorer.everything(text)
+    scorer.score_all(text)
   assert count.programs == 0
 
 

@@ -47,7 +47,7 @@ def write(
     report: of report.json; its extras may be missing.
     curves: `journal.read` of each stage's folder.
     answers: of `cases.show_cases`.
-    attentions: of `attention.word_attention`.
+    attentions: of `grounding.ground_words`.
     attribution: of the pictures, with their licence.
     lists: what the two lists of every case are called.
   """

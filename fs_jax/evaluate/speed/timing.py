@@ -124,12 +124,12 @@ def search_speed(
   owner = rng.integers(len(centres), size=rows)
   vectors = _unit(centres[owner] + 0.7 * rng.normal(size=(rows, width)))
   asked = _unit(centres[rng.integers(len(centres), size=queries)])
-  exact = exact_search.index(vectors)
+  exact = exact_search.make_index(vectors)
   result: dict[str, Any] = {"rows": rows}
   for name, searcher in (("exact", exact), ("scann", _scann(vectors))):
     if searcher is None:
       continue
-    for k in tuner.AT:
+    for k in tuner.RECALL_DEPTHS:
       for count in (1, queries):
         run = functools.partial(_found, searcher, asked[:count], k)
         seconds = median_seconds(run, name=f"search by {name}")
@@ -137,7 +137,9 @@ def search_speed(
       listed, found = (
         np.asarray(x.search(asked, k).rows) for x in (searcher, exact)
       )
-      result[f"{name}_recall_at_{k}"] = exact_search.recall(listed, found)
+      result[f"{name}_recall_at_{k}"] = exact_search.measure_recall(
+        listed, found
+      )
     if searcher.manifest:
       result["settings"] = searcher.manifest["settings"]
       result["warning"] = searcher.manifest["warning"]

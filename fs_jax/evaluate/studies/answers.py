@@ -92,7 +92,7 @@ def rank(
   def run() -> None:
     if not needed():
       return
-    found, stages_ms = rankers.timed(make(), tokens)
+    found, stages_ms = rankers.time_answers(make(), tokens)
     kept = {"found": found, "in_group": in_group()}
     with manifests.folder(folder, "answers") as temporary:
       for what, candidates in kept.items():
@@ -175,7 +175,7 @@ def ask_all(
     "slow",
     _asked_of(gallery, asked, slow=True),
     lambda: rankers.Slow(gallery.scorer, DEPTH),
-    lambda: rankers.slow_in_group(
+    lambda: rankers.score_groups_with_slow(
       gallery.scorer, asked.tokens, _groups(asked.truth)
     ),
     asked.tokens,
@@ -292,14 +292,14 @@ def _fast(gallery: gallery.Gallery, name: str) -> rankers.Fast:
   return gallery.searchers[name].fast_ranker(DEPTH)
 
 
-def _reranked(gallery: gallery.Gallery, name: str, k: int) -> rankers.Reranked:
+def _reranked(gallery: gallery.Gallery, name: str, k: int) -> rankers.Reranker:
   return gallery.searchers[name].reranker(k, DEPTH)
 
 
 def _fast_inside(
   gallery: gallery.Gallery, asked: Queries, name: str
 ) -> types.Candidates:
-  return rankers.fast_in_group(
+  return rankers.score_groups_with_fast(
     gallery.searchers[name].fast,
     gallery.vectors[name],
     asked.tokens,
@@ -311,7 +311,7 @@ def _reranked_inside(
   gallery: gallery.Gallery, asked: Queries, name: str
 ) -> types.Candidates:
   inside = _fast_inside(gallery, asked, name)
-  return rankers.reranked_in_group(
+  return rankers.rerank_groups(
     inside, gallery.scorer, gallery.weights[name], asked.tokens
   )
 

@@ -61,8 +61,8 @@ def open_gallery(
   loaded = {n: stages.load(layout.stage(workdir, n)) for n in fasts}
   slow = stages.load(layout.stage(workdir, layout.SLOW))
   source = sources.open_split(slow.cfg.data, split)
-  store_from = encode.contracts_of(slow, source)
-  shown_from = items.contract_of(source, store_from["split"])
+  store_from = encode.make_contract(slow, source)
+  shown_from = items.make_contract(source, store_from["split"])
   shared = layout.gallery(workdir, split)
   parts.do(
     f"memories-{split}",
@@ -76,8 +76,8 @@ def open_gallery(
   )
   searchers, vectors = {}, {}
   for name, fast in loaded.items():
-    where = layout.compared(workdir, split, name)
-    made_from = encode.contracts_of(fast, source)
+    where = layout.fast_gallery(workdir, split, name)
+    made_from = encode.make_contract(fast, source)
     parts.do(
       f"index-{split}-{name}",
       made_from,
@@ -123,7 +123,7 @@ def _write_index(
   made = encode.write_vectors(fast, source, where.vectors, stale="remake")
   if not provenance.folder_needed(where.index, "index", made_from):
     return
-  queries = encode.queries_of(fast)
+  queries = encode.sample_queries(fast)
   index.build(made, where.index, made_from, queries=queries)
 
 

@@ -211,7 +211,7 @@ def draw(
   for choice in choices[:LOOKS]:
     text = asked.texts[choice.query]
     picture = source.visuals([int(positives[choice.query, 0])])[0]
-    words = grounding.word_attention(gallery.slow, picture, text)
+    words = grounding.ground_words(gallery.slow, picture, text)
     looks.append(page.Look(text, picture, words))
   stages = ("fast", "slow", "distill")
   curves = {s: journal.read(layout.stage(parts.folder, s)) for s in stages}
@@ -247,7 +247,7 @@ def train_all(
 ) -> None:
   """Data, then every stage in order, each with the weights it needs."""
   data = next(iter(cfgs.values())).data
-  origin = {"data": contract.recipe_of(next(iter(cfgs.values())), "data.")}
+  origin = {"data": contract.recipe(next(iter(cfgs.values())), "data.")}
   parts.do("data", origin, lambda: sources.open_lazily(data, data.train))
   for name, cfg in cfgs.items():
     folder = layout.stage(parts.folder, name)
@@ -267,7 +267,7 @@ def train_all(
       functools.partial(
         train.train, cfg, parts.folder, validation.quick_recall
       ),
-      lambda folder=folder: not stages_.finished(folder),  # type: ignore[misc]
+      lambda folder=folder: not stages_.is_finished(folder),  # type: ignore[misc]
     )
     if cfg.stage == "slow":
       _weigh(parts, "weigh-fast", "fast")
