@@ -206,14 +206,14 @@ def make_index(
   )
 
 
-def measure_recall(found: np.ndarray, truth: np.ndarray) -> float:
-  """The share of the true neighbours that were found.
+def measure_recall(rows: np.ndarray, truth: np.ndarray) -> float:
+  """The share of true neighbours that an index returned.
 
   Args:
-    found: rows [Q,k] that an index returned.
+    rows: the index's rows [Q,k].
     truth: rows [Q,k] of exact search.
   """
-  hits = (found[:, :, None] == truth[:, None, :]).any(axis=1)
+  hits = (rows[:, :, None] == truth[:, None, :]).any(axis=1)
   return float(hits.mean())
 
 
@@ -247,13 +247,13 @@ def search(
   )
 
 
-def check_queries(given: types.Array, width: int) -> np.ndarray:
+def check_queries(queries: types.Array, width: int) -> np.ndarray:
   """Converts queries to contiguous float32 [Q,width].
 
   Raises:
     ValueError: another shape, no rows, not floating point, or not finite.
   """
-  queries: np.ndarray = np.asarray(given)
+  queries = np.asarray(queries)
   if queries.ndim != 2 or queries.shape[1] != width:
     raise ValueError(
       f"queries: must be [Q,{width}]; got shape {queries.shape}. encode them "

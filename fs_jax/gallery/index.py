@@ -118,8 +118,8 @@ def load(
   if backend == "exact":
     vectors = corpora.read_vectors(path, shape)
     corpora.validate(types.Corpus(vectors, ids))
-    made = exact.make_index(vectors, ids, manifest["contract"])
-    return made._replace(manifest=manifest)
+    loaded = exact.make_index(vectors, ids, manifest["contract"])
+    return loaded._replace(manifest=manifest)
   if backend != "scann":
     raise ValueError(
       f"{path}: its backend must be 'exact' or 'scann'; got {backend!r}. "

@@ -7,7 +7,7 @@ rerank     orders Fast's candidates by both scores
 rankers    exact, ScaNN, re-ranked, Slow alone: one protocol
 weigh      fits the weights of two stages where they are missing
 grounding  where Slow looks as it predicts each word
-remake     the command that makes a gallery anew
 packed     a gallery that travels: writes and reads it
+loading    loads a gallery's parts and checks that they fit together
 searcher   the front door: opens a folder, answers queries
 """

@@ -26,20 +26,16 @@ Command line, studies and servers all use this `Searcher`. Its `fast_ranker` and
 `reranker` are for evaluation, which works on token rows instead of strings.
 """
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from fs_jax import types
-from fs_jax.data import sources
-from fs_jax.gallery import buckets, encode, exact, index, items, memories
-from fs_jax.machine import commands, compile_cache, provenance
-from fs_jax.runs import layout, stages
-from fs_jax.search import fusion, packed, rankers, remake
+from fs_jax.gallery import buckets, encode, items
+from fs_jax.machine import commands, compile_cache
+from fs_jax.search import loading, packed, rankers
 from fs_jax.search import scorer as scorers
 
 DEFAULT_RERANK = 20  # candidates that Slow re-ranks if a call does not say
@@ -77,14 +73,6 @@ class Answer(NamedTuple):
     return "\n".join([self.query, *lines])
 
 
-class Judge(NamedTuple):
-  """Slow, and what it needs to re-rank a gallery."""
-
-  run: stages.Run
-  memories: memories.Memories  # what Slow stored of each visual
-  weights: fusion.Weights  # how Slow weighs beside the gallery's Fast
-
-
 class Searcher:
   """Answers queries over one gallery. `open` makes one from a folder.
 
@@ -99,28 +87,17 @@ class Searcher:
     scorer: scores pairs of a row and a text with Slow, or None.
 
   Args:
-    fast: the stage whose vectors the index holds.
-    index: the gallery's index.
-    items: the gallery's items, in the order of the index.
-    judge: Slow over the same gallery; None for Fast alone.
-    pictures: rows -> frames uint8 [T,H,W,3] of each, to show; None if neither
-      data nor thumbnails are there.
+    gallery: the gallery and the models that search it.
   """
 
-  def __init__(
-    self,
-    fast: stages.Run,
-    index: exact.Index,
-    items: items.Items,
-    judge: Judge | None = None,
-    pictures: Callable[[Sequence[int]], list[np.ndarray]] | None = None,
-  ):
-    self.fast, self.index, self.items, self.judge = fast, index, items, judge
-    self._pictures = pictures
-    self._encode = encode.make_text_encoder(fast)
+  def __init__(self, gallery: loading.Gallery):
+    self.fast, self.index = gallery.fast, gallery.index
+    self.items, self.judge = gallery.items, gallery.judge
+    self._pictures = gallery.pictures
+    self._encode = encode.make_text_encoder(self.fast)
     self.scorer: scorers.Scorer | None = None
-    if judge is not None:
-      self.scorer = scorers.Scorer(judge.run, judge.memories)
+    if self.judge is not None:
+      self.scorer = scorers.Scorer(self.judge.run, self.judge.memories)
 
   def __len__(self) -> int:
     return self.index.size
@@ -297,140 +274,5 @@ def open(
   """
   folder = epath.Path(path)
   if packed.is_packed(folder):
-    return _open_packed(folder, split, slow)
-  return _open_workdir(folder, split or DEFAULT_SPLIT, slow)
-
-
-def _open_workdir(workdir: epath.Path, split: str, slow: bool) -> Searcher:
-  name = layout.best_fast(workdir)
-  if name is None:
-    raise ValueError(
-      f"{workdir}: must hold a trained fast or distill; got neither. train "
-      f"one: {commands.program('train')}, or {commands.program('quickstart')}"
-    )
-  gallery = layout.gallery(workdir, split)
-  again = remake.command(workdir, split)
-  if not gallery.index.exists():
-    raise ValueError(
-      f"{workdir}: must hold an index of split {split!r}; got none. make it: "
-      f"{again}"
-    )
-  fast = stages.load(layout.stage(workdir, name))
-  source = sources.open_lazily(fast.cfg.data, split)
-  made_from = encode.make_contract(fast, source)
-  judge = None
-  if slow:
-    folder = layout.stage(workdir, layout.SLOW)
-    if not stages.is_finished(folder):
-      raise ValueError(
-        f"{folder}: must be trained to its end to re-rank; got none that is. "
-        f"train it: {commands.program('train')}, or give --rerank=0"
-      )
-    judge = stages.load(folder)
-  return assemble(
-    fast,
-    gallery,
-    made_from,
-    captions=items.make_contract(source, made_from["split"])["captions"],
-    root=fast.cfg.data.dir,
-    judge=judge,
-    pictures=lambda rows: list(source.visuals(rows)),
-    mend=lambda _: f"make it anew: {again}",
-  )
-
-
-def _open_packed(folder: epath.Path, split: str | None, slow: bool) -> Searcher:
-  manifest = packed.read(folder)
-  packed_split = manifest["contract"]["split"].get("split")
-  if split is not None and split != packed_split:
-    raise ValueError(
-      f"split: must be {packed_split!r}, which {folder} holds; got {split!r}. "
-      "leave it out, or open another gallery"
-    )
-  fast = stages.load(layout.stage(folder, "fast"))
-  judge = None
-  if slow:
-    if not stages.is_finished(layout.stage(folder, layout.SLOW)):
-      raise ValueError(
-        f"{folder}: must hold Slow to re-rank; got a gallery that was packed "
-        "without. pack it again with --slow, or give --rerank=0"
-      )
-    judge = stages.load(layout.stage(folder, layout.SLOW))
-  parts = {p: manifest["contract"][p] for p in ("split", "items")}
-  return assemble(
-    fast,
-    layout.Gallery(folder),
-    {**fast.contract, **parts},
-    captions=manifest["contract"]["captions"],
-    judge=judge,
-    weights_at=folder,
-    mend=lambda _: packed.MEND,
-  )
-
-
-def assemble(
-  fast: stages.Run,
-  gallery: layout.Gallery,
-  made_from: provenance.Contract,
-  *,
-  captions: Mapping[str, object] | None = None,
-  root: str = "",
-  judge: stages.Run | None = None,
-  weights_at: epath.Path | None = None,
-  memories_at: epath.Path | None = None,
-  pictures: Callable[[Sequence[int]], list[np.ndarray]] | None = None,
-  mend: Callable[[epath.Path], str],
-) -> Searcher:
-  """Makes a Searcher from a gallery's folders and the stages that made them.
-
-  `open` calls it for folders with the usual layout, studies for others.
-
-  Args:
-    fast: the stage whose vectors the index holds.
-    gallery: the gallery's folders.
-    made_from: the contract that the index must have.
-    captions: the part `captions` that the items must have as well, if known.
-    root: the data's folder, for the items' paths.
-    judge: the stage that re-ranks; None for Fast alone.
-    weights_at: the folder of the weights, if not the stage trained last.
-    memories_at: the folder of the memories, if not beside the index.
-    pictures: as in Searcher; None shows the items' thumbnails.
-    mend: folder -> the fix that errors suggest for it.
-
-  Raises:
-    ValueError: a folder that is damaged or has another contract.
-  """
-  loaded = index.load(gallery.index, made_from, mend=mend(gallery.index))
-  visuals = {p: made_from[p] for p in ("split", "items")}
-  listed = items.Items(
-    gallery.items,
-    visuals | ({"captions": captions} if captions else {}),
-    root=root,
-    mend=mend(gallery.items),
-  )
-  slow = None
-  if judge is not None:
-    folder = memories_at or gallery.memories
-    store = memories.Memories(
-      folder,
-      {**judge.contract, "split": made_from["split"]},
-      ids=loaded.ids,
-      hashes=False,
-      mend=mend(folder),
-    )
-    last = judge if fast.cfg.stage == "fast" else fast
-    weights = fusion.load(
-      weights_at or last.folder,
-      {**fast.contract, **judge.contract},
-      mend=mend(weights_at) if weights_at else "",
-    )
-    slow = Judge(judge, store, weights)
-  if pictures is None and len(listed) and listed.thumbnail(0):
-    pictures = lambda rows: [_decode(listed.thumbnail(int(r))) for r in rows]
-  return Searcher(fast, loaded, listed, slow, pictures)
-
-
-def _decode(picture: bytes | None) -> np.ndarray:
-  """Decodes a thumbnail that `packed` wrote: uint8 [1,H,W,3]."""
-  with Image.open(io.BytesIO(picture or b""), formats=packed.FORMATS) as image:
-    return np.asarray(image.convert("RGB"))[None]
+    return Searcher(loading.load_packed(folder, split, slow))
+  return Searcher(loading.load_workdir(folder, split or DEFAULT_SPLIT, slow))

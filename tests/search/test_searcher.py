@@ -21,7 +21,7 @@ from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models.text import PAD
 from fs_jax.runs import stages
-from fs_jax.search import fusion, rerank, searcher
+from fs_jax.search import fusion, loading, rerank, searcher
 from fs_jax.search import scorer as scorers
 from fs_jax.train import tasks
 from tests.support import synthetic
@@ -85,9 +85,9 @@ def made(tmp_path_factory):
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   VECTORS.append(vectors)
   weights = fusion.Weights(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
-  judge = searcher.Judge(slow, memories, weights)
+  judge = loading.Judge(slow, memories, weights)
   search = searcher.Searcher(
-    fast, exact.make_index(vectors), shown(folder), judge
+    loading.Gallery(fast, exact.make_index(vectors), shown(folder), judge)
   )
   search.scorer = scorers.Scorer(slow, memories, pairs=64)
   return Made(search, search.scorer, fast, slow, memories)
@@ -217,7 +217,9 @@ def test_what_cannot_be_answered_is_refused(made, query, how, message):
 
 
 def test_fast_alone_answers_and_refuses_to_re_rank(made, tmp_path):
-  alone = searcher.Searcher(made.fast, made.search.index, made.search.items)
+  alone = searcher.Searcher(
+    loading.Gallery(made.fast, made.search.index, made.search.items)
+  )
   alone.warm()
   with compile_cache.counting() as count:
     for queries in (1, 5, 65):

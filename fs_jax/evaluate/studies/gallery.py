@@ -14,7 +14,7 @@ from fs_jax.evaluate.studies import checklist
 from fs_jax.gallery import corpus, encode, index, items
 from fs_jax.machine import provenance
 from fs_jax.runs import layout, stages
-from fs_jax.search import fusion, searcher
+from fs_jax.search import fusion, loading, searcher
 from fs_jax.search import scorer as scorers
 
 
@@ -85,15 +85,17 @@ def open_gallery(
       functools.partial(_lacks_index, where, made_from),
     )
     encode.write_items(source, where.items, shown_from)
-    searchers[name] = searcher.assemble(
-      fast,
-      where,
-      made_from,
-      root=fast.cfg.data.dir,
-      judge=slow if name in reranked else None,
-      memories_at=shared.memories,
-      pictures=lambda rows: list(source.visuals(rows)),
-      mend=provenance.deletable,
+    searchers[name] = searcher.Searcher(
+      loading.load(
+        fast,
+        where,
+        made_from,
+        root=fast.cfg.data.dir,
+        judge=slow if name in reranked else None,
+        memories_at=shared.memories,
+        pictures=lambda rows: list(source.visuals(rows)),
+        mend=provenance.deletable,
+      )
     )
     vectors[name] = corpus.load(
       where.vectors, made_from, mend=provenance.deletable(where.vectors)
