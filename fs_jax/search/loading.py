@@ -61,7 +61,7 @@ def load_workdir(workdir: epath.Path, split: str, slow: bool) -> Gallery:
       f"one: {commands.program('train')}, or {commands.program('quickstart')}"
     )
   folders = layout.gallery(workdir, split)
-  again = remake_command(workdir, split)
+  again = _remake_command(workdir, split)
   if not folders.index.exists():
     raise ValueError(
       f"{workdir}: must hold an index of split {split!r}; got none. make it: "
@@ -199,7 +199,7 @@ def _decode(picture: bytes | None) -> np.ndarray:
     return np.asarray(image.convert("RGB"))[None]
 
 
-def remake_command(workdir: epath.Path, split: str) -> str:
+def _remake_command(workdir: epath.Path, split: str) -> str:
   """The command that encodes and indexes a split for a workdir's best Fast.
 
   It encodes memories too if Slow is trained.

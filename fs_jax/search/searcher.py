@@ -16,7 +16,8 @@ decide the final order. Without Slow (`slow=False`), Fast's order is final.
 `open` takes one of two kinds of folder:
 
 * a workdir, in which `launch.train`, `launch.encode` and `launch.export_index`
-  stored stages and galleries. The data must still be there.
+  stored stages and galleries. Its data must be there too, and are compared
+  with what was stored of them.
 * a packed gallery, made by `launch.encode --pack`, which needs no data.
 
 Either way it checks that models, vectors, index, memories and weights belong
@@ -193,8 +194,10 @@ class Searcher:
       hits.append(
         Hit(item.id, row, float(dots[before]), both, before - at, item)
       )
-    dots_of = tuple(float(x) for x in dots[: len(place)])
-    return Answer(query, tuple(hits), tuple(place), dots_of, unknown, stages_ms)
+    fast_scores = tuple(float(x) for x in dots[: len(place)])
+    return Answer(
+      query, tuple(hits), tuple(place), fast_scores, unknown, stages_ms
+    )
 
   def fast_ranker(self, depth: int) -> rankers.Fast:
     """A ranker of Fast alone, with `depth` candidates per query."""
