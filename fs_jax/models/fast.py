@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fs_jax import config
+from fs_jax import config, types
 from fs_jax.models import layers, text, vision
 
 
@@ -17,6 +17,11 @@ def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
   # Not `linalg.norm`: its gradient at 0, where padding rows lie, is NaN.
   squared = (x * x).sum(axis=-1, keepdims=True)
   return x / jnp.sqrt(jnp.maximum(squared, 1e-12))
+
+
+def bound_scale(log_scale: Float[types.Array, ""]) -> Float[Array, ""]:
+  """s of the learned log s, kept below 100: larger ones only amplify noise."""
+  return jnp.minimum(jnp.exp(log_scale), 100.0)
 
 
 class Fast(nn.Module):
@@ -67,8 +72,8 @@ class Fast(nn.Module):
     return unit(self.text_head(self.text_tower(text, train)))
 
   def scale(self) -> Float[Array, ""]:
-    """s, kept below 100: larger ones only amplify noise."""
-    return jnp.minimum(jnp.exp(self.log_scale), 100.0)
+    """s, which multiplies f.g."""
+    return bound_scale(self.log_scale)
 
   def __call__(self, pixels: Array, ids: Array, train: bool = False) -> dict:
     """Everything a contrastive loss needs; also what initialises all of it."""

@@ -215,6 +215,14 @@ class Slow(nn.Module):
     ]
     return jnp.concatenate(parts, axis=1)
 
+  def read_lists(
+    self, text: Int[Array, "R L"], lists: int, train: bool = False
+  ) -> tuple[Int[Array, "B S L"], Float[Array, "B S 2 I D"]]:
+    """R texts as `lists` lists: their tokens, and their states as `read`."""
+    tokens = text.reshape(lists, -1, text.shape[-1])
+    states = self.read(text, train)
+    return tokens, states.reshape(*tokens.shape[:2], *states.shape[1:])
+
   def look(
     self,
     memory: types.Memory,
@@ -266,8 +274,7 @@ class Slow(nn.Module):
   ) -> tuple[Float[Array, "B S"], Float[Array, "B S"]]:
     """h(x, y) in nats, both directions, and its number of targets n."""
     b, s, length = text.shape
-    states = self.read(text.reshape(b * s, length), train)
-    states = states.reshape(b, s, *states.shape[1:])
+    text, states = self.read_lists(text.reshape(b * s, length), b, train)
     words = self.word_log_likelihood(memory, states, text, train)
     return words.sum(axis=(2, 3)), targets_of(text)
 

@@ -10,6 +10,7 @@ from etils import epath
 from fs_jax.data import pipeline, sources
 from fs_jax.gallery import encode, exact, memories
 from fs_jax.machine import commands, processes, provenance
+from fs_jax.models import fast as fast_models
 from fs_jax.runs import contract, layout, stages
 from fs_jax.search import fusion, rerank
 from fs_jax.search import scorer as scorers
@@ -109,12 +110,12 @@ def _fit(
   rows, dots = exact.nearest(vectors, queries, min(candidates, len(vectors)))
   rows = np.asarray(rows)
   scorer = scorers.Scorer(slow, memories)
-  scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
+  scale = fast_models.bound_scale(fast.params["fast"]["log_scale"])
   return fusion.fit(
     scorer(text, rows),
     rerank.count_targets(text),
     np.asarray(dots),
-    min(scale, 100.0),
+    float(scale),
     rows == owner[:, None],
     np.ones(rows.shape, bool),
   )

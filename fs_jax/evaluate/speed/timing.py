@@ -195,21 +195,30 @@ def loss_cost(
   return found
 
 
-def _pairs(batch: int, embed: int, scalars: tuple[float, ...], mesh: Mesh):
-  """Arguments of a loss: random embeddings on a mesh, all rows different."""
+def _pairs(
+  batch: int, embed: int, scalars: tuple[float, ...], mesh: Mesh
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+  """Floats and ids of random pairs on a mesh, all rows different."""
   rng = np.random.default_rng(0)
   sides = [_unit(rng.normal(size=(batch, embed))) for _ in range(2)]
   ids = np.arange(batch, dtype=np.int32)
   rows = sharding.put(
     (*sides, ids, ids, np.ones(batch, bool)), sharding.batch(mesh)
   )
-  return *rows[:2], *map(jnp.float32, scalars), *rows[2:]
+  return (*rows[:2], *map(jnp.float32, scalars)), rows[2:]
 
 
-def _compiled(loss, args) -> tuple[Callable[..., Any], int]:
+def _compiled(
+  loss: Callable[..., Any],
+  args: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]],
+) -> tuple[Callable[..., Any], int]:
   """Value and gradients of all float arguments; bytes of its intermediates."""
-  floats = [i for i, x in enumerate(args) if x.dtype == jnp.float32]
-  step = jax.jit(jax.value_and_grad(loss, floats, has_aux=True))
+
+  def value(floats: tuple[jax.Array, ...], ids: tuple[jax.Array, ...]) -> Any:
+    visual, text, *scalars = floats
+    return loss(losses.Pairs(visual, text, *ids), *scalars)
+
+  step = jax.jit(jax.value_and_grad(value, has_aux=True))
   made = step.lower(*args).compile()
   memory: Any = made.memory_analysis()
   return made, memory.temp_size_in_bytes

@@ -331,8 +331,8 @@ def _parts(
   def attend(query, key, value):
     return layers.attend(query, key, value, None)
 
-  def loss(*rows_and_ids):
-    return losses.info_nce(*rows_and_ids)[0]
+  def loss(visual, text, scale, *ids):
+    return losses.info_nce(losses.Pairs(visual, text, *ids), scale)[0]
 
   def own(of: Callable[..., Any], *given: Any) -> Any:
     return jax.jit(of)(jax.random.key(0), *given)
