@@ -230,6 +230,16 @@ class Slow:
     each, rest = divmod(self.decoder.layers, self.levels)
     return tuple(each + (i >= self.levels - rest) for i in range(self.levels))
 
+  def grids(
+    self, image_size: int, frames: int
+  ) -> tuple[tuple[int, int, int], ...]:
+    """(frames, rows, columns) of each level's tokens, coarse to fine."""
+    finer = -(-frames // self.finer_frames)
+    side = image_size // self.vision.patch
+    return tuple(
+      (finer if k else frames, side << k, side << k) for k in range(self.levels)
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Distill:

@@ -270,6 +270,18 @@ def test_finer_levels_get_the_layers_left_over():
   assert synthetic.slow(levels=1, decoder=synthetic.stack(5)).groups == (5,)
 
 
+def test_a_level_doubles_rows_and_columns_and_finer_ones_keep_fewer_frames():
+  vision = dataclasses.replace(synthetic.vision(), patch=8)
+  slow = synthetic.slow(
+    levels=3,
+    widths=(8, 8),
+    decoder=synthetic.stack(3),
+    vision=vision,
+    finer_frames=2,
+  )
+  assert slow.grids(32, 5) == ((5, 4, 4), (3, 8, 8), (3, 16, 16))
+
+
 @pytest.mark.parametrize("name", [*config.VISION])
 def test_usual_sizes_hold_together(name):
   vision = config.VISION[name]

@@ -6,6 +6,7 @@ no compiler here skips what a mask hides.
 """
 
 import dataclasses
+import math
 import re
 from typing import NamedTuple
 
@@ -208,22 +209,18 @@ def slow_parts(
 def _levels(
   slow: config.Slow, data: config.Data, rows: int
 ) -> list[tuple[int, Part]]:
-  """Of each level, its tokens a visual, and what making them costs."""
-  width, frames = slow.vision.stack.width, data.frames
-  side = data.image_size // slow.vision.patch
+  """A visual's tokens of each level, and what making them costs."""
+  width, patch = slow.vision.stack.width, slow.vision.patch
   levels = []
-  for k in range(slow.levels):
-    made = []
+  for k, grid in enumerate(slow.grids(data.image_size, data.frames)):
+    tokens, products = math.prod(grid), []
     if k:
-      if k == 1:
-        frames = -(-frames // slow.finer_frames)
       finer = slow.widths[k - 1]
-      made.append(_products(rows * frames * side * side, width, 4 * finer))
-      patch, side, width = slow.vision.patch >> k, 2 * side, finer
-      made.append(_stem(patch, slow.stem, finer, rows * frames * side * side))
-    tokens = frames * side * side
-    made.append(_products(rows * tokens, width, slow.d_mem))
-    levels.append((tokens, _sum(made)))
+      products.append(_products(rows * tokens // 4, width, 4 * finer))
+      products.append(_stem(patch >> k, slow.stem, finer, rows * tokens))
+      width = finer
+    products.append(_products(rows * tokens, width, slow.d_mem))
+    levels.append((tokens, _sum(products)))
   return levels
 
 

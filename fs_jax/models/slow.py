@@ -79,12 +79,12 @@ class Encoder(nn.Module):
     self, pixels: Float[Array, "B T H W C"], train: bool = False
   ) -> types.Memory:
     cfg = self.cfg
-    b, t, h, w, _ = pixels.shape
+    b, t, size = pixels.shape[:3]
     patch = cfg.vision.patch
     grid = vision.Vision(cfg.vision, self.dtype, name="vision")(pixels, train)
     if cfg.vision.pool == "class":
       grid = grid[:, :, 1:]
-    grid = grid.reshape(b, t, h // patch, w // patch, -1)
+    grid = grid.reshape(b, *cfg.grids(size, t)[0], grid.shape[-1])
     levels = []
     for k in range(cfg.levels):
       if k > 0:

@@ -54,10 +54,10 @@ def word_attention(
     cfg, run.tokenizer.vocab_size, run.params["slow"], visual[None], row
   )
   targets = np.asarray(slow_models.directions(jnp.asarray(row))[1])[0]  # [2,I]
-  height, width = (side // cfg.slow.vision.patch for side in visual.shape[1:3])
+  grids = cfg.slow.grids(visual.shape[1], visual.shape[0])
   maps = [  # [2,I,h,w] a level
-    np.asarray(w).reshape(*w.shape[:2], -1, height << i, width << i).sum(axis=2)
-    for i, w in enumerate(weights)
+    np.asarray(w).reshape(*w.shape[:2], *grid).sum(axis=2)
+    for w, grid in zip(weights, grids, strict=True)
   ]
   return [
     Word(token, direction, float(log_p[d, i]), tuple(m[d, i] for m in maps))

@@ -312,6 +312,7 @@ def test_finer_levels_keep_every_other_frame(pool):
   coarse, fine = encode(model, params, image).levels
   assert coarse.latent.shape == (2, 3 * 4, 8)
   assert fine.latent.shape == (2, 2 * 16, 8)
+  assert cfg.grids(image.shape[2], 3) == ((3, 2, 2), (2, 4, 4))
   assert coarse.mask.all() and fine.mask.all()
   # Of a class token nothing is stored.
   tower = vision.Vision(cfg.vision, SINGLE)
