@@ -243,7 +243,7 @@ def _first_state(
   latest = saved.latest()
   if latest is not None:
     return saved.restore(latest, program.state)
-  state = steps.fresh(cfg, program)
+  state = steps.init(cfg, program)
   if start_from is None:
     return state
   params = steps.inherit(state.params, start_from)

@@ -107,7 +107,7 @@ def test_the_step_is_the_one_of_training():
   cfg = tiny()
   on = sharding.mesh(cfg.mesh, jax.devices()[:1])
   made = step.program(cfg, cfg.tokens.vocabulary, on)
-  state = step.fresh(cfg, made)
+  state = step.init(cfg, made)
   for mine, theirs in zip(
     *(jax.tree.leaves(x) for x in (state, made.state)), strict=True
   ):

@@ -37,7 +37,8 @@ import optax
 from fs_jax import config, types
 from fs_jax.evaluate.speed import baseline
 from fs_jax.machine import compile_cache, hardware, sharding
-from fs_jax.models import build, layers, vision
+from fs_jax.models import attention as attentions
+from fs_jax.models import blocks, build, layers, vision
 from fs_jax.train import gradients, losses
 from fs_jax.train import step as steps
 
@@ -181,7 +182,7 @@ def pieces(
 ) -> dict[str, Callable[[], Any]]:
   """Calls without arguments: of the whole step, and of Fast also its parts."""
   batch = sharding.put(_batch(cfg), sharding.batch(made.mesh))
-  state = steps.fresh(cfg, made)
+  state = steps.init(cfg, made)
   step = made.step.lower(made.state, made.frozen, made.batch).compile()
   gradient = jax.jit(gradients.value_and_grad(made.task, cfg.train.accumulate))
   key = jax.random.key(0)
@@ -322,14 +323,14 @@ def _parts(
   frames = build.pixels(cfg, batch.visual)[:, 0]
   patches = vision.PatchEmbed(cfg.fast.vision.patch, 0, width, dtype)
   lookup = layers.Embed(vocabulary, cfg.fast.text.stack.width, dtype)
-  attention = layers.Attention(stack.heads, dtype)
+  attention = attentions.Attention(stack.heads, dtype)
   of_rows = [
     _Draw(jnp.dtype(jnp.float32))(rows, cfg.fast.embed) for _ in range(2)
   ]
   of_rows = [r / jnp.linalg.norm(r, axis=1, keepdims=True) for r in of_rows]
 
   def attend(query, key, value):
-    return layers.attend(query, key, value, None)
+    return attentions.attend(query, key, value, None)
 
   def loss(visual, text, scale, *ids):
     return losses.info_nce(losses.Pairs(visual, text, *ids), scale)[0]
@@ -348,7 +349,7 @@ def _parts(
   yield "attend", _bound(attend, *(draw(*each) for _ in range(3)))
   yield "norm", of_module(layers.Norm(dtype=dtype))
   yield "gelu", _bound(nn.gelu, wide)
-  yield "mlp", of_module(layers.Mlp(stack.hidden, dtype))
+  yield "mlp", of_module(blocks.Mlp(stack.hidden, dtype))
   yield (
     "attention",
     _bound(lambda p, y: attention.apply(p, y, y), own(attention.init, x, x), x),
