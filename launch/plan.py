@@ -43,9 +43,9 @@ _README = "launch/README.md"
 
 
 def main(_) -> None:
-  table.on_cpu()
+  table.stay_on_cpu()
   if _ALL.value:
-    jobs = _JOBS.value or table.at_once()
+    jobs = _JOBS.value or table.count_jobs()
     table.plan_all(_recipes(), _FOLDER, _README, jobs)
     return
   cli.need("config")
@@ -54,7 +54,7 @@ def main(_) -> None:
     mesh = dataclasses.replace(cfg.mesh, topology=_TOPOLOGY.value)
     cfg = dataclasses.replace(cfg, mesh=mesh)
   if _CHECK.value:
-    ours, theirs = plan.counted(cfg)
+    ours, theirs = plan.count_flops(cfg)
     print(
       f"two layers of each stack, batch 8: {ours:.5g} FLOPs counted here, "
       f"{theirs:.5g} by XLA, {theirs / ours - 1:+.1%}"

@@ -40,7 +40,7 @@ def attend(
 
 
 def _fuses(query: Float[Array, "B L h d"]) -> bool:
-  """Whether cuDNN's kernel takes it: NVIDIA, half precision, these heads.
+  """Whether cuDNN's kernel takes the query: NVIDIA, bfloat16, small heads.
 
   Elsewhere `jax.nn.dot_product_attention` is plain products as well.
   """

@@ -29,7 +29,7 @@ DENSE = "dense"  # name of the results that remat "dots" keeps
 
 
 def by_rows(x: Float[Array, "B *N"]) -> Float[Array, "B *N"]:
-  """`x`, its rows split as the batch is, where the train step set a mesh.
+  """Splits rows of `x` over devices as the batch's, where a mesh is set.
 
   Parameters split over fsdp tempt the compiler to split widths in their place
   and to keep every row everywhere: a step of B/16 on eight chips then takes 82

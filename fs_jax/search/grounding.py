@@ -5,7 +5,7 @@ visual and one text at a time.
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,16 +79,13 @@ def _look(
   Input i predicts target i of its direction. One decoder for both directions
   has them folded into the positions of a row, the forward reading first.
   """
-  model = build.slow_model(cfg, vocabulary)
-  variables = {"params": params}
-  memory: Any = model.apply(
-    variables, build.pixels(cfg, visual), method="encode_visual"
-  )
-  read: Any = model.apply(variables, text, method="read")
-  words, sown = model.apply(
-    variables,
+  slow = build.bind_slow(cfg, vocabulary, params)
+  memory = slow.encode_visual(build.pixels(cfg, visual))
+  states = slow.read(text)
+  words, sown = build.slow_model(cfg, vocabulary).apply(
+    {"params": params},
     memory,
-    read[:, None],
+    states[:, None],
     text[:, None],
     method="word_log_likelihood",
     mutable=["intermediates"],

@@ -34,16 +34,16 @@ def check_shapes(
   text_id: Int[Array, "R"],
   mask: Bool[Array, "B"],
 ) -> None:
-  """Refuses `check_shapes(*pairs)` of wrong shapes, where annotations are read.
+  """Checks a `Pairs`, unpacked, where annotations are checked: in tests.
 
-  Tests read those of calls, and never those of a tuple's fields.
+  They check a call's arguments, and never the fields of a tuple.
   """
 
 
 def comparable(
   visual_id: Int[Array, "R"], text_id: Int[Array, "R"]
 ) -> Bool[Array, "R R"]:
-  """Which pairs (i, j) may be told apart: the own one and true negatives.
+  """Marks the pairs (i, j) that may be told apart: own ones, true negatives.
 
   Two captions of one visual are no negatives of each other, nor are two
   visuals with the same caption.
@@ -97,7 +97,7 @@ def _alike(
   owner_id: Int[Array, "R"],
   text_id: Int[Array, "R"],
 ) -> Bool[Array, "B R"]:
-  """Which visuals a text may not be told apart from; its own is one."""
+  """Marks the visuals a text may not be told apart from, its own included."""
   captions = text_id.reshape(visual_id.shape[0], -1)
   same = visual_id[:, None] == owner_id[None]
   for m in range(captions.shape[1]):
@@ -133,8 +133,8 @@ def captioning(
 ) -> Float[Array, ""]:
   """Nats per target, both reading directions: -sum h / sum n.
 
-  One divisor for the whole batch, so that long captions weigh what they have
-  to say. `words` is 0 at padding; `targets` is n of each caption.
+  One divisor for the whole batch, so that a caption weighs as much as it has
+  words. `words` is 0 at padding; `targets` is n of each caption.
   """
   valid = mask.astype(jnp.float32)
   total = (words.sum(axis=(2, 3)) * valid[:, None]).sum()
@@ -149,8 +149,8 @@ def distillation(
   """Cross-entropy of teacher and student over candidate lists, and entropy.
 
   Both arguments are logits over the last axis: u / tau and s f.g. The second
-  result is the teacher's mean entropy in nats: near 0 it teaches nothing that
-  the captions do not, near log K it knows nothing.
+  result is the teacher's mean entropy in nats: near 0 it teaches no more than
+  the captions do, near log K it prefers no candidate.
   """
   teacher = jnp.where(mask, teacher, EXCLUDED)
   student = jnp.where(mask, student, EXCLUDED)

@@ -1,11 +1,12 @@
-"""Contrastive losses of a batch whose pairs fit no memory.
+"""Contrastive losses of a batch whose table of pairs fits no memory.
 
-The values, gradients and metrics of `losses.info_nce` and `losses.sigmoid`,
-where all pairs of a batch are never held at once. Visuals stay on their
-device; blocks of texts, with their ids, mask and sums so far, travel around
-the ring of devices, and meet every visual. Within a device the meeting goes
-tile by tile, `chunk` visuals by `chunk` texts, so that memory grows with the
-rows of a device and not with their square. On one device only tiles are left.
+Values, gradients and metrics are those of `losses.info_nce` and
+`losses.sigmoid`, but all pairs of a batch are never held at once. Visuals stay
+on their device; blocks of texts, with their identity and sums so far, travel
+around the ring of devices, and meet every visual. Within a device the meeting
+goes tile by tile, `chunk` visuals by `chunk` texts, so that memory grows with
+the rows of a device and not with their square. On one device only tiles are
+left.
 
 Gradients are written out (`jax.custom_vjp`) rather than left to
 `jax.checkpoint`, which keeps the text block and all sums of each step, on

@@ -35,7 +35,7 @@ class Program(NamedTuple):
   state: types.TrainState
   frozen: types.Params
   batch: types.Batch | types.DistillBatch
-  flops: float  # of a step of the global batch, as MFU counts
+  flops: float  # a step's, of the global batch, as MFU counts them
 
 
 def make_train_step(
