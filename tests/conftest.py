@@ -30,7 +30,12 @@ from fsspec.implementations import memory
 # Shapes and types of every call into these modules are checked. Modules that
 # define pytree dataclasses stay out: jax rebuilds those with non-arrays inside.
 jaxtyping.install_import_hook(
-  ["fs_jax.models", "fs_jax.train.losses", "fs_jax.train.ring"],
+  [
+    "fs_jax.models",
+    "fs_jax.train.losses",
+    "fs_jax.train.ring",
+    "fs_jax.train.tiles",
+  ],
   "beartype.beartype",
 )
 

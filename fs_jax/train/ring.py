@@ -21,7 +21,6 @@ visual is one negative, however many captions it has.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,12 +29,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from fs_jax.machine import sharding
-from fs_jax.train import losses
+from fs_jax.train import losses, tiles
 
-# Pytrees of arrays whose first axis is rows: what travels, and running values.
-Side = tuple[Any, ...]
-Sums = tuple[Any, ...]
-Tile = Callable[[Side, Side, Sums, Sums], tuple[Sums, Sums]]
+Side = tiles.Side
+Sums = tiles.Sums
 
 
 class Identity(NamedTuple):
@@ -109,7 +106,7 @@ def _log_sum_exps(
 
   Logits are visual @ text.T: the scale is in `visual` already. Best is the
   place of the visual that a text finds. The last result is `identity`, as it
-  came around (see `_around`).
+  came around (see `tiles.go_around`).
   """
   return _log_sum_exps_forward(mesh, chunk, visual, text, identity)[0]
 
@@ -137,7 +134,7 @@ def _log_sum_exps_forward(
 
   zero = jnp.zeros(identity.mask.shape)
   least = zero + losses.EXCLUDED
-  (_, home), over_texts, (over_visuals, own, best) = _around(
+  (_, home), over_texts, (over_visuals, own, best) = tiles.go_around(
     mesh,
     chunk,
     tile,
@@ -174,7 +171,7 @@ def _log_sum_exps_backward(
     row_slope = row_sums[0] + slope @ column[0]
     return (row_slope,), (column_sums[0] + slope.T @ row[0],)
 
-  _, (visual_slope,), (text_slope,) = _around(
+  _, (visual_slope,), (text_slope,) = tiles.go_around(
     mesh,
     chunk,
     tile,
@@ -211,7 +208,7 @@ def _log_likelihood(
     return (row_sums[0] + log_p,), (top, best)
 
   zero = jnp.zeros_like(bias)
-  (_, home), (log_p,), (_, best) = _around(
+  (_, home), (log_p,), (_, best) = tiles.go_around(
     mesh,
     chunk,
     tile,
@@ -245,7 +242,7 @@ def _log_likelihood_forward(
     return row_sums, (top, best, column_sums[2] + slope.T @ row[0])
 
   zero = jnp.zeros_like(bias)
-  (_, home), (log_p, *row_slopes), (_, best, text_slope) = _around(
+  (_, home), (log_p, *row_slopes), (_, best, text_slope) = tiles.go_around(
     mesh,
     chunk,
     tile,
@@ -333,91 +330,6 @@ def _best(
   first = jnp.where(logits == here[None], index[:, None], last).min(axis=0)
   tie = jnp.where(here == top, jnp.minimum(first, best), best)
   return jnp.where(here > top, first, tie)
-
-
-def _around(
-  mesh: Mesh,
-  chunk: int,
-  tile: Tile,
-  *,
-  rows: Side,
-  columns: Side,
-  row_sums: Sums,
-  column_sums: Sums,
-) -> tuple[Side, Sums, Sums]:
-  """Columns, and both sides' sums, after every row has met every column.
-
-  All arguments but the first three are pytrees of arrays with R first. `tile`
-  is called with some rows of each and returns their new sums.
-
-  Columns come home unchanged. Sums over devices of what they hold should be
-  taken of these: of those that were given, they might be taken while the ring
-  turns, and the CPU backend, short of threads, waits forever in two
-  collectives at once.
-  """
-  axes = sharding.BATCH[0]
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  ring = [(i, (i + 1) % ways) for i in range(ways)]
-  shift = functools.partial(jax.lax.ppermute, axis_name=axes, perm=ring)
-
-  def local(*sides: Side) -> tuple[Side, Sums, Sums]:
-    size = sides[1][0].shape[0]
-    rows, columns, *sums = _split(sides, chunk)
-
-    def step(state: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
-      columns, row_sums, column_sums = state
-      # Not after the tiles: these travel while the tiles are computed.
-      coming = jax.tree.map(shift, columns)
-      row_sums, column_sums = _meet(tile, rows, columns, row_sums, column_sums)
-      return (coming, row_sums, jax.tree.map(shift, column_sums)), None
-
-    if ways == 1:
-      end = columns, *_meet(tile, rows, columns, *sums)
-    else:
-      end, _ = jax.lax.scan(step, (columns, *sums), length=ways)
-    return _join(end, size)
-
-  spread = jax.shard_map(
-    local, mesh=mesh, in_specs=sharding.BATCH, out_specs=sharding.BATCH
-  )
-  return spread(rows, columns, row_sums, column_sums)
-
-
-def _meet(
-  tile: Tile, rows: Side, columns: Side, row_sums: Sums, column_sums: Sums
-) -> tuple[Sums, Sums]:
-  """Every chunk of rows with every chunk of columns; sums are chunked too."""
-
-  def column(row_sums: Sums, block: tuple[Side, Sums]) -> tuple[Sums, Sums]:
-    columns, column_sums = block
-
-    def row(column_sums: Sums, block: tuple[Side, Sums]) -> tuple[Sums, Sums]:
-      row_sums, column_sums = tile(block[0], columns, block[1], column_sums)
-      return column_sums, row_sums
-
-    return jax.lax.scan(row, column_sums, (rows, row_sums))[::-1]
-
-  return jax.lax.scan(column, row_sums, (columns, column_sums))
-
-
-def _split(tree: Any, chunk: int) -> Any:
-  """Arrays [R, ...] -> [chunks, R / chunks, ...], padded with zeros.
-
-  Chunks as equal as can be; what is padded is masked, as false is zero.
-  """
-
-  def split(x: Array) -> Array:
-    count = -(-x.shape[0] // chunk)
-    size = -(-x.shape[0] // count)
-    pad = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, pad).reshape(count, size, *x.shape[1:])
-
-  return jax.tree.map(split, tree)
-
-
-def _join(tree: Any, size: int) -> Any:
-  """Undoes `_split` of arrays with that many rows."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)
 
 
 def _check(pairs: losses.Pairs, mesh: Mesh, chunk: int) -> None:

@@ -290,7 +290,9 @@ def compile_step(
     step = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     return parse_refusal(str(error), available), None
-  return _memory(step, available), hlo.parse(step.as_text() or "")
+  text = step.as_text()
+  assert text is not None  # XLA's programs have one
+  return _memory(step, available), hlo.parse(text)
 
 
 def compile_validation(

@@ -259,6 +259,7 @@ _SOURCE = (
   "models",
   "machine/sharding.py",
   "train/losses.py",
+  "train/tiles.py",
   "train/ring.py",
   "train/optim.py",
   "train/gradients.py",
