@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+Tree = Any  # arrays in nested tuples, lists and dicts
 Params = Any  # nested dict of arrays
 Metrics = dict[str, Any]
 
@@ -50,6 +51,9 @@ class DistillBatch(NamedTuple):
   judged: Array | None = None  # float32 [B,cluster_size], nats
 
 
+AnyBatch = Batch | DistillBatch
+
+
 class Level(NamedTuple):
   """Visual tokens of one resolution, as stored."""
 
@@ -68,7 +72,7 @@ class TrainState(NamedTuple):
 
   step: Array  # int32 []: the next step to run, which is the data state
   params: Params
-  opt_state: Any
+  opt_state: Tree
   ema: Params | None = None  # running mean of params, where one is asked for
 
 
@@ -88,9 +92,9 @@ class Task(NamedTuple):
   """
 
   init: Callable[..., Params]
-  encode: Callable[..., Any]
+  encode: Callable[..., Tree]
   loss: Callable[..., tuple[Array, Metrics]]
-  split_limits: Callable[..., tuple[Any, Any]]
+  split_limits: Callable[..., tuple[Tree, Tree]]
   loss_is_linear: bool = False
 
 

@@ -8,7 +8,7 @@ with one divisor, has that gradient beforehand and needs no first pass.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class Gradient(Protocol):
     self,
     trained: types.Params,
     frozen: types.Params,
-    batch: Any,
+    batch: types.AnyBatch,
     key: jax.Array,
   ) -> tuple[tuple[types.Array, types.Metrics], types.Params]: ...
 
@@ -43,7 +43,10 @@ def _whole(task: types.Task) -> Gradient:
   """The gradient of a batch that is on the devices at once."""
 
   def gradient(
-    trained: types.Params, frozen: types.Params, batch: Any, key: jax.Array
+    trained: types.Params,
+    frozen: types.Params,
+    batch: types.AnyBatch,
+    key: jax.Array,
   ) -> tuple[tuple[types.Array, types.Metrics], types.Params]:
     def total(params: types.Params) -> tuple[types.Array, types.Metrics]:
       rows = task.encode(params, frozen, batch, key)
@@ -58,12 +61,17 @@ def _cached(task: types.Task, parts: int) -> Gradient:
   """The gradient of a batch in parts, by the cached gradient of its rows."""
 
   def gradient(
-    trained: types.Params, frozen: types.Params, batch: Any, key: jax.Array
+    trained: types.Params,
+    frozen: types.Params,
+    batch: types.AnyBatch,
+    key: jax.Array,
   ) -> tuple[tuple[types.Array, types.Metrics], types.Params]:
     batch_limits, row_limits = task.split_limits(batch)
     each = split(batch, batch_limits, parts), jax.random.split(key, parts)
 
-    def encode(params: types.Params, part: tuple[Any, jax.Array]) -> Any:
+    def encode(
+      params: types.Params, part: tuple[types.AnyBatch, jax.Array]
+    ) -> types.Tree:
       return task.encode(params, frozen, *part)
 
     whole_loss = jax.value_and_grad(task.loss, argnums=(0, 1), has_aux=True)
@@ -78,8 +86,8 @@ def _cached(task: types.Task, parts: int) -> Gradient:
     value, (direct, pull) = whole_loss(trained, rows, batch)
 
     def add(
-      total: types.Params, part_pull: tuple[Any, Any]
-    ) -> tuple[types.Params, Any]:
+      total: types.Params, part_pull: tuple[types.Tree, types.Tree]
+    ) -> tuple[types.Params, types.Tree]:
       part, pull = part_pull
       rows, back = jax.vjp(lambda params: encode(params, part), trained)
       total = jax.tree.map(jnp.add, total, back(pull)[0])
@@ -94,7 +102,7 @@ def _cached(task: types.Task, parts: int) -> Gradient:
   return gradient
 
 
-def split(tree: Any, groups: Any, parts: int) -> Any:
+def split(tree: types.Tree, groups: types.Tree, parts: int) -> types.Tree:
   """[n, ...] -> [parts, n / parts, ...]; group g goes to part g % parts.
 
   Args:
@@ -111,7 +119,7 @@ def split(tree: Any, groups: Any, parts: int) -> Any:
   return _map_groups(split_array, groups, tree)
 
 
-def join(tree: Any, groups: Any) -> Any:
+def join(tree: types.Tree, groups: types.Tree) -> types.Tree:
   """Undoes `split`: [parts, n / parts, ...] -> [n, ...]."""
 
   def join_array(x: jax.Array, count: int) -> jax.Array:
@@ -124,8 +132,10 @@ def join(tree: Any, groups: Any) -> Any:
 
 
 def _map_groups(
-  fn: Callable[[jax.Array, int], jax.Array], groups: Any, tree: Any
-) -> Any:
+  fn: Callable[[jax.Array, int], jax.Array],
+  groups: types.Tree,
+  tree: types.Tree,
+) -> types.Tree:
   return jax.tree.map(
     lambda count, below: jax.tree.map(lambda x: fn(x, count), below),
     groups,

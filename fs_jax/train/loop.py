@@ -9,7 +9,7 @@ import collections
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -22,7 +22,7 @@ from fs_jax.train import step as steps
 
 Validate = Callable[[types.Params], Mapping[str, float]]
 # (first step, this process's rows) -> endless batches of numpy arrays
-Batches = Callable[[int, tuple[slice, ...]], Iterator[Any]]
+Batches = Callable[[int, tuple[slice, ...]], Iterator[types.AnyBatch]]
 _AHEAD = 2  # batches on their way to the device while one is computed
 
 
@@ -132,7 +132,7 @@ class Session(NamedTuple):
 
   train: config.Train
   step: steps.Step  # compiled: (state, batch) -> (state, metrics)
-  batches: Iterator[Any]  # on the devices
+  batches: Iterator[types.AnyBatch]  # on the devices
   log: journal.Report
   saved: checkpoint.Checkpoints
   validate: Validate | None
@@ -225,8 +225,11 @@ def _save(
     saved.save(state, scores, window)
 
 
-def _ahead(batches: Iterator[Any], put: Callable[[Any], Any]) -> Iterator[Any]:
-  """Batches on the device, the next ones on their way there."""
+def _ahead(
+  batches: Iterator[types.AnyBatch],
+  put: Callable[[types.AnyBatch], types.AnyBatch],
+) -> Iterator[types.AnyBatch]:
+  """Yields batches on the devices, the next ones on their way there."""
   waiting = collections.deque(put(b) for b in itertools.islice(batches, _AHEAD))
   while waiting:
     yield waiting.popleft()

@@ -7,7 +7,7 @@ and split over the mesh as it is: where a stage trains, it also validates.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
   size: int  # visuals of the sample, and texts: one caption each
   # Jitted: (params, visual, text) -> [texts, visuals], on each device.
-  score: Any
+  score: jax.stages.Wrapped
   params: types.Params
   visual: jax.ShapeDtypeStruct
   text: jax.ShapeDtypeStruct

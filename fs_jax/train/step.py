@@ -31,10 +31,10 @@ class Program(NamedTuple):
   mesh: Mesh
   task: types.Task
   optimizer: optax.GradientTransformation
-  step: Any  # jitted: (state, frozen, batch) -> (state, metrics)
+  step: jax.stages.Wrapped  # jitted: (state, frozen, batch) -> (state, metrics)
   state: types.TrainState
   frozen: types.Params
-  batch: types.Batch | types.DistillBatch
+  batch: types.AnyBatch
   flops: float  # a step's, of the global batch, as MFU counts them
 
 
@@ -51,7 +51,7 @@ def make_train_step(
   rate = optim.schedule(cfg.optim, cfg.train.steps)
 
   def step(
-    state: types.TrainState, frozen: types.Params, batch: Any
+    state: types.TrainState, frozen: types.Params, batch: types.AnyBatch
   ) -> tuple[types.TrainState, types.Metrics]:
     key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
     (loss, metrics), grads = gradient(state.params, frozen, batch, key)

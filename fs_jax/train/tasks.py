@@ -18,7 +18,7 @@ from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.train import losses, ring
 
-Rows = dict[str, Any]  # what is encoded of a batch: arrays, examples in front
+Rows = dict[str, Any]  # a batch encoded: arrays, examples in front
 Loss = tuple[Float[jax.Array, ""], types.Metrics]
 
 
@@ -205,7 +205,7 @@ def distill(
     }
     return contrastive + cfg.distill.alpha * distillation, metrics
 
-  def split_limits(batch: types.DistillBatch) -> tuple[Any, Any]:
+  def split_limits(batch: types.DistillBatch) -> tuple[types.Tree, types.Tree]:
     pairs, _ = _by_row(batch.pairs)
     lists = batch.clusters.mask.shape[0] // size  # whole ones stay together
     both = types.DistillBatch(pairs, lists, lists)  # type: ignore[arg-type]
@@ -231,9 +231,9 @@ def frozen_shapes(cfg: config.Config, vocabulary: int) -> types.Params:
   return {}
 
 
-def batch_shapes(cfg: config.Config) -> types.Batch | types.DistillBatch:
+def batch_shapes(cfg: config.Config) -> types.AnyBatch:
   """Shapes of a global batch of cfg.stage."""
-  array: Any = jax.ShapeDtypeStruct  # which a batch holds in an array's place
+  array: Any = jax.ShapeDtypeStruct  # stands for an array
 
   def rows(count: int, captions: int) -> types.Batch:
     size = cfg.data.image_size

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fs_jax import types
 from fs_jax.machine import sharding
 
 # Pytrees of arrays whose first axis is rows: one side, and its running values.
@@ -91,7 +92,7 @@ def _meet(
   return jax.lax.scan(column, row_sums, (columns, column_sums))
 
 
-def _split(tree: Any, chunk: int) -> Any:
+def _split(tree: types.Tree, chunk: int) -> types.Tree:
   """Arrays [R, ...] -> [chunks, R / chunks, ...], padded with zeros.
 
   Chunks as equal as can be; what is padded is masked, as false is zero.
@@ -106,6 +107,6 @@ def _split(tree: Any, chunk: int) -> Any:
   return jax.tree.map(split, tree)
 
 
-def _join(tree: Any, size: int) -> Any:
+def _join(tree: types.Tree, size: int) -> types.Tree:
   """Undoes `_split` of arrays with that many rows."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)

@@ -64,7 +64,7 @@ def train(
   if make_validate is not None and validates:
     validate = make_validate(cfg, start.tokenizer)
 
-  def batches(first: int, rows: tuple[slice, ...]) -> Iterator[Any]:
+  def batches(first: int, rows: tuple[slice, ...]) -> Iterator[types.AnyBatch]:
     return pipeline.train_batches(
       start.source,
       start.tokenizer,

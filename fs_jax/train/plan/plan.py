@@ -150,7 +150,7 @@ class Plan:
     return cls(**own)
 
 
-def describe_devices(topology: str, slices: int = 1) -> list[Any]:
+def describe_devices(topology: str, slices: int = 1) -> list[jax.Device]:
   """Descriptions of the devices of "v5e:16x16", or of several such slices.
 
   Raises:
@@ -316,7 +316,7 @@ def _memory(compiled: jax.stages.Compiled, available: int) -> Memory:
   return Memory(arguments, needed, available)
 
 
-def _local_bytes(tree: Any) -> int:
+def _local_bytes(tree: types.Tree) -> int:
   """Bytes that a device holds of arrays, from their shapes and shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -353,7 +353,8 @@ def count_flops(cfg: config.Config) -> tuple[float, float]:
   program = steps.program(cfg, cfg.tokens.vocabulary, mesh)
   step = program.step.lower(program.state, program.frozen, program.batch)
   ours = flops.train_step(cfg, cfg.tokens.vocabulary).hardware
-  return ours, step.cost_analysis()["flops"]
+  cost: Any = step.cost_analysis()
+  return ours, cost["flops"]
 
 
 def estimate_times(
@@ -403,5 +404,5 @@ def torus_sides(topology: str) -> tuple[int, ...]:
   return tuple(int(n) for n in re.findall(r"\d+", topology.partition(":")[2]))
 
 
-def _count(params: Any) -> int:
+def _count(params: types.Params) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
