@@ -45,7 +45,7 @@ test: $(READY) ## all checks: lint, format, types, tests; on the oldest versions
 
 # Every check runs, whichever of them fails; the last line says which did.
 define all-of
-@failed=; \
++@failed=; \
 for check in lint format-check types unit; do \
   $(MAKE) --no-print-directory $$check || failed="$$failed $$check"; \
 done; \

@@ -1,1 +1,1 @@
-"""Recipes: each file has a `get_config()`; fields are in fs_jax/config.py."""
+"""Recipes: one `get_config(stage)` per file; fields are in fs_jax/config.py."""

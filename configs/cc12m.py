@@ -4,7 +4,7 @@
     python -m launch.plan --config=configs/cc12m.py:fast_l14@v5p:4x4x4
     python -m launch.train --config=configs/cc12m.py:fast --workdir=gs://my/cc
 
-What follows an @ is the topology: fast@2*v5e:16x16 is two slices.
+A stage may name another topology after an @: fast@2*v5e:16x16 is two slices.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 from configs import coco
 from fs_jax import config, configdict, sizes
 
-# What `launch.plan --all` plans beside each stage's own topology.
+# Stages that `launch.plan --all` also plans for other topologies.
 ELSEWHERE = tuple(
   f"{stage}@{topology}"
   for stage in ("fast", "fast_l14")
@@ -27,12 +27,12 @@ COMMON: dict[str, Any] = {
 }
 
 
-def get_config(stage: str = "fast"):
+def get_config(stage: str = "fast") -> configdict.ConfigDict:
   """stage: fast, fast_l14, slow or distill."""
-  stage, _, where = stage.partition("@")
+  stage, _, machine = stage.partition("@")
   stages = {"fast": fast, "fast_l14": fast_l14, "slow": slow}
   cfg = (stages | {"distill": distill})[stage]()
-  slices, _, topology = where.rpartition("*")
+  slices, _, topology = machine.rpartition("*")
   mesh = dataclasses.replace(
     cfg.mesh,
     slices=int(slices or 1),
@@ -41,9 +41,9 @@ def get_config(stage: str = "fast"):
   return configdict.edit(dataclasses.replace(cfg, mesh=mesh))
 
 
-def fast(size: str = "B/16", name: str = "", fsdp: int = 1):
-  vision = coco.recomputed(sizes.VISION[size])
-  text = coco.recomputed(sizes.TEXT["B"])
+def fast(size: str = "B/16", name: str = "", fsdp: int = 1) -> config.Config:
+  vision = coco.with_remat(sizes.VISION[size])
+  text = coco.with_remat(sizes.TEXT["B"])
   return config.Config(
     "fast",
     config.Fast(vision, text, chunk=512),
@@ -54,11 +54,11 @@ def fast(size: str = "B/16", name: str = "", fsdp: int = 1):
   )
 
 
-def fast_l14():
+def fast_l14() -> config.Config:
   return fast("L/14", "fast_l14", fsdp=8)
 
 
-def slow():
+def slow() -> config.Config:
   cfg = fast()
   return dataclasses.replace(
     cfg,
@@ -69,7 +69,7 @@ def slow():
   )
 
 
-def distill():
+def distill() -> config.Config:
   return dataclasses.replace(
     slow(),
     stage="distill",

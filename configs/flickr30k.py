@@ -1,4 +1,4 @@
-"""Flickr30K: the stages of configs/coco.py, a quarter of the steps.
+"""Flickr30K: the stages of configs/coco.py with a quarter of the steps.
 
 python -m launch.plan --config=configs/flickr30k.py:fast
 python -m launch.train --config=configs/flickr30k.py:fast --workdir=W
@@ -10,7 +10,7 @@ from configs import coco
 from fs_jax import config, configdict
 
 
-def get_config(stage: str = "fast"):
+def get_config(stage: str = "fast") -> configdict.ConfigDict:
   """stage: fast, slow or distill."""
   stages = {"fast": coco.fast, "slow": coco.slow, "distill": coco.distill}
   return configdict.edit(_smaller(stages[stage]()))

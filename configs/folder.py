@@ -1,10 +1,10 @@
-"""A plain folder of pictures with captions, small models, minutes on a CPU.
+"""A folder of pictures with captions: small models, minutes on a CPU.
 
     python -m launch.train --config=configs/folder.py:fast --workdir=runs/mine \
         --config.data.dir=/path/to/folder
 
-The folder holds train.jsonl and dev.jsonl, a line {"image": name, "captions":
-[...]} each, and the pictures in images/.
+The folder holds train.jsonl and dev.jsonl, with a line {"image": name,
+"captions": [...]} per picture, and the pictures in images/.
 """
 
 from typing import Any
@@ -39,19 +39,19 @@ SLOW = config.Slow(
 )
 
 
-def get_config(stage: str = "fast"):
-  """stage: fast, slow, distill."""
+def get_config(stage: str = "fast") -> configdict.ConfigDict:
+  """stage: fast, slow or distill."""
   stages = {"fast": fast, "slow": slow, "distill": distill}
   return configdict.edit(stages[stage]())
 
 
-def fast():
+def fast() -> config.Config:
   return config.Config(
     "fast", **COMMON, train=config.Train(steps=400, eval_every=100)
   )
 
 
-def slow():
+def slow() -> config.Config:
   return config.Config(
     "slow",
     slow=SLOW,
@@ -61,7 +61,7 @@ def slow():
   )
 
 
-def distill():
+def distill() -> config.Config:
   return config.Config(
     "distill",
     slow=SLOW,

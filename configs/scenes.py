@@ -1,10 +1,10 @@
-"""Scenes of emoji: what `make quickstart` runs, minutes on two cores.
+"""Scenes of emoji: the recipe of `make quickstart`, minutes on two cores.
 
     python -m launch.train --config=configs/scenes.py:fast --workdir=runs/x
     python -m launch.train --config=configs/scenes.py:slow --workdir=runs/x
     python -m launch.train --config=configs/scenes.py:distill --workdir=runs/x
 
-`fast_longer` is a control: Fast with more of the same.
+`fast_longer` is a control: Fast, trained longer.
 """
 
 from typing import Any
@@ -30,19 +30,13 @@ SLOW = config.Slow(
 )
 
 
-def get_config(stage: str = "fast"):
+def get_config(stage: str = "fast") -> configdict.ConfigDict:
   """stage: fast, fast_longer, slow or distill."""
-  return configdict.edit(
-    {
-      "fast": fast,
-      "fast_longer": fast_longer,
-      "slow": slow,
-      "distill": distill,
-    }[stage]()
-  )
+  stages = {"fast": fast, "fast_longer": fast_longer, "slow": slow}
+  return configdict.edit((stages | {"distill": distill})[stage]())
 
 
-def fast():
+def fast() -> config.Config:
   return config.Config(
     "fast",
     **COMMON,
@@ -50,8 +44,8 @@ def fast():
   )
 
 
-def fast_longer():
-  """The control: what distillation and its teacher cost, spent on pairs.
+def fast_longer() -> config.Config:
+  """The control: trains on pairs for the time of distillation and its teacher.
 
   `make evidence` sets the steps by the clock.
   """
@@ -64,7 +58,7 @@ def fast_longer():
   )
 
 
-def slow():
+def slow() -> config.Config:
   changed = {
     "data": config.Data(cache="ram", augment="shift", captions_per_visual=4),
     "optim": config.Optim("muon", learning_rate=6e-3, warmup=30),
@@ -78,7 +72,7 @@ def slow():
   )
 
 
-def distill():
+def distill() -> config.Config:
   data = config.Data(cache="ram", augment="shift", uncaptioned="uncaptioned")
   return config.Config(
     "distill",

@@ -12,15 +12,17 @@ from configs import coco
 from fs_jax import config, configdict
 
 
-def get_config(stage: str = "fast"):
+def get_config(stage: str = "fast") -> configdict.ConfigDict:
   """stage: fast, slow or distill."""
   stages = {"fast": coco.fast, "slow": coco.slow, "distill": coco.distill}
-  return configdict.edit(_of_videos(stages[stage]()))
+  return configdict.edit(_for_videos(stages[stage]()))
 
 
-def _of_videos(cfg: config.Config) -> config.Config:
+def _for_videos(cfg: config.Config) -> config.Config:
   batch = {"fast": 256, "slow": 64, "distill": 128}[cfg.stage]
-  slow = cfg.slow and dataclasses.replace(cfg.slow, finer_frames=4)
+  slow = cfg.slow
+  if slow is not None:
+    slow = dataclasses.replace(slow, finer_frames=4)
   return dataclasses.replace(
     cfg,
     data=dataclasses.replace(cfg.data, dataset="vatex", frames=8),

@@ -36,10 +36,9 @@ def _below_one(section: object, field: str, mend: str) -> None:
 def _divides(section: object, field: str, whole: str) -> None:
   part, total = getattr(section, field), getattr(section, whole)
   if part < 1 or total % part:
-    divisors = [n for n in range(1, total + 1) if total % n == 0]
-    nearest = min(divisors, key=lambda n: abs(n - part))
+    below = next(n for n in range(max(part, 1), 0, -1) if total % n == 0)
     raise ValueError(
-      f"{field}: must divide {whole} {total}; got {part!r}. use {nearest}, or "
+      f"{field}: must divide {whole} {total}; got {part!r}. use {below}, or "
       f"change {whole}"
     )
 
@@ -205,6 +204,16 @@ class Slow:
     """Crossed layers of each level, coarse to fine; finer ones get the rest."""
     each, rest = divmod(self.decoder.layers, self.levels)
     return tuple(each + (i >= self.levels - rest) for i in range(self.levels))
+
+  def grids(
+    self, image_size: int, frames: int
+  ) -> tuple[tuple[int, int, int], ...]:
+    """(frames, rows, columns) of each level's tokens, coarse to fine."""
+    finer = -(-frames // self.finer_frames)
+    side = image_size // self.vision.patch
+    return tuple(
+      (finer if k else frames, side << k, side << k) for k in range(self.levels)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

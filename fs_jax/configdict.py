@@ -10,22 +10,26 @@ import dataclasses
 import json
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import ml_collections
 
 from fs_jax import config
 
+ConfigDict: TypeAlias = (
+  ml_collections.ConfigDict
+)  # what a recipe's `get_config` returns
+
 Schema = TypeVar("Schema")
 _EXAMPLES: dict[type, Any] = {bool: True, int: 1, float: 0.1, str: "name"}
 
 
-def edit(cfg: config.Config) -> ml_collections.ConfigDict:
+def edit(cfg: config.Config) -> ConfigDict:
   """Config -> ConfigDict, locked: a new key is an error."""
-  return ml_collections.ConfigDict(dataclasses.asdict(cfg)).lock()
+  return ConfigDict(dataclasses.asdict(cfg)).lock()
 
 
-def parse(c: ml_collections.ConfigDict) -> config.Config:
+def parse(c: ConfigDict) -> config.Config:
   """ConfigDict -> Config.
 
   Raises:

@@ -37,14 +37,14 @@ def first_match(
       return value
   raise ValueError(
     f"{what}: every parameter needs a rule; got none for {leaf!r}. "
-    f"add a rule, or a last one ('.*', ...)"
+    f"add a rule for it, or a last one ('.*', ...)"
   )
 
 
 def check_rules(
   rules: Iterable[tuple[str, Any]], leaves: Iterable[str], *, what: str
 ) -> None:
-  """Refuses a rule that is never the first to match: it says nothing.
+  """Refuses a rule that is never the first to match: it has no effect.
 
   Raises:
     ValueError: a dead rule, or a regex that does not compile.
@@ -75,21 +75,21 @@ def select(tree: Mapping, keep: Callable[[str], bool]) -> dict:
   """The leaves of nested dicts whose names `keep` wants."""
 
   def walk(part: Mapping, prefix: str) -> dict:
-    kept = {}
+    selected = {}
     for key, value in part.items():
       own = f"{prefix}{key}"
       if isinstance(value, Mapping):
         if below := walk(value, f"{own}/"):
-          kept[key] = below
+          selected[key] = below
       elif keep(own):
-        kept[key] = value
-    return kept
+        selected[key] = value
+    return selected
 
   return walk(tree, "")
 
 
 def nest(name: str, leaf: Any) -> dict:
-  """{"a": {"b": leaf}} of "a/b"."""
+  """Nested dicts from a name: "a/b" -> {"a": {"b": leaf}}."""
   head, _, rest = name.partition("/")
   return {head: nest(rest, leaf) if rest else leaf}
 

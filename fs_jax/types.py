@@ -1,4 +1,4 @@
-"""The nouns of the framework: what flows between its parts.
+"""The nouns of the framework: values that flow between its parts.
 
 Arrays only, no behaviour. Letters used in shapes, here and everywhere:
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+Tree = Any  # arrays in nested tuples, lists and dicts
 Params = Any  # nested dict of arrays
 Metrics = dict[str, Any]
 
@@ -41,13 +42,16 @@ class DistillBatch(NamedTuple):
 
   `clusters` holds whole clusters of `cluster_size` visuals side by side, with
   as many captions; the teacher judges every caption of a cluster against every
-  visual of it. Its visuals need no caption of their own. An offline teacher has
-  judged them before: row r of `judged` is caption r against its whole cluster.
+  visual of it. Its visuals need no caption of their own. An offline teacher
+  judges before training: row r of `judged` is caption r against its cluster.
   """
 
   pairs: Batch
   clusters: Batch
   judged: Array | None = None  # float32 [B,cluster_size], nats
+
+
+AnyBatch = Batch | DistillBatch
 
 
 class Level(NamedTuple):
@@ -58,7 +62,7 @@ class Level(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """What Slow keeps of a visual: levels, coarse to fine."""
+  """Slow's stored tokens of a visual: levels, coarse to fine."""
 
   levels: tuple[Level, ...]
 
@@ -68,29 +72,29 @@ class TrainState(NamedTuple):
 
   step: Array  # int32 []: the next step to run, which is the data state
   params: Params
-  opt_state: Any
+  opt_state: Tree
   ema: Params | None = None  # running mean of params, where one is asked for
 
 
 class Task(NamedTuple):
   """An objective as a value: pure functions that the loop does not look into.
 
-  A loss is split where its examples meet, so that a batch may be larger than
-  what is on the device at once:
+  An objective is split where examples meet, so that a batch may be larger than
+  the part that is on the device at once:
 
   init(key) -> params
   encode(trained, frozen, batch, key) -> tree of floats, examples in front
   loss(trained, encoded, batch) -> (scalar, metrics), of the global batch
-  split_limits(batch) -> for the batch and for what is encoded, trees of how
-    many parts each may at most be split into
-  loss_is_linear: whether loss is linear in what is encoded, which then needs no
-    pass of its own
+  split_limits(batch) -> two trees, for the batch and for the encoded rows: the
+    most parts that each array may be split into
+  loss_is_linear: whether loss is linear in the encoded rows, which then need no
+    pass of their own
   """
 
   init: Callable[..., Params]
-  encode: Callable[..., Any]
+  encode: Callable[..., Tree]
   loss: Callable[..., tuple[Array, Metrics]]
-  split_limits: Callable[..., tuple[Any, Any]]
+  split_limits: Callable[..., tuple[Tree, Tree]]
   loss_is_linear: bool = False
 
 

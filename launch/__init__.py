@@ -1,1 +1,1 @@
-"""Programs: argv to one call each. `python -m launch.<name> --help`."""
+"""Programs: each turns argv into one call. `python -m launch.<name> --help`."""

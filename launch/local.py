@@ -3,12 +3,13 @@
   python -m launch.local --processes=2 -- launch.train \\
       --config=configs/scenes.py:fast --workdir=runs/x
 
-What follows -- is a module and its arguments. The processes meet over the
-loopback (gloo); when one dies, all start again from the last checkpoint.
---devices=4 gives each four virtual CPU devices, to try a mesh.
+After -- comes a module with its arguments. The processes communicate over the
+loopback interface (gloo). When one dies, all restart from the last checkpoint.
+--devices=4 gives each process four virtual CPU devices, to try a mesh.
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -16,21 +17,21 @@ from fs_jax.machine import console
 from fs_jax.machine.pods import local
 from launch import cli
 
-_PROCESSES = flags.DEFINE_integer("processes", 2, "how many")
+_PROCESSES = flags.DEFINE_integer("processes", 2, "number of processes")
 _DEVICES = flags.DEFINE_integer(
-  "devices", 0, "virtual CPU devices of each; 0: those there are"
+  "devices", 0, "virtual CPU devices per process; 0: the machine's own devices"
 )
-_RESTARTS = flags.DEFINE_integer("restarts", 5, "after crashes, at most")
+_RESTARTS = flags.DEFINE_integer("restarts", 5, "most restarts after crashes")
 _GRACE = flags.DEFINE_float(
-  "grace", 30.0, "seconds to save in, before a process is killed"
+  "grace", 30.0, "seconds that a process has to save before it is killed"
 )
 
 
-def main(argv) -> None:
+def main(argv: Sequence[str]) -> None:
   if not argv:
     raise ValueError(
-      "arguments: a module and its arguments must follow --; got none. "
-      "--help shows an example"
+      "arguments: a module and its arguments must follow --; got none. add "
+      "them, as the example of --help does"
     )
   job = local.Job(
     [sys.executable, "-m", *argv],

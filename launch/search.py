@@ -1,14 +1,15 @@
-"""Searches a gallery in words: Fast finds candidates, Slow puts them in order.
+"""Searches a gallery with a text query: Fast finds candidates, Slow ranks them.
 
   python -m launch.search "a big fox left of a car" --workdir=runs/quickstart
 
 Prints the answers with the time of each stage, and draws them (--sheet). The
-workdir has the stages (fast or distill, slow) and a gallery: what
-`make quickstart` leaves, or train, encode and export_index one by one. A packed
-gallery, which `launch.encode --pack` wrote, is searched in the same way.
+workdir holds the stages (fast or distill, slow) and a gallery, as written by
+`make quickstart` or by train, encode and export_index one by one. It may also
+be a packed gallery, which `launch.encode --pack` writes.
 """
 
 import time
+from collections.abc import Sequence
 
 from absl import flags
 from rich import console as rich_console
@@ -21,23 +22,25 @@ from fs_jax.search import searcher
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", "runs/quickstart", "trained stages, or a packed gallery"
+  "workdir", "runs/quickstart", "folder of the stages, or a packed gallery"
 )
 _SPLIT = flags.DEFINE_string(
-  "split", None, "the gallery of a workdir: test, unless given"
+  "split", None, "split whose gallery is searched (default: test)"
 )
-_K = flags.DEFINE_integer("k", 10, "answers", lower_bound=1)
+_K = flags.DEFINE_integer("k", 10, "number of answers", lower_bound=1)
 _RERANK = flags.DEFINE_integer(
   "rerank",
-  searcher.RERANKED,
-  "candidates that Slow looks at; 0 = Fast alone",
+  searcher.DEFAULT_RERANK,
+  "candidates that Slow re-ranks; 0 = Fast alone",
   lower_bound=0,
 )
-_SHEET = flags.DEFINE_string("sheet", "search.png", 'picture; "" = none')
+_SHEET = flags.DEFINE_string(
+  "sheet", "search.png", "PNG file to draw the answers on; empty: none"
+)
 
 
-def main(argv) -> None:
-  query = cli.only(argv, 'say what to look for: search "a fox left of a car"')
+def main(argv: Sequence[str]) -> None:
+  query = cli.take_argument(argv, 'give a query: search "a fox left of a car"')
   compile_cache.enable()
   search = searcher.open(_WORKDIR.value, _SPLIT.value, slow=_RERANK.value > 0)
   if warning := search.index.manifest.get("warning"):
@@ -47,11 +50,10 @@ def main(argv) -> None:
   first = time.perf_counter() - began
   answer = search(query, k=_K.value, rerank=_RERANK.value)
   _print(search, answer, first)
-  weights = search.judge and search.judge.weights
-  if weights and weights.k != _RERANK.value:
+  if search.judge is not None and search.judge.weights.k != _RERANK.value:
     print(
-      f"the weights of both were fitted on {weights.k} candidates; Slow looked "
-      f"at {_RERANK.value} here"
+      f"the weights of both were fitted on {search.judge.weights.k} "
+      f"candidates; Slow re-ranked {_RERANK.value} here"
     )
   if _SHEET.value:
     _draw(search, answer)
@@ -61,19 +63,22 @@ def _print(
   search: searcher.Searcher, answer: searcher.Answer, first: float
 ) -> None:
   reranked = "rerank" in answer.stages_ms
-  shown = rich_table.Table(title=markup.escape(answer.query))
-  for name in ("rank", "Fast", *(("both", "moved") if reranked else ()), "id"):
-    shown.add_column(name, justify="right", no_wrap=True)
-  shown.add_column("a caption of it")
+  table = rich_table.Table(title=markup.escape(answer.query))
+  columns = ["rank", "Fast"]
+  if reranked:
+    columns += ["both", "moved"]
+  for column in (*columns, "id"):
+    table.add_column(column, justify="right", no_wrap=True)
+  table.add_column("a caption of it")
   for rank, hit in enumerate(answer.hits, 1):
-    cells = [f"{hit.fast:.3f}"]
+    cells = [str(rank), f"{hit.fast:.3f}"]
     if reranked:
       both = "-" if hit.score is None else f"{hit.score:.3f}"
       cells += [both, _moved(hit.moved)]
-    named = map(markup.escape, (hit.id, hit.item.caption))
-    shown.add_row(str(rank), *cells, *named)
+    cells += [markup.escape(hit.id), markup.escape(hit.item.caption)]
+    table.add_row(*cells)
   out = rich_console.Console(highlight=False)
-  out.print(shown)
+  out.print(table)
   if answer.unknown:
     words = ", ".join(answer.unknown)
     out.print(markup.escape(f"ignored, not in the vocabulary: {words}"))
@@ -86,20 +91,20 @@ def _print(
 
 
 def _moved(places: int) -> str:
-  """Places that re-ranking moved an answer, by Fast's list."""
-  return (
-    "=" if not places else f"{'up' if places > 0 else 'down'} {abs(places)}"
-  )
+  """How far re-ranking moved an answer from its place in Fast's list."""
+  if not places:
+    return "="
+  return f"{'up' if places > 0 else 'down'} {abs(places)}"
 
 
 def _draw(search: searcher.Searcher, answer: searcher.Answer) -> None:
-  most = min(_K.value, sheet.COLUMNS)
-  lists = [("Fast", answer.fast_rows[:most], answer.fast_scores[:most])]
+  count = min(_K.value, sheet.COLUMNS)
+  lists = [("Fast", answer.fast_rows[:count], answer.fast_scores[:count])]
   if "rerank" in answer.stages_ms:
-    best = answer.hits[:most]
+    best = answer.hits[:count]
     scores = [h.fast if h.score is None else h.score for h in best]
     lists.append(("re-ranked", tuple(h.row for h in best), tuple(scores)))
-  sheet.contact_sheet(
+  sheet.draw(
     _SHEET.value,
     answer.query,
     [search.pictures(rows) for _, rows, _ in lists],

@@ -1,17 +1,19 @@
-"""Trains one stage: fast, slow or distill. Killed, it goes on where it was.
+"""Trains one stage: fast, slow or distill. A killed run continues.
 
   python -m launch.train --config=configs/scenes.py:fast --workdir=runs/x
   python -m launch.train --config=configs/scenes.py:slow --workdir=runs/x
   python -m launch.train --config=configs/scenes.py:distill --workdir=runs/x
 
-Slow starts from Fast's vision, distill from Fast with Slow as its teacher: run
-them in this order, in one workdir. After slow and distill, the weights that
-re-ranking needs are fitted on the validation split (fit.json).
+Slow starts from Fast's vision tower; distill starts from Fast, with Slow as its
+teacher. Run them in this order, in one workdir. After slow and distill, the
+weights that re-ranking needs are fitted on the validation split (fit.json).
 
-Any field of the config can be set: --config.optim.learning_rate=3e-4
---config.train.steps=2000. The config is kept beside the checkpoints, and a run
-goes on only with the one it began with.
+You can set any field of the config: --config.optim.learning_rate=3e-4
+--config.train.steps=2000. The config is stored beside the checkpoints, and a
+run continues only with the config it began with.
 """
+
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -21,7 +23,7 @@ from fs_jax.evaluate import validation
 from fs_jax.machine import commands, compile_cache, processes
 from fs_jax.search import weigh
 from fs_jax.train import train
-from launch import cli
+from launch import cli, recipes
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "configs/<name>.py:<stage>; --config.<field>=<value> edits it"
@@ -29,33 +31,33 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages")
 
 
-def main(_) -> None:
+def main(_: Sequence[str]) -> None:
   cli.need("config", "workdir")
   processes.share_freed_memory()
   processes.start()
   compile_cache.enable()
   cfg = configdict.parse(_CONFIG.value)
-  where = train.train(cfg, _WORKDIR.value, validation.quick_recall)
+  folder = train.train(cfg, _WORKDIR.value, validation.quick_recall)
   if cfg.stage == "slow" and cfg.init.stage:
     weigh.weigh(_WORKDIR.value, cfg.init.stage, cfg.folder)
   if cfg.stage == "distill":
     weigh.weigh(_WORKDIR.value, cfg.folder, cfg.init.teacher)
   if not processes.is_first():
     return
-  print(f"{cfg.folder}: trained {cfg.train.steps} steps, in {where}")
+  print(f"{cfg.folder}: trained {cfg.train.steps} steps, in {folder}")
   following = {"fast": "slow", "slow": "distill"}.get(cfg.stage)
   if following:
-    cli.then(
+    cli.print_next(
       commands.command(
-        "train", *cli.config_command(following), f"--workdir={_WORKDIR.value}"
+        "train", *recipes.words_for(following), f"--workdir={_WORKDIR.value}"
       )
     )
   else:
-    cli.then(
+    cli.print_next(
       commands.command(
         "encode",
-        f"--run={where}",
-        f"--slow={where.parent / cfg.init.teacher}",
+        f"--run={folder}",
+        f"--slow={folder.parent / cfg.init.teacher}",
       )
     )
 

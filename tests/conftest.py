@@ -9,9 +9,10 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # One folder of compiled programs for all workers, their processes and later
-# runs. Three tiny stages are trained in 55 CPU seconds where it is warm, in 92 without it.
-CACHE = pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache/compiled"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.fspath(CACHE)
+# runs. Three tiny stages take 55 CPU seconds where it is warm, 92 without it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.fspath(
+  pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 # Tests compile for longer than they run: a third of the time without these.
@@ -36,7 +37,12 @@ from fsspec.implementations import memory
 # Shapes and types of every call into these modules are checked. Modules that
 # define pytree dataclasses stay out: jax rebuilds those with non-arrays inside.
 jaxtyping.install_import_hook(
-  ["fs_jax.models", "fs_jax.train.losses", "fs_jax.train.ring"],
+  [
+    "fs_jax.models",
+    "fs_jax.train.losses",
+    "fs_jax.train.ring",
+    "fs_jax.train.tiles",
+  ],
   "beartype.beartype",
 )
 

@@ -32,7 +32,7 @@ def whole(stage="fast", **fields):
   return lambda: synthetic.cfg(stage, **fields)
 
 
-# What is made, the field that the error names, and what came.
+# What to build, the field that the error names, and the value it got.
 REFUSED = [
   (data(image_size=0), "image_size", 0),
   (data(frames=0), "frames", 0),
@@ -157,7 +157,7 @@ def schema_rules():
   [
     (lambda: synthetic.stack(heads=3), "use 2, or change width"),
     (lambda: synthetic.stack(heads=0), "use 1, or change width"),
-    (train(batch_size=8, accumulate=7), "use 8, or change batch_size"),
+    (train(batch_size=8, accumulate=7), "use 4, or change batch_size"),
     (whole(data={"image_size": 20}), "use 24, or another patch"),
     (data(frames=0), "use 1 or more"),
   ],
@@ -203,7 +203,7 @@ def edited(path, value):
 
 
 @pytest.mark.parametrize(
-  ("path", "value", "where", "rule"),
+  ("path", "value", "place", "rule"),
   [
     ("optim.lr", 1.0, "config.optim", "learning_rate"),  # lists what there is
     ("train.steps", 2.5, "config.train.steps", "int"),
@@ -227,17 +227,17 @@ def edited(path, value):
     ("slow.decoder.heads", 3, "config.slow.decoder.heads", "must divide"),
   ],
 )
-def test_a_wrong_value_is_named_with_its_place(path, value, where, rule):
+def test_a_wrong_value_is_named_with_its_place(path, value, place, rule):
   with pytest.raises(ValueError) as error:
     configdict.parse(edited(path, value))
-  said = str(error.value)
-  assert said.startswith(where + ": ")
-  assert rule in said
-  shown = path.split(".")[-1] if path == "optim.lr" else value
+  message = str(error.value)
+  assert message.startswith(place + ": ")
+  assert rule in message
+  got = path.split(".")[-1] if path == "optim.lr" else value
   assert (
-    f"; got {shown!r}" in said
-    or f"; got {value[-1:]!r}" in said
-    or (isinstance(value, tuple) and f"; got {value[-1]!r}" in said)
+    f"; got {got!r}" in message
+    or f"; got {value[-1:]!r}" in message
+    or (isinstance(value, tuple) and f"; got {value[-1]!r}" in message)
   )
 
 
@@ -247,7 +247,7 @@ def test_an_int_passes_for_a_float():
 
 
 @pytest.mark.parametrize(
-  ("text", "says"),
+  ("text", "rule"),
   [
     ("{", "must be JSON"),
     ("[]", "group of fields"),
@@ -256,8 +256,8 @@ def test_an_int_passes_for_a_float():
     ('{"stage": "fast", "fast": {"embed": 8}}', "vision"),
   ],
 )
-def test_json_of_something_else_is_refused(text, says):
-  with pytest.raises(ValueError, match=says):
+def test_json_of_something_else_is_refused(text, rule):
+  with pytest.raises(ValueError, match=rule):
     configdict.from_json(text)
 
 
@@ -300,6 +300,18 @@ def test_finer_levels_get_the_layers_left_over():
   )
   assert slow.groups == (2, 3, 3)
   assert synthetic.slow(levels=1, decoder=synthetic.stack(5)).groups == (5,)
+
+
+def test_a_level_doubles_rows_and_columns_and_finer_ones_keep_fewer_frames():
+  vision = dataclasses.replace(synthetic.vision(), patch=8)
+  slow = synthetic.slow(
+    levels=3,
+    widths=(8, 8),
+    decoder=synthetic.stack(3),
+    vision=vision,
+    finer_frames=2,
+  )
+  assert slow.grids(32, 5) == ((5, 4, 4), (3, 8, 8), (3, 16, 16))
 
 
 @pytest.mark.parametrize("name", [*sizes.VISION])

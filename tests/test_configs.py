@@ -34,10 +34,10 @@ FILES = sorted(
 
 def stages_of(file):
   """What get_config's docstring lists: "stage: fast, slow or distill"."""
-  listed = importlib.import_module(f"configs.{file}").get_config.__doc__
-  found = re.search(r"stage: ([\w, \n]+)", listed)
-  assert found, f"configs/{file}.py: get_config must list its stages"
-  return re.split(r",\s*|\s+or\s+", found[1].strip())
+  docstring = importlib.import_module(f"configs.{file}").get_config.__doc__
+  match = re.search(r"stage: ([\w, \n]+)", docstring)
+  assert match, f"configs/{file}.py: get_config must list its stages"
+  return re.split(r",\s*|\s+or\s+", match[1].strip())
 
 
 RECIPES = [(file, stage) for file in FILES for stage in stages_of(file)]
@@ -77,17 +77,17 @@ def flat(values, prefix=""):
 
 
 def described(file, stage):
-  """All there is to know about a stage before it has seen data."""
+  """Fields, placements and sizes of a stage, known without data."""
   cfg, shapes = recipe(file, stage), shapes_of(file, stage)
   placed = sharding.of_params(cfg.mesh.rules, shapes, sharding.mesh(cfg.mesh))
   lines = [f"{key} = {value!r}" for key, value in flat(dataclasses.asdict(cfg))]
   leaves = jax.tree.leaves(shapes)
   count = sum(math.prod(leaf.shape) for leaf in leaves)
   lines += ["", f"{count} parameters at most, in {len(leaves)} arrays:"]
-  for name, leaf, where in zip(
+  for name, leaf, placement in zip(
     trees.names(shapes), leaves, jax.tree.leaves(placed), strict=True
   ):
-    axes = ", ".join(axis or "-" for axis in where.spec)
+    axes = ", ".join(axis or "-" for axis in placement.spec)
     shape = ", ".join(map(str, leaf.shape))
     lines.append(f"{name} {leaf.dtype} [{shape}] on ({axes})")
   return "\n".join(lines) + "\n"

@@ -23,9 +23,9 @@ INSIDE = {
 }
 # What is no result found again by name.
 OTHERS = {
-  "evaluate/page/sheet.py": {"contact_sheet": "a picture for people"},
+  "evaluate/page/sheet.py": {"draw": "a picture for people"},
   "evaluate/studies/evidence.py": {
-    "evidence": "tables for people, never read back"
+    "measure": "tables for people, never read back"
   },
   "evaluate/page/page.py": {
     "write": "a page for people",

@@ -1,9 +1,11 @@
-"""How well, how fast, and shown.
+"""Quality, speed, and pages that show them.
 
-metrics     ranks, recalls, intervals
-results     rankers judged by metrics, as a report
+metrics     ranks and recalls
+intervals   bootstrap intervals of a mean
+reports     report.json: its rows, written and printed
+results     rankers measured by metrics
 validation  a quick recall while a stage trains
-speed       how fast: here, and beside others
+speed       how fast the components run, beside others
 page        results as a page to look at
-studies     whole comparisons of a workdir
+studies     complete comparisons of a workdir
 """

@@ -1,8 +1,8 @@
-"""Retrieval metrics: tie-aware ranks and intervals over images.
+"""Retrieval metrics: tie-aware ranks and recalls.
 
-Everything is a fraction per query, [Q], until someone prints it: means and
-intervals come last, so that two rankers can be compared query by query.
-Numpy only; what was ranked, and by whom, is left to `evaluate.py`.
+Everything is a fraction per query, [Q]: means and intervals come last, so that
+two rankers can be compared query by query. NumPy only. Intervals are left to
+`intervals`, and which ranker answered which queries to `results`.
 """
 
 from typing import NamedTuple
@@ -10,21 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+_NUMBERS = "must be numbers"
+_NO_NAN = "rank with scores that are not NaN"
+
 
 class Ranks(NamedTuple):
-  """Where the best positive of each query stands, ties kept as ties."""
+  """The place of each query's best positive, with ties kept as ties."""
 
   above: Int[np.ndarray, " Q"]  # candidates that score more
-  tied: Int[np.ndarray, " Q"]  # that score the same, itself too; 0 = miss
+  tied: Int[np.ndarray, " Q"]  # that score the same, itself included; 0 = miss
   hits: Int[np.ndarray, " Q"]  # positives among the tied
-
-
-class Interval(NamedTuple):
-  """A mean and the bounds it stays in when other images are drawn."""
-
-  value: float
-  low: float
-  high: float
 
 
 def ranks(
@@ -34,26 +29,29 @@ def ranks(
 ) -> Ranks:
   """Ranks of the best positives in lists of candidates.
 
-  A list shorter than the gallery says nothing of what it left out. That is
-  taken to score less than the last one listed: a positive left out is a miss,
-  and a tie cut by the list's end counts only its listed part. Over queries
-  this is still the expected recall when the ranker cuts ties at random.
+  Rows that a list leaves out are taken to score less than its last one: a
+  positive that is left out is a miss, and of a tie that the list's end cuts,
+  only the listed part counts. Averaged over queries this is still the expected
+  recall if the ranker cuts ties at random.
 
   Args:
     rows: best first; -1 pads.
-    scores: larger is better; those of padding are not read.
+    scores: larger is better; the scores of padding are not read.
     positives: rows that answer the query, at least one each; -1 pads.
 
   Raises:
-    ValueError: shapes that do not fit, a score that is NaN, a list that is not
-      best first or names a row twice, a query without positive.
+    ValueError: shapes that do not match, a score that is NaN, a list that is
+      not best first or names a row twice, a query without a positive.
   """
   rows, scores = np.asarray(rows), np.asarray(scores)
   listed = _listed(rows, scores)
   best_so_far = np.minimum.accumulate(np.where(listed, scores, np.inf), axis=1)
   rising = listed[:, 1:] & (scores[:, 1:] > best_so_far[:, :-1])
   _refuse(
-    np.any(rising, axis=1), "scores", "each list must be best first", "sort"
+    np.any(rising, axis=1),
+    "scores",
+    "each list must be best first",
+    "sort each list by falling score",
   )
   return _ranks(scores, listed, _member(rows, _positives(rows, positives)))
 
@@ -61,26 +59,26 @@ def ranks(
 def ranks_full(
   scores: Float[np.ndarray, "Q C"], positives: Int[np.ndarray, "Q P"]
 ) -> Ranks:
-  """Ranks of the best positives when all of the gallery has a score.
+  """Ranks of the best positives when the whole gallery is scored.
 
   Args:
-    scores: of every row of the gallery, larger is better.
+    scores: every gallery row's score, larger is better.
     positives: rows that answer the query, at least one each; -1 pads.
 
   Raises:
-    ValueError: a score that is NaN, a query without positive, a positive that
-      the gallery does not have.
+    ValueError: a score that is NaN, a query without a positive, a positive
+      outside the gallery.
   """
   scores = np.asarray(scores)
   positives = _positives(scores, positives)
-  gallery = scores.shape[1]
+  gallery_size = scores.shape[1]
   _refuse(
-    positives.max(axis=1) >= gallery,
+    positives.max(axis=1) >= gallery_size,
     "positives",
-    f"must be rows of a gallery of {gallery}",
+    f"must be rows of a gallery of {gallery_size}",
     "rank the gallery that the positives index",
   )
-  _refuse(np.isnan(scores).any(axis=1), "scores", "must be numbers", "find NaN")
+  _refuse(np.isnan(scores).any(axis=1), "scores", _NUMBERS, _NO_NAN)
   positive = np.zeros(scores.shape, bool)
   query, column = np.nonzero(positives >= 0)
   positive[query, positives[query, column]] = True
@@ -90,11 +88,11 @@ def ranks_full(
 def recall_at(ranked: Ranks, k: int) -> Float[np.ndarray, " Q"]:
   """Probability that a positive is among the first k, over orders of ties.
 
-  Of t tied, h of them positive, m places are left in the first k:
+  With t tied, h of them positive, and m places left in the first k:
   1 - C(t-h, m) / C(t, m) = 1 - prod_{i<h} (t-m-i) / (t-i).
   """
   if k < 1:
-    raise ValueError(f"k: must be at least 1; got {k}. raise it")
+    raise ValueError(f"k: must be at least 1; got {k}. pass k >= 1")
   places = np.clip(k - ranked.above, 0, ranked.tied)
   none = np.ones(ranked.above.shape)
   for i in range(ranked.hits.max(initial=0)):
@@ -107,7 +105,7 @@ def recall_at(ranked: Ranks, k: int) -> Float[np.ndarray, " Q"]:
 def expected_rank(ranked: Ranks) -> Float[np.ndarray, " Q"]:
   """Mean rank of the first positive over orders of ties, from 1; inf = miss.
 
-  The first of h positives among t tied stands at (t + 1) / (h + 1) of them.
+  The first of h positives among t tied has the mean place (t + 1) / (h + 1).
   """
   first = (ranked.tied + 1) / np.maximum(ranked.hits + 1, 1)
   return np.where(ranked.tied > 0, ranked.above + first, np.inf)
@@ -124,24 +122,24 @@ def group_recall_at_1(
   groups: Int[np.ndarray, "Q M"],
   positives: Int[np.ndarray, "Q P"],
 ) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
-  """Recall@1 inside each query's group of look-alikes, ties expected.
+  """Recall@1 inside each query's group of look-alikes, expected over ties.
 
-  All other rows are struck from the ranking. To judge a scorer on the groups
-  themselves, score their members and pass the groups as `rows`; with a
-  ranker's candidates, a positive that it did not return is a miss even when
-  the rest of its group is missing too.
+  All other rows are removed from the ranking. To evaluate a scorer on the
+  groups themselves, score their members and pass the groups as `rows`. With a
+  ranker's candidates, a positive that it did not return is a miss, even if the
+  rest of its group is missing too.
 
   Args:
     rows: any order; -1 pads.
-    scores: of the rows.
+    scores: the rows' scores.
     groups: rows of the group's members, a positive among them; -1 pads.
     positives: rows that answer the query; -1 pads.
 
   Returns:
-    recall, and chance: the share of the group that is positive.
+    The recall, and its chance level: the share of the group that is positive.
 
   Raises:
-    ValueError: as `ranks`, but for the order; a group without positive.
+    ValueError: as `ranks`, except for the order; a group without a positive.
   """
   rows, scores = np.asarray(rows), np.asarray(scores)
   groups = np.asarray(groups)
@@ -154,90 +152,10 @@ def group_recall_at_1(
     "each must hold a positive",
     "add the query's own row",
   )
-  found = _ranks(
+  ranked = _ranks(
     scores, listed & _member(rows, groups), _member(rows, positives)
   )
-  return recall_at(found, 1), answers.sum(axis=1) / (groups >= 0).sum(axis=1)
-
-
-def interval(
-  values: Float[np.ndarray, " Q"],
-  clusters: Int[np.ndarray, " Q"],
-  *,
-  samples: int = 2000,
-  seed: int = 0,
-  level: float = 0.95,
-) -> Interval:
-  """Mean over queries and its percentile bootstrap interval over clusters.
-
-  Captions of one image succeed and fail together, so images are drawn with
-  replacement, each with all of its queries. Where every query agrees there is
-  nothing to draw and the interval is a point, whatever the truth.
-
-  Args:
-    values: one number a query.
-    clusters: equal for queries about the same image.
-    samples: bootstrap draws.
-    seed: equal seeds give equal intervals.
-    level: share of draws inside the interval.
-
-  Raises:
-    ValueError: values that are not finite, or fewer than two clusters.
-  """
-  values, clusters = np.asarray(values, np.float64), np.asarray(clusters)
-  if values.ndim != 1 or values.shape != clusters.shape:
-    raise ValueError(
-      f"clusters: one per value of [Q]; got {clusters.shape} for "
-      f"{values.shape}. give both the same length"
-    )
-  _refuse(~np.isfinite(values), "values", "must be finite", "fix them")
-  if samples < 1 or not 0 < level < 1:
-    raise ValueError(
-      "samples, level: must be >= 1 and inside (0, 1); got "
-      f"{samples}, {level}. change them"
-    )
-  _, of_query, counts = np.unique(
-    clusters, return_inverse=True, return_counts=True
-  )
-  if len(counts) < 2:
-    raise ValueError(
-      f"clusters: an interval needs at least 2; got {len(counts)}. "
-      "evaluate more images"
-    )
-  sums = np.bincount(of_query, weights=values)
-  rng = np.random.default_rng(seed)
-  block = max(1, 2**20 // len(counts))  # bounds the memory, not the result
-  means = []
-  for start in range(0, samples, block):
-    size = (min(block, samples - start), len(counts))
-    drawn = rng.integers(len(counts), size=size)
-    means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-  tail = (1 - level) / 2
-  low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-  return Interval(float(values.mean()), float(low), float(high))
-
-
-def paired_interval(
-  a: Float[np.ndarray, " Q"],
-  b: Float[np.ndarray, " Q"],
-  clusters: Int[np.ndarray, " Q"],
-  *,
-  samples: int = 2000,
-  seed: int = 0,
-  level: float = 0.95,
-) -> Interval:
-  """`interval` of the mean of a - b: two rankers on the same queries.
-
-  Raises:
-    ValueError: as `interval`, or values of different queries.
-  """
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  if a.shape != b.shape:
-    raise ValueError(
-      f"b: must be of the queries of a, {a.shape}; got {b.shape}. "
-      "evaluate both on the same queries"
-    )
-  return interval(a - b, clusters, samples=samples, seed=seed, level=level)
+  return recall_at(ranked, 1), answers.sum(axis=1) / (groups >= 0).sum(axis=1)
 
 
 def _ranks(
@@ -246,32 +164,30 @@ def _ranks(
   positive = positive & listed
   best = np.where(positive, scores, -np.inf).max(axis=1, initial=-np.inf)
   tied = listed & (scores == best[:, None])
-  found = positive.any(axis=1)
+  hit = positive.any(axis=1)
   return Ranks(
     (listed & (scores > best[:, None])).sum(axis=1),
-    np.where(found, tied.sum(axis=1), 0),  # a listed score may be -inf too
+    np.where(hit, tied.sum(axis=1), 0),  # a listed score may be -inf too
     (tied & positive).sum(axis=1),
   )
 
 
 def _listed(rows: np.ndarray, scores: np.ndarray) -> Bool[np.ndarray, "Q K"]:
-  """Where a list holds a row and no padding; refuses what is no list."""
+  """Masks padding; refuses rows and scores that are not lists."""
   if rows.ndim != 2 or rows.shape != scores.shape:
     raise ValueError(
       f"scores: one per row of [Q, K]; got {scores.shape} for {rows.shape}. "
       "give both the same shape"
     )
   listed = rows >= 0
-  _refuse(
-    (listed & np.isnan(scores)).any(axis=1),
-    "scores",
-    "must be numbers",
-    "find NaN",
-  )
+  _refuse((listed & np.isnan(scores)).any(axis=1), "scores", _NUMBERS, _NO_NAN)
   ordered = np.sort(rows, axis=1)
   twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
   _refuse(
-    np.any(twice, axis=1), "rows", "must differ in a list", "list each once"
+    np.any(twice, axis=1),
+    "rows",
+    "must differ in a list",
+    "list each row once",
   )
   return listed
 
@@ -281,13 +197,13 @@ def _positives(lists: np.ndarray, positives: np.ndarray) -> np.ndarray:
   if positives.ndim != 2 or len(positives) != len(lists):
     raise ValueError(
       f"positives: must be [Q, P] with Q = {len(lists)}; got "
-      f"{positives.shape}. give a padded row a query"
+      f"{positives.shape}. give each query a row, padded with -1"
     )
   _refuse(
     np.all(positives < 0, axis=1),
     "positives",
     "every query needs one",
-    "leave out queries without",
+    "leave out the queries without one",
   )
   return positives
 
@@ -301,7 +217,7 @@ def _member(rows: np.ndarray, ids: np.ndarray) -> Bool[np.ndarray, "Q K"]:
 
 
 def _refuse(bad: np.ndarray, what: str, rule: str, mend: str) -> None:
-  """Names the first of the queries that break a rule."""
+  """Raises if any query breaks a rule; names the first."""
   if bad.any():
     raise ValueError(
       f"{what}: {rule}; got {int(bad.sum())} of {len(bad)} queries that break "

@@ -1,4 +1,4 @@
-"""How well a stage ranks a sample of validation while it trains."""
+"""A quick recall on a validation sample while a stage trains."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,23 +15,24 @@ from fs_jax.train import pair_scores
 def quick_recall(
   cfg: config.Config, tokenizer: tokenizers.Tokenizer
 ) -> Callable[[types.Params], Mapping[str, float]]:
-  """R@1 and R@5 on the first `train.eval_sample` validation visuals.
+  """Returns a function: params -> R@1 and R@5 on a validation sample.
 
-  One caption each, ranked among the sample only: a curve to watch, not a
-  result. Slow scores all pairs of a quarter of them. The sample is decoded once
-  and scored in blocks that fit where training does (`pair_scores`).
+  The sample is the first `train.eval_sample` visuals, with one caption each,
+  ranked among the sample only: a curve to watch, not a result. Slow scores all
+  pairs of a quarter of them. The sample is decoded once and scored in blocks
+  that fit where training does (`pair_scores`).
   """
   source = sources.open_lazily(cfg.data, cfg.data.validation)
   mesh = sharding.mesh(cfg.mesh)
   size = min(pair_scores.sample_size(cfg), len(source))
-  if cfg.stage == "slow":  # a quarter, also of fewer visuals than are asked for
+  if cfg.stage == "slow":  # a quarter, even if there are fewer visuals
     size = min(size, max(len(source) // 4, 1))
-  made = pair_scores.program(cfg, tokenizer.vocab_size, mesh, size)
+  program = pair_scores.program(cfg, tokenizer.vocab_size, mesh, size)
   texts = tokenizer.encode([source.captions(i)[0] for i in range(size)])
   visual = source.visuals(np.arange(size))
 
   def recall(params: types.Params) -> dict[str, float]:
-    scores = pair_scores.scores(made, params, visual, texts)
+    scores = pair_scores.scores(program, params, visual, texts)
     ranked = metrics.ranks_full(scores, np.arange(size)[:, None])
     return {
       f"R@{k}": float(metrics.recall_at(ranked, k).mean()) for k in (1, 5)

@@ -1,11 +1,12 @@
-"""What is stored of a gallery: vectors, memories, index.
+"""What is stored of a gallery: vectors, memories, items, index.
 
-corpus    vectors and ids: written, validated, read
-exact     nearest neighbours by all dot products, and the type Index
+buckets   queries padded to a few batch sizes
+corpus    writes, validates and reads vectors and ids
+exact     nearest neighbours by all dot products; the type Index
 tuner     the cheapest settings of a tree that reach a recall
-scann     ScaNN, the one module that knows it
-index     an index of either kind: built, measured, loaded
-memories  the token store: what Slow reads of each visual
-items     what a person is shown: path, captions, a small picture
-encode    a gallery encoded: vectors, memories, items
+scann     ScaNN; no other module knows it
+index     builds, measures and loads an index of either kind
+memories  writes and reads what Slow stores of each visual
+items     what people see of each visual: path, captions, thumbnail
+encode    encodes a gallery: vectors, memories, items
 """

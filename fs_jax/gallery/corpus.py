@@ -1,4 +1,4 @@
-"""A gallery's Fast vectors on disk, and the rules they keep.
+"""A gallery's Fast vectors on disk, and the rules that they obey.
 
     vectors/  manifest.json  ids.txt  vectors-00000-of-00004.npy
 
@@ -16,9 +16,10 @@ from fs_jax.machine import commands, files, provenance
 from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
+KIND = "vectors"  # the manifest's kind
 IDS = "ids.txt"
 SHARD_BYTES = 1 << 28
-TOLERANCE = 1e-3  # of a vector's length; float16 round trips stay inside
+TOLERANCE = 1e-3  # of a vector's length; float16 round trips stay within it
 _BLOCK = 1 << 16  # rows checked at a time, to bound memory
 
 
@@ -29,25 +30,26 @@ def save(
   *,
   shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
-  """Writes the folder whole, or leaves what was there; returns its manifest.
+  """Writes the folder whole, or leaves the old one; returns its manifest.
 
   Args:
-    folder: to make or replace.
+    folder: the folder to make or replace.
     corpus: vectors and ids.
-    contract: its other parts; `items` is added.
-    shard_bytes: of the vectors, at most (one row at least).
+    contract: the contract's parts; `items` is added.
+    shard_bytes: the size of a file of vectors, at most (but one row at least).
 
   Raises:
-    ValueError: as `validate`; a full disk.
+    ValueError: as `validate`.
+    errors.DiskFull: no space is left.
   """
   validate(corpus)
-  with manifests.folder(folder, "vectors") as temporary:
+  with manifests.folder(folder, KIND) as temporary:
     write_ids(temporary, corpus.ids)
     write_vectors(temporary, corpus.vectors, shard_bytes=shard_bytes)
     return manifests.write_manifest(
       temporary,
       {
-        "kind": "vectors",
+        "kind": KIND,
         "dtype": "float32",
         "shape": list(corpus.vectors.shape),
         "count": len(corpus.ids),
@@ -58,7 +60,7 @@ def save(
 
 def load(
   folder: epath.PathLike,
-  expected_contract: provenance.Contract | None = None,
+  expected: provenance.Contract | None = None,
   *,
   hashes: bool = True,
   mend: str = "",
@@ -66,50 +68,44 @@ def load(
   """Reads and checks what `save` wrote.
 
   Args:
-    folder: of a corpus.
-    expected_contract: parts that must agree, such as `fast` of the model.
-    hashes: False checks sizes, not contents.
-    mend: said where the contract differs.
+    folder: the corpus's folder.
+    expected: parts of the contract that must agree, such as the model's `fast`.
+    hashes: False checks the sizes of files, not their contents.
+    mend: the fix that errors suggest; if "", to encode again.
 
   Raises:
     FileNotFoundError: no such corpus.
-    ValueError: damaged, of another contract, or against `validate`.
+    ValueError: damaged, of another contract, or refused by `validate`.
   """
   mend = mend or f"encode the gallery again: {commands.program('encode')}"
-  manifest = manifests.read_manifest(
-    folder, "vectors", hashes=hashes, mend=mend
-  )
-  provenance.check_all(
-    expected_contract,
-    manifest["contract"],
-    ours_name="what is asked for",
-    theirs_name=f"vectors {epath.Path(folder)}",
-    mend=mend,
+  path, manifest = provenance.open_folder(
+    folder, KIND, expected, hashes=hashes, copy=False, mend=mend
   )
   corpus = types.Corpus(
-    read_vectors(folder, manifest["shape"]), read_ids(folder, manifest)
+    read_vectors(path, manifest["shape"]), read_ids(path, manifest)
   )
   validate(corpus)
   return corpus
 
 
 def read_contract(folder: epath.PathLike) -> dict[str, provenance.Part]:
-  """Parts of the contract of a corpus, without reading its vectors."""
-  return manifests.read_manifest(folder, "vectors", hashes=False)["contract"]
+  """Reads a corpus's contract, without its vectors."""
+  return manifests.read_manifest(folder, KIND, hashes=False)["contract"]
 
 
 def validate(corpus: types.Corpus) -> None:
-  """Refuses what would be searched wrongly, or crash native code.
+  """Refuses vectors that would be searched wrongly or crash native code.
 
   Raises:
-    ValueError: not float32 [C,E] with C, E >= 1; a row that is not finite or
-      not of unit length; ids that are too few, twice there, or no line of text.
+    ValueError: vectors that are not float32 [C,E] with C, E >= 1; a row that is
+      not finite or not of unit length; ids that are too few, duplicated, or not
+      one line of text.
   """
   vectors, ids = corpus.vectors, corpus.ids
   if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
     got = getattr(vectors, "dtype", type(vectors).__name__)
     raise ValueError(
-      f"vectors: must be a NumPy array of float32; got {got}. convert it"
+      f"vectors: must be a NumPy array of float32; got {got}. convert them"
     )
   if vectors.ndim != 2 or 0 in vectors.shape:
     raise ValueError(
@@ -119,14 +115,14 @@ def validate(corpus: types.Corpus) -> None:
   if len(ids) != len(vectors):
     raise ValueError(
       f"ids: one for each of {len(vectors)} vectors; got {len(ids)}. "
-      f"leave out neither"
+      f"pass as many ids as vectors"
     )
   check_ids(ids)
   blocks = range(0, len(vectors), _BLOCK)
   lengths = np.concatenate(
     [np.linalg.norm(vectors[i : i + _BLOCK], axis=1) for i in blocks]
   )
-  # Written so that NaN, which compares false with everything, is bad.
+  # Negated so that NaN, which compares false with everything, counts as bad.
   bad = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))
   if bad.size:
     at = int(bad[0])
@@ -140,7 +136,7 @@ def validate(corpus: types.Corpus) -> None:
 
 
 def write_ids(folder: epath.PathLike, ids: Iterable[str]) -> None:
-  """`ids.txt` of a folder."""
+  """Writes `ids.txt`, one id per line."""
   text = "".join(f"{i}\n" for i in ids)
   files.write_text(epath.Path(folder) / IDS, text)
 
@@ -148,10 +144,10 @@ def write_ids(folder: epath.PathLike, ids: Iterable[str]) -> None:
 def read_ids(
   folder: epath.PathLike, manifest: Mapping[str, Any]
 ) -> tuple[str, ...]:
-  """`ids.txt` of a folder, checked against its manifest.
+  """Reads `ids.txt` and checks it against the manifest.
 
   Raises:
-    ValueError: another number of ids, or others than the contract says.
+    ValueError: not the ids that the contract was made from.
   """
   path = epath.Path(folder) / IDS
   ids = tuple(path.read_bytes().decode().split("\n")[:-1])
@@ -172,7 +168,7 @@ def write_vectors(
   *,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """float32 [C,E] as `vectors-00000-of-0000N.npy`, little-endian."""
+  """Writes float32 [C,E] as `vectors-00000-of-0000N.npy`, little-endian."""
   rows = max(1, shard_bytes // (4 * vectors.shape[1]))
   shards = -(-len(vectors) // rows)
   for shard in range(shards):
@@ -183,7 +179,7 @@ def write_vectors(
 
 
 def read_vectors(folder: epath.PathLike, shape: Sequence[int]) -> np.ndarray:
-  """float32 [C,E]: the shards of a folder in order.
+  """Reads the shards of a folder in order: float32 [C,E].
 
   Raises:
     ValueError: shards that do not add up to `shape`.
@@ -211,7 +207,7 @@ def read_vectors(folder: epath.PathLike, shape: Sequence[int]) -> np.ndarray:
 
 
 def check_ids(ids: Sequence[str]) -> None:
-  """Refuses ids that are not lines of text, or are there twice.
+  """Refuses ids that are not lines of text, or occur twice.
 
   Raises:
     ValueError: names the id and its row.

@@ -1,4 +1,4 @@
-"""Fast vectors and Slow memories of a source, in batches of one shape."""
+"""Encodes a gallery in batches of one shape: vectors, memories, items."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -7,22 +7,21 @@ import jax
 import numpy as np
 from etils import epath
 
-from fs_jax import types
+from fs_jax import config, types
 from fs_jax.data import pipeline, sources
-from fs_jax.gallery import corpus, items
+from fs_jax.gallery import buckets, corpus, items
 from fs_jax.gallery import memories as memory_store
 from fs_jax.machine import console, provenance
 from fs_jax.models import build
 from fs_jax.runs import contract, stages
 
-BATCH = 256  # rows on the device at once; the last batch is padded to it
-TEXTS = (1, 8, 64, BATCH)  # texts are padded to one of these
+BATCH = 256  # visuals on the device at once; the last batch is padded to it
 
 
-def visual_vectors(
+def encode_visuals(
   run: stages.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> np.ndarray:
-  """f(x) of every visual: float32 [C,E], unit length."""
+  """Encodes every visual with Fast: float32 [C,E], unit length."""
   _require_whole(run)
   embed = functools.partial(_embed_visual, run.cfg, run.tokenizer.vocab_size)
   parts = [
@@ -32,28 +31,27 @@ def visual_vectors(
   return np.concatenate(parts)
 
 
-def text_vectors(run: stages.Run, text: types.Array) -> np.ndarray:
-  """g(y) of token rows: int32 [Q,L] -> float32 [Q,E], unit length."""
-  return text_encoder(run)(text)
+def encode_texts(run: stages.Run, text: types.Array) -> np.ndarray:
+  """Encodes token rows int32 [Q,L] with Fast: float32 [Q,E], unit length."""
+  return make_text_encoder(run)(text)
 
 
-def text_encoder(run: stages.Run) -> Callable[[types.Array], np.ndarray]:
-  """`text_vectors` as a function that keeps what it compiled.
+def make_text_encoder(run: stages.Run) -> Callable[[types.Array], np.ndarray]:
+  """`encode_texts` as a function of the token rows alone.
 
-  Rows are padded to one of TEXTS, more than the last go in blocks of it: few
-  shapes serve any number of queries.
+  It runs in the batch sizes of `buckets`, and so compiles a few programs for
+  any number of queries.
   """
   embed = functools.partial(_embed_text, run.cfg, run.tokenizer.vocab_size)
 
   def encode(text: types.Array) -> np.ndarray:
-    text = np.asarray(text, np.int32)
-    parts = []
-    for start in range(0, max(len(text), 1), BATCH):
-      part = text[start : start + BATCH]
-      size = next(s for s in TEXTS if len(part) <= s)
-      padded = np.pad(part, ((0, size - len(part)), (0, 0)))
-      parts.append(np.asarray(embed(run.params["fast"], padded))[: len(part)])
-    return np.concatenate(parts)
+    batches = buckets.pad_batches(np.asarray(text, np.int32))
+    return np.concatenate(
+      [
+        np.asarray(embed(run.params["fast"], batch))[:count]
+        for batch, count in batches
+      ]
+    )
 
   return encode
 
@@ -61,12 +59,12 @@ def text_encoder(run: stages.Run) -> Callable[[types.Array], np.ndarray]:
 def encode_memories(
   run: stages.Run, source: sources.Source, *, batch_size: int = BATCH
 ) -> Iterator[types.Memory]:
-  """What Slow keeps of every visual, batch by batch, without padding rows."""
+  """Yields Slow's memories of all visuals in batches, without padding rows."""
   _require_whole(run)
   embed = functools.partial(_memorise, run.cfg, run.tokenizer.vocab_size)
   for batch in _batches(run, source, batch_size, "memories"):
     memory = jax.device_get(embed(run.params["slow"], batch.visual))
-    yield jax.tree.map(lambda x, keep=batch.mask: x[keep], memory)
+    yield jax.tree.map(lambda x, mask=batch.mask: x[mask], memory)
 
 
 def write_vectors(
@@ -81,22 +79,22 @@ def write_vectors(
 
   Args:
     run: a trained Fast.
-    source: the gallery.
-    folder: of the corpus.
-    stale: what becomes of another model's vectors, or another gallery's.
-    mend: said where they are refused.
+    source: the gallery's visuals.
+    folder: the corpus's folder.
+    stale: what to do with vectors of another model or other visuals.
+    mend: the fix that errors suggest.
 
   Raises:
-    ValueError: they are refused, or damaged.
+    ValueError: vectors that are refused as stale, or damaged.
   """
-  parts = contracts_of(run, source)
+  parts = make_contract(run, source)
   if not provenance.folder_needed(
-    folder, "vectors", parts, stale=stale, mend=mend
+    folder, corpus.KIND, parts, stale=stale, mend=mend
   ):
     return corpus.load(folder, parts, hashes=False, mend=mend)  # just checked
-  made = types.Corpus(visual_vectors(run, source), source.ids)
-  corpus.save(folder, made, parts)
-  return made
+  vectors = types.Corpus(encode_visuals(run, source), source.ids)
+  corpus.save(folder, vectors, parts)
+  return vectors
 
 
 def write_memories(
@@ -111,9 +109,9 @@ def write_memories(
 
   Arguments and errors as `write_vectors`; `run` is a trained Slow.
   """
-  parts = contracts_of(run, source)
+  parts = make_contract(run, source)
   if provenance.folder_needed(
-    folder, "memories", parts, stale=stale, mend=mend
+    folder, memory_store.KIND, parts, stale=stale, mend=mend
   ):
     with memory_store.Writer(folder, parts) as writer:
       start = 0
@@ -131,31 +129,31 @@ def write_items(
   folder: epath.PathLike,
   parts: provenance.Contract | None = None,
 ) -> None:
-  """Writes what a person is shown of a gallery, unless it is there.
+  """Writes what people see of a gallery into `folder`, unless it is there.
 
-  They follow from the data alone: items of other data are made anew.
+  Items depend on the data alone. Items of other data are replaced.
 
   Args:
-    source: the gallery.
-    folder: of the items.
-    parts: what they follow from, where that is known already.
+    source: the gallery's visuals.
+    folder: the items' folder.
+    parts: the items' contract, if known already.
   """
-  parts = parts or items.contract_of(source)
+  parts = parts or items.make_contract(source)
   if provenance.folder_needed(folder, items.KIND, parts, stale="replace"):
     items.write(folder, source, parts)
 
 
-def queries_of(run: stages.Run, most: int = 1024) -> np.ndarray:
-  """Vectors of validation captions: what recall is measured on."""
-  some = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
-  text, _ = pipeline.caption_table(some, run.tokenizer)
-  return text_vectors(run, text[:most])
+def sample_queries(run: stages.Run, most: int = 1024) -> np.ndarray:
+  """Encodes up to `most` validation captions, to measure recall on."""
+  source = sources.open_lazily(run.cfg.data, run.cfg.data.validation)
+  text, _ = pipeline.caption_table(source, run.tokenizer)
+  return encode_texts(run, text[:most])
 
 
-def contracts_of(
+def make_contract(
   run: stages.Run, source: sources.Source
 ) -> dict[str, provenance.Part]:
-  """What vectors or memories of a source are made from."""
+  """The contract of the vectors or memories that a stage makes of a source."""
   return {
     **run.contract,
     "split": contract.split(source.origin, source.contents()),
@@ -164,29 +162,35 @@ def contracts_of(
 
 
 def _require_whole(run: stages.Run) -> None:
-  if run.whole is not None:
+  if run.whole_contract is not None:
     raise ValueError(
-      f"{run.folder}: must hold all parameters to see pictures; got a part "
-      "that reads texts. give the stage that it was packed from"
+      f"{run.folder}: must hold all parameters to encode visuals; got a "
+      "part that reads texts. give the stage that it was packed from"
     )
 
 
-# Compiled once for all runs of a config: a study opens a stage several times.
+# Compiled once per config: a study opens a stage several times.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _embed_visual(cfg, vocabulary, params, visual):
+def _embed_visual(
+  cfg: config.Config, vocabulary: int, params: types.Params, visual: types.Array
+) -> jax.Array:
   model = build.fast_model(cfg, vocabulary)
   seen = build.pixels(cfg, visual)
   return build.apply(model, params, seen, method="visual")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _embed_text(cfg, vocabulary, params, text):
+def _embed_text(
+  cfg: config.Config, vocabulary: int, params: types.Params, text: types.Array
+) -> jax.Array:
   model = build.fast_model(cfg, vocabulary)
   return build.apply(model, params, text, method="text")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _memorise(cfg, vocabulary, params, visual):
+def _memorise(
+  cfg: config.Config, vocabulary: int, params: types.Params, visual: types.Array
+) -> types.Memory:
   model = build.slow_model(cfg, vocabulary)
   seen = build.pixels(cfg, visual)
   return build.apply(model, params, seen, method="encode_visual")

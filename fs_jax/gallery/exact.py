@@ -1,8 +1,8 @@
 """Exact nearest neighbours in JAX, in bounded memory.
 
-The reference for every index, and the index itself where ScaNN is missing or a
-gallery is small. Rows, queries and depths are padded to a few sizes, so that
-serving compiles a few programs and not one for every gallery and request.
+It is the reference for every index, and the index itself if ScaNN is missing.
+Rows, queries and depths are padded to a few sizes, so that serving compiles a
+few programs and not one for every gallery and request.
 """
 
 import functools
@@ -14,88 +14,89 @@ import jax.numpy as jnp
 import numpy as np
 
 from fs_jax import types
+from fs_jax.gallery import buckets
 from fs_jax.machine import provenance
 
-SCORE_BYTES = 1 << 28  # of scores held at once, for a corpus of any size
-_BUCKETS = (1, 8, 64, 256)  # queries are padded to one of these
+SCORE_BYTES = 1 << 28  # scores held at once, whatever the size of the corpus
 _DEPTH = 16  # the least number of neighbours compiled for
 _ROWS = 256  # the least number of rows compiled for
 
 
-class Placed(NamedTuple):
+class DeviceVectors(NamedTuple):
   """Vectors on the default device, for any number of calls."""
 
-  vectors: jax.Array  # float32 [rows,E], zeros behind the first `size`
+  vectors: jax.Array  # float32 [rows,E], zeros after the first `size`
   size: int  # C
 
 
-def place(vectors: types.Array) -> Placed:
+def place(vectors: types.Array) -> DeviceVectors:
   """Moves float32 [C,E] to the device, padded to one of a few sizes.
 
-  Sizes are sixteenths of powers of two: a sixteenth more rows at most, which is
-  what a search then takes longer, and galleries of about a size share programs.
+  Sizes are multiples of a sixteenth of a power of two. Padding adds at most a
+  sixteenth to the rows and to the time of a search, and galleries of about the
+  same size share programs.
   """
   # On the host: the device would compile the padding for every size.
-  given = np.asarray(vectors, np.float32)
-  size, width = given.shape
+  padded = np.asarray(vectors, np.float32)
+  size = len(padded)
   step = 1 << max(0, (size - 1).bit_length() - 5)
   rows = max(_ROWS, -(-size // step) * step)
-  padded = given
   if rows > size:
-    padded = np.zeros((rows, width), np.float32)
-    padded[:size] = given
-  return Placed(jax.device_put(padded), size)
+    padded = np.pad(padded, ((0, rows - size), (0, 0)))
+  return DeviceVectors(jax.device_put(padded), size)
 
 
-def nearest(
-  vectors: Placed | types.Array,
+def find_nearest(
+  vectors: DeviceVectors | types.Array,
   queries: types.Array,
   k: int,
   *,
   score_bytes: int = SCORE_BYTES,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Rows int32 and dot products float32 [Q,k], best first, ties by row.
+  """Finds the k rows with the largest dot products.
 
   Args:
-    vectors: float32 [C,E]; who asks more than once places them once.
+    vectors: float32 [C,E]; `place` them first for more than one call.
     queries: float32 [Q,E], Q >= 1.
     k: 1..C.
-    score_bytes: of the scores held at once.
+    score_bytes: the size of the scores held at once.
+
+  Returns:
+    Rows int32 [Q,k] and dot products float32 [Q,k], best first, ties by row.
   """
-  placed = vectors if isinstance(vectors, Placed) else place(vectors)
+  placed = vectors if isinstance(vectors, DeviceVectors) else place(vectors)
   queries = np.asarray(queries, np.float32)
   depth = _depth(placed, k)
   parts = []
-  for start in range(0, len(queries), _BUCKETS[-1]):
-    part = queries[start : start + _BUCKETS[-1]]
-    bucket = next(b for b in _BUCKETS if b >= len(part))
-    padded = np.pad(part, ((0, bucket - len(part)), (0, 0)))
-    found = _found(placed, padded, depth, score_bytes)
-    parts.append([np.asarray(x)[: len(part), :k] for x in found])
+  for batch, count in buckets.pad_batches(queries):
+    best = _search_batch(placed, batch, depth, score_bytes)
+    parts.append([np.asarray(x)[:count, :k] for x in best])
   scores, rows = (np.concatenate(x) for x in zip(*parts, strict=True))
   return rows, scores
 
 
-def warm(placed: Placed, k: int, *, score_bytes: int = SCORE_BYTES) -> None:
-  """Compiles all that `nearest` needs for any queries and up to k answers."""
+def warm(
+  placed: DeviceVectors, k: int, *, score_bytes: int = SCORE_BYTES
+) -> None:
+  """Compiles all that `find_nearest` needs for any queries and k or fewer."""
   deepest = _depth(placed, min(k, placed.size))
   depth = min(_DEPTH, deepest)
   while True:
-    for bucket in _BUCKETS:
-      queries = np.zeros((bucket, placed.vectors.shape[1]), np.float32)
-      jax.block_until_ready(_found(placed, queries, depth, score_bytes))
+    for rows in buckets.SIZES:
+      queries = np.zeros((rows, placed.vectors.shape[1]), np.float32)
+      jax.block_until_ready(_search_batch(placed, queries, depth, score_bytes))
     if depth == deepest:
       return
     depth = min(2 * depth, deepest)
 
 
-def _depth(placed: Placed, k: int) -> int:
+def _depth(placed: DeviceVectors, k: int) -> int:
   rows = placed.vectors.shape[0]
   return min(rows, max(_DEPTH, 1 << (k - 1).bit_length()))
 
 
-def _found(
-  placed: Placed, queries: np.ndarray, depth: int, score_bytes: int
+def _search_batch(
+  placed: DeviceVectors, queries: np.ndarray, depth: int, score_bytes: int
 ) -> tuple[jax.Array, jax.Array]:
   rows = placed.vectors.shape[0]
   chunk = min(rows, max(depth, score_bytes // (4 * len(queries))))
@@ -112,15 +113,17 @@ def _top_k(
   depth: int,
   chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Scores and rows [Q,depth] of the best; `chunk` rows compared at a time.
+  """Scores and rows [Q,depth] of the best, comparing `chunk` rows at a time.
 
-  `top_k` prefers the earlier of equal scores, and what was found before stands
-  in front of what a later chunk adds: equal scores come out by row. Rows from
+  Equal scores come out by row: `top_k` prefers the earlier of two, and the
+  results of earlier chunks stand in front of those of later ones. Rows from
   `size` on are padding and score -inf.
   """
   rows = vectors.shape[0]
 
-  def best_of(block: jax.Array, start: Any, new: Any = 0) -> Any:
+  def best_of(
+    block: jax.Array, start: jax.Array | int, new: jax.Array | int = 0
+  ) -> tuple[jax.Array, jax.Array]:
     # Float32 throughout: accelerators would round the factors to bfloat16.
     scores = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
     at = start + jnp.arange(block.shape[0])[None]
@@ -131,16 +134,18 @@ def _top_k(
   if rows <= chunk:
     return best_of(vectors, 0)
 
-  def step(i: jax.Array, best: Any) -> tuple[jax.Array, jax.Array]:
-    # The last chunk begins earlier, to be whole: some of it was seen before.
+  def step(
+    i: jax.Array, best: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    # The last chunk starts early, to be whole: `new` masks rows seen before.
     start = jnp.minimum(i * chunk, rows - chunk)
     block = jax.lax.dynamic_slice_in_dim(vectors, start, chunk)
     more = best_of(block, start, i * chunk)
     scores, at = (
       jnp.concatenate(x, axis=1) for x in zip(best, more, strict=True)
     )
-    scores, kept = jax.lax.top_k(scores, depth)
-    return scores, jnp.take_along_axis(at, kept, axis=1)
+    scores, places = jax.lax.top_k(scores, depth)
+    return scores, jnp.take_along_axis(at, places, axis=1)
 
   empty = (
     jnp.full((len(queries), depth), -jnp.inf, jnp.float32),
@@ -153,42 +158,42 @@ Backend = Literal["exact", "scann"]
 
 
 class Index(NamedTuple):
-  """What answers queries; whoever searches cannot know how.
+  """An index of either backend, which callers cannot tell apart.
 
-  `search(queries, k)`: float32 [Q,E], finite, and k >= 1 -> Candidates of NumPy
-  arrays [Q,k], best first; rows of -1 with scores of -inf fill up a short row.
-  Raises ValueError for anything else.
+  `search(queries, k)` takes finite float32 [Q,E] and k >= 1, and returns
+  Candidates of NumPy arrays [Q,k], best first. Short rows are filled with row
+  -1 and score -inf. It raises ValueError for anything else.
   """
 
   search: Callable[[types.Array, int], types.Candidates]
   kind: Backend
   size: int  # C
   width: int  # E
-  ids: tuple[str, ...]  # C of them; () where none were given
+  ids: tuple[str, ...]  # C of them, or () if none were given
   contract: dict[str, provenance.Part]
-  manifest: dict[str, Any]  # of the folder; {} without one
+  manifest: dict[str, Any]  # the folder's manifest; {} without a folder
   # Compiles all that `search` needs for up to k answers to any queries.
   warm: Callable[[int], None]
 
 
-def index(
+def make_index(
   vectors: np.ndarray,
   ids: Sequence[str] = (),
   contract: provenance.Contract | None = None,
   *,
   score_bytes: int = SCORE_BYTES,
 ) -> Index:
-  """Search by all dot products, on the default device; equal scores by row.
+  """An index that compares all vectors, on the default device.
 
   Args:
     vectors: float32 [C,E].
-    ids: C of them, or none.
-    contract: parts that describe the vectors.
-    score_bytes: of the scores held at once.
+    ids: C ids, or none.
+    contract: the vectors' contract.
+    score_bytes: the size of the scores held at once.
   """
   size, width = vectors.shape
   placed = place(vectors)
-  ask = functools.partial(nearest, placed, score_bytes=score_bytes)
+  ask = functools.partial(find_nearest, placed, score_bytes=score_bytes)
   return Index(
     functools.partial(search, ask, size, width),
     "exact",
@@ -201,9 +206,14 @@ def index(
   )
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-  """Share of the true neighbours that were found: rows [Q,k] both."""
-  hits = (found[:, :, None] == truth[:, None, :]).any(axis=1)
+def measure_recall(rows: np.ndarray, truth: np.ndarray) -> float:
+  """The share of true neighbours that an index returned.
+
+  Args:
+    rows: the index's rows [Q,k].
+    truth: rows [Q,k] of exact search.
+  """
+  hits = (rows[:, :, None] == truth[:, None, :]).any(axis=1)
   return float(hits.mean())
 
 
@@ -214,10 +224,21 @@ def search(
   queries: types.Array,
   k: int,
 ) -> types.Candidates:
-  """Checks queries, asks for as many as there are, fills up to k."""
+  """Checks queries, finds up to k neighbours and fills short rows.
+
+  Args:
+    nearest: (queries, k) -> rows and scores [Q,k], for k up to `size`.
+    size: rows of the index.
+    width: the vectors' length, E.
+    queries: [Q,E].
+    k: answers per query.
+
+  Raises:
+    ValueError: as `check_queries`; k that is not an integer >= 1.
+  """
   checked = check_queries(queries, width)
   if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-    raise ValueError(f"k: must be an integer >= 1; got {k!r}. change it")
+    raise ValueError(f"k: must be an integer >= 1; got {k!r}. pass k=1 or more")
   rows, scores = nearest(checked, min(int(k), size))
   missing = ((0, 0), (0, int(k) - rows.shape[1]))
   return types.Candidates(
@@ -226,9 +247,13 @@ def search(
   )
 
 
-def check_queries(given: types.Array, width: int) -> np.ndarray:
-  """float32 [Q,width], contiguous; refuses what no index should be asked."""
-  queries: np.ndarray = np.asarray(given)
+def check_queries(queries: types.Array, width: int) -> np.ndarray:
+  """Converts queries to contiguous float32 [Q,width].
+
+  Raises:
+    ValueError: another shape, no rows, not floating point, or not finite.
+  """
+  queries = np.asarray(queries)
   if queries.ndim != 2 or queries.shape[1] != width:
     raise ValueError(
       f"queries: must be [Q,{width}]; got shape {queries.shape}. encode them "
@@ -236,11 +261,13 @@ def check_queries(given: types.Array, width: int) -> np.ndarray:
     )
   if not len(queries):
     raise ValueError(
-      "queries: must have at least one row; got none. leave out the search"
+      "queries: must have at least one row; got none. skip the search if there "
+      "are no queries"
     )
   if queries.dtype.kind != "f" and queries.dtype.name != "bfloat16":
     raise ValueError(
-      f"queries: must be floating point; got {queries.dtype}. convert them"
+      f"queries: must be floating point; got {queries.dtype}. convert them "
+      "to float32"
     )
   queries = np.ascontiguousarray(queries, np.float32)
   bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))

@@ -1,4 +1,4 @@
-"""Exact (JAX) and ScaNN search behind one face.
+"""Exact (JAX) and ScaNN search behind one interface.
 
 index/  manifest.json  ids.txt  scann/...            (backend scann)
                                 vectors-*.npy        (backend exact)
@@ -20,8 +20,9 @@ from fs_jax.machine import manifest as manifests
 from fs_jax.machine import provenance
 from fs_jax.runs import contract as contracts
 
+KIND = "index"  # the manifest's kind
 _SAMPLE = 512  # queries that recall is measured on
-_NOISE = 0.75  # length of what is added to a vector to make a query of it
+_NOISE = 0.75  # length of the noise that turns a vector into a query
 
 
 def build(
@@ -33,19 +34,20 @@ def build(
   settings: scann.Settings | None = None,
   queries: np.ndarray | None = None,
 ) -> dict[str, Any]:
-  """Writes the folder whole, or leaves what was there; returns its manifest.
+  """Writes the folder whole, or leaves the old one; returns its manifest.
 
-  The index is read back and its recall measured before it takes its name. One
-  that misses its target warns, and says so in its manifest (`warning`).
+  The index is read back and its recall measured before the folder takes its
+  name. An index that misses its target warns, and its manifest says so
+  (`warning`).
 
   Args:
-    corpus: checked by `corpus.validate` first.
-    folder: to make or replace.
-    contract: that of the corpus; `items` is added.
-    kind: "auto" is ScaNN where it is installed, else exact with a warning.
-    settings: of ScaNN; the defaults if None.
-    queries: float32 [Q,E] that recall is measured on; if None, vectors of the
-      corpus with noise added, which flatters: real queries lie further off.
+    corpus: vectors and ids, which are validated first.
+    folder: the folder to make or replace.
+    contract: the corpus's contract; `items` is added.
+    kind: "auto" is ScaNN if installed, else exact with a warning.
+    settings: ScaNN's settings; the defaults if None.
+    queries: float32 [Q,E] on which recall is measured. If None, vectors of the
+      corpus with noise, which overstates recall: real queries lie further away.
 
   Raises:
     ValueError: a corpus, kind or setting that does not fit; ScaNN asked for but
@@ -55,27 +57,27 @@ def build(
   corpora.validate(corpus)
   settings = settings or scann.Settings()
   backend, warning = _backend(kind)
-  tree = backend == "scann" and scann.is_tree(settings, corpus.vectors)
+  tree = backend == "scann" and scann.uses_tree(settings, corpus.vectors)
   if tree:
     scann.check_settings(settings, len(corpus.ids))
   parts = {**contract, "items": contracts.items(corpus.ids)}
   # Compared only here: an exact index is its own reference.
   queries, measured_on = _sample(corpus.vectors, queries)
   fields: dict[str, Any] = {
-    "kind": "index",
+    "kind": KIND,
     "backend": backend,
     "dtype": "float32",
     "shape": list(corpus.vectors.shape),
     "count": len(corpus.ids),
     "warning": warning,
-    **{f"recall_at_{k}": 1.0 for k in tuner.AT},
+    **{f"recall_at_{k}": 1.0 for k in tuner.RECALL_DEPTHS},
     "recall_target": settings.recall,
     "recall_queries": len(queries),
     "recall_measured_on": measured_on,
     "settings": {},
     "contract": parts,
   }
-  with manifests.folder(folder, "index") as temporary:
+  with manifests.folder(folder, KIND) as temporary:
     corpora.write_ids(temporary, corpus.ids)
     if backend == "exact":
       corpora.write_vectors(temporary, corpus.vectors)
@@ -97,51 +99,47 @@ def load(
   """Reads and checks what `build` wrote, wherever it lies now.
 
   Args:
-    folder: of an index; one on an object store is copied here first.
-    expected: parts of the contract that must agree: `fast`, `items`.
-    hashes: False checks sizes, not contents: only for files that you trust to
-      be whole, native code gets them as they are.
-    mend: said where the contract differs.
+    folder: the index's folder; one in an object store is copied here first.
+    expected: parts of the contract that must agree, such as `fast` and `items`.
+    hashes: False checks the sizes of files, not their contents. Only for files
+      that you trust: native code reads them as they are.
+    mend: the fix that errors suggest.
 
   Raises:
     FileNotFoundError: no such index.
-    ValueError: damaged, of another contract or backend, or of ScaNN where that
-      is not installed.
+    ValueError: damaged, of another contract or backend, or of ScaNN, which is
+      not installed.
   """
-  path = manifests.local_copy(folder)
-  manifest = manifests.read_manifest(path, "index", hashes=hashes, mend=mend)
-  provenance.check_all(
-    expected,
-    manifest["contract"],
-    ours_name="what is asked for",
-    theirs_name=f"index {epath.Path(folder)}",
-    mend=mend,
+  path, manifest = provenance.open_folder(
+    folder, KIND, expected, hashes=hashes, mend=mend
   )
   backend, shape = manifest["backend"], manifest["shape"]
   ids = corpora.read_ids(path, manifest)
   if backend == "exact":
     vectors = corpora.read_vectors(path, shape)
     corpora.validate(types.Corpus(vectors, ids))
-    found = exact.index(vectors, ids, manifest["contract"])
-    return found._replace(manifest=manifest)
+    loaded = exact.make_index(vectors, ids, manifest["contract"])
+    return loaded._replace(manifest=manifest)
   if backend != "scann":
     raise ValueError(
       f"{path}: its backend must be 'exact' or 'scann'; got {backend!r}. "
       f"{scann.MEND}"
     )
-  if scann.module() is None:
+  if scann.import_scann() is None:
     raise ValueError(
       f"{path}: an index of ScaNN needs the package scann; got none here. "
       "install it, or build with kind 'exact': "
-      f"{manifests.how_to_make('index')}"
+      f"{manifests.how_to_make(KIND)}"
     )
   searcher = scann.load(path / "scann")
   if searcher.size() != len(ids):
     raise ValueError(
       f"{path}: must hold {len(ids)} rows; got {searcher.size()}. {scann.MEND}"
     )
-  given = functools.partial(scann.effort, manifest["settings"], len(ids))
-  nearest = functools.partial(scann.nearest, searcher, given)
+  effort = functools.partial(
+    scann.choose_effort, manifest["settings"], len(ids)
+  )
+  nearest = functools.partial(scann.find_nearest, searcher, effort)
   return exact.Index(
     functools.partial(exact.search, nearest, len(ids), shape[1]),
     "scann",
@@ -150,19 +148,20 @@ def load(
     ids,
     manifest["contract"],
     manifest,
-    lambda k: None,  # nothing of ScaNN is compiled
+    lambda k: None,  # ScaNN compiles nothing
   )
 
 
 def _backend(kind: str) -> tuple[exact.Backend, str]:
-  """The backend to build, and a warning if it is not what one would want."""
+  """The backend to build, and a warning if it is a slower substitute."""
   if kind == "exact":
     return "exact", ""
   if kind not in ("auto", "scann"):
     raise ValueError(
-      f"kind: must be 'auto', 'exact' or 'scann'; got {kind!r}. change it"
+      f"kind: must be 'auto', 'exact' or 'scann'; got {kind!r}. "
+      "pass one of these"
     )
-  if scann.module() is not None:
+  if scann.import_scann() is not None:
     return "scann", ""
   if kind == "scann":
     raise ValueError(
@@ -177,7 +176,7 @@ def _backend(kind: str) -> tuple[exact.Backend, str]:
 def _sample(
   vectors: np.ndarray, queries: np.ndarray | None
 ) -> tuple[np.ndarray, str]:
-  """Queries to measure recall on [<=512,E], and what they are."""
+  """At most 512 queries to measure recall on, and a description of them."""
   random = np.random.default_rng(0)
   size, width = vectors.shape
   if queries is not None:
@@ -190,26 +189,27 @@ def _sample(
   noise = random.normal(
     scale=_NOISE / math.sqrt(width), size=(len(picked), width)
   )
-  made = vectors[picked] + noise.astype(np.float32)
-  made /= np.linalg.norm(made, axis=1, keepdims=True)
-  return made, "vectors of the corpus with noise"
+  noisy = vectors[picked] + noise.astype(np.float32)
+  noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
+  return noisy, "vectors of the corpus with noise"
 
 
 def _missed(manifest: Mapping[str, Any]) -> str:
-  """A warning if recall is below its target, else nothing.
+  """A warning if recall is below its target, else "".
 
-  Where all vectors are compared, only equal ones can be mistaken.
+  An index without a tree compares all vectors, so it can only confuse equal
+  ones and needs no warning.
   """
   if "leaves" not in manifest["settings"]:
     return ""
-  got = {k: manifest[f"recall_at_{k}"] for k in tuner.AT}
+  got = {k: manifest[f"recall_at_{k}"] for k in tuner.RECALL_DEPTHS}
   target = manifest["recall_target"]
   if min(got.values()) >= target:
     return ""
-  said = " and ".join(f"{recall:.4f} at {k}" for k, recall in got.items())
+  recalls = " and ".join(f"{recall:.4f} at {k}" for k, recall in got.items())
   warning = (
     f"recall against exact search: must reach its target of {target:g}; got "
-    f"{said}. give more leaves_to_search or reorder, leave them to be tuned "
+    f"{recalls}. give more leaves_to_search or reorder, leave them to be tuned "
     f"(0), or lower recall"
   )
   warnings.warn(f"index: {warning}", stacklevel=3)

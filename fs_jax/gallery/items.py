@@ -1,9 +1,10 @@
-"""What a person is shown of each visual: path, captions, a small picture.
+"""What people see of each visual: path, captions, a thumbnail.
 
     items/  manifest.json  items.sqlite
 
 Rows are those of the vectors and memories beside it. An answer needs nothing
-else, so a gallery with its items is searched without the data it was made of.
+else, so a gallery with its items is searched without the data that it was
+encoded from.
 """
 
 import json
@@ -21,7 +22,7 @@ from fs_jax.machine import manifest as manifests
 from fs_jax.machine import provenance
 from fs_jax.runs import contract
 
-KIND = "items"
+KIND = "items"  # the manifest's kind
 _FILE = "items.sqlite"
 _TABLE = """CREATE TABLE items (
   row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path TEXT NOT NULL,
@@ -30,15 +31,15 @@ _BLOCK = 1000  # rows written at once
 
 
 class Item(NamedTuple):
-  """A visual, as it is shown."""
+  """A visual, as people see it."""
 
   id: str
-  path: str  # of its file, below `root`; "" where it has none of its own
+  path: str  # the visual's file, below `root`; "" if it has none of its own
   captions: tuple[str, ...]
 
   @property
   def caption(self) -> str:
-    """The first one; "" where there is none."""
+    """The first caption, or "" if there is none."""
     return self.captions[0] if self.captions else ""
 
 
@@ -46,10 +47,11 @@ class Items:
   """Items by row, read as they are asked for; safe in several threads.
 
   Args:
-    folder: that `write` wrote.
+    folder: the folder that `write` wrote.
     expected: parts of the contract that must agree, such as `items`.
-    root: where the data lie now, before every path; "" leaves them relative.
-    mend: said where the contract does not agree.
+    root: the data's folder, which is put before every path; "" leaves paths
+      relative.
+    mend: the fix that errors suggest.
 
   Raises:
     FileNotFoundError: no such folder.
@@ -65,15 +67,7 @@ class Items:
     mend: str = "",
   ):
     self._root = root
-    path = manifests.local_copy(folder)
-    manifest = manifests.read_manifest(path, KIND, mend=mend)
-    provenance.check_all(
-      expected,
-      manifest["contract"],
-      ours_name="what is asked for",
-      theirs_name=f"items {epath.Path(folder)}",
-      mend=mend,
-    )
+    path, manifest = provenance.open_folder(folder, KIND, expected, mend=mend)
     self.contract: provenance.Contract = manifest["contract"]
     self.attribution: str = manifest["attribution"]
     self._count: int = manifest["count"]
@@ -96,27 +90,27 @@ class Items:
     return (self[row] for row in range(len(self)))
 
   def thumbnail(self, row: int) -> bytes | None:
-    """The encoded picture of a row, where the gallery was packed with them."""
+    """The encoded thumbnail of a row, or None if none were written."""
     return self._read("thumbnail", row)[0]
 
   def _read(self, columns: str, row: int) -> tuple:
     with self._lock:
-      found = self._file.execute(
+      values = self._file.execute(
         f"SELECT {columns} FROM items WHERE row = ?", (int(row),)
       ).fetchone()
-    if found is None:
+    if values is None:
       raise IndexError(f"row: must be in 0..{len(self) - 1}; got {row}")
-    return found
+    return values
 
 
-def contract_of(
+def make_contract(
   source: sources.Source, split: Mapping[str, object] | None = None
 ) -> dict[str, provenance.Part]:
-  """What the items of a source follow from.
+  """The contract of a source's items.
 
   Args:
-    source: the gallery.
-    split: its part of the contract, where that is known already.
+    source: the gallery's visuals.
+    split: the contract's part `split`, if known already.
   """
   return {
     "split": dict(split)
@@ -134,12 +128,12 @@ def write(
   *,
   thumbnail: Callable[[int], bytes] | None = None,
 ) -> None:
-  """Writes the folder whole, or leaves what was there.
+  """Writes the folder whole, or leaves the old one.
 
   Args:
-    folder: to make or replace.
-    source: the gallery.
-    parts: of the contract, as `contract_of` gives them.
+    folder: the folder to make or replace.
+    source: the gallery's visuals.
+    parts: the contract, as `make_contract` returns it.
     thumbnail: row -> an encoded picture; None writes none.
   """
   paths = source.paths or ("",) * len(source)

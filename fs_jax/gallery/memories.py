@@ -1,15 +1,17 @@
-"""Visual memories on disk, read by row through memory maps.
+"""The store of Slow's memories, read by row through memory maps.
 
     memories/  manifest.json  ids.txt  level0-00000.bin  mask0-00000.bin ...
 
-Each level is fixed-size records in row order, little-endian, cut into shards of
-a fixed number of rows. A shard has a mask file (one byte a token) only if some
-token in it is masked. The manifest says precision, tokens and width per level.
+Each level is stored as little-endian records of one size in row order, in
+shards of a fixed number of rows. A shard has a mask file (one byte per token)
+only if some token in it is masked. The manifest holds the precision, and the
+tokens and width of each level.
 """
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from etils import epath
@@ -20,12 +22,13 @@ from fs_jax.machine import commands, files, provenance
 from fs_jax.machine import manifest as manifests
 from fs_jax.runs import contract as contracts
 
+KIND = "memories"  # the manifest's kind
 _DTYPES = {contracts.PRECISION: np.dtype("<f4")}
 SHARD_BYTES = 1 << 30
 
 
 class Writer:
-  """Appends memories in row order; the folder appears when all is written.
+  """Appends memories in row order; the folder appears once all are written.
 
   ```
   with memories.Writer(folder, {"slow": slow_contract}) as writer:
@@ -33,16 +36,17 @@ class Writer:
       writer.append(memory, ids)
   ```
 
-  An error inside the block leaves nothing, and an older store as it was.
+  An error inside the block leaves an older store as it was and nothing else.
 
   Args:
-    folder: to make or replace.
-    contract: its other parts, of which `slow` has the `precision` of the
-      latents on disk; `items` is added.
-    shard_bytes: of all levels of a shard together, at most (one row at least).
+    folder: the folder to make or replace.
+    contract: the contract's parts; `slow` has the `precision` of the latents on
+      disk, and `items` is added.
+    shard_bytes: the size of all levels of a shard together, at most (but one
+      row at least).
 
   Raises:
-    ValueError: an unknown precision; at the end, nothing was appended.
+    ValueError: an unknown precision; on leaving the block, no row was appended.
     errors.DiskFull: no space is left.
   """
 
@@ -57,7 +61,7 @@ class Writer:
     if precision not in _DTYPES:
       raise ValueError(
         f"slow.precision: must be one of {', '.join(_DTYPES)}; got "
-        f"{precision!r}. change it"
+        f"{precision!r}. pass a contract whose slow part names one"
       )
     self._target = folder
     self._precision: str = precision
@@ -65,34 +69,39 @@ class Writer:
     self._shard_bytes = shard_bytes
     self._ids: list[str] = []
     self._shapes: list[tuple[int, int]] = []  # (N, d_mem) of each level
-    self._rows = 0  # of a full shard, known with the first batch
-    self._open = contextlib.ExitStack()  # files of the current shard
+    self._rows = 0  # rows of a full shard, known from the first batch on
+    self._open = contextlib.ExitStack()  # closes the current shard's files
     self._latents: list[BinaryIO] = []
     self._masks: dict[int, BinaryIO] = {}
 
   def __enter__(self) -> "Writer":
-    self._context = manifests.folder(self._target, "memories")
+    self._context = manifests.folder(self._target, KIND)
     self._folder = self._context.__enter__()
     return self
 
-  def __exit__(self, *error: Any) -> bool | None:
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> bool | None:
     try:
       self._open.close()
-      if error[0] is None:
+      if kind is None:
         self._finish()
     except BaseException as failed:
-      # Not lost in the manager: it removes the folder, and explains the error.
+      # The manager gets the error too: it removes the folder and explains it.
       if not self._context.__exit__(type(failed), failed, failed.__traceback__):
         raise
       return None
-    return self._context.__exit__(*error)
+    return self._context.__exit__(kind, error, trace)
 
   def append(self, memory: types.Memory, ids: Sequence[str]) -> None:
-    """The next rows.
+    """Appends the next rows.
 
     Args:
-      memory: of B visuals; rows that pad a batch have to be cut off before.
-      ids: B of them.
+      memory: memories of B visuals, without rows that pad a batch.
+      ids: B ids.
 
     Raises:
       ValueError: shapes that do not match each other or the first batch; a
@@ -134,14 +143,14 @@ class Writer:
   def _cast(
     self, level: int, latent: np.ndarray, ids: Sequence[str]
   ) -> np.ndarray:
-    with np.errstate(over="ignore"):  # told below, with the row
+    with np.errstate(over="ignore"):  # refused below, with the row
       stored: np.ndarray = latent.astype(_DTYPES[self._precision])
     bad = np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))
     if bad.size:
       raise ValueError(
         f"memory: latents must be finite as {self._precision}; got "
         f"{np.abs(latent[bad[0]]).max()} at level {level} of "
-        f"{ids[int(bad[0])]!r}. look at that item"
+        f"{ids[int(bad[0])]!r}. look at that item, then encode again"
       )
     return stored
 
@@ -159,7 +168,7 @@ class Writer:
     if level not in self._masks:
       if mask.all():
         return
-      # The first masked token of this shard: rows before it had none.
+      # This is the shard's first masked token: earlier rows had none.
       self._masks[level] = self._create(f"mask{level}-{shard:05d}.bin")
       before = np.ones((filled, mask.shape[1]), np.uint8)
       files.write_to(self._masks[level], before)
@@ -183,7 +192,7 @@ class Writer:
     manifests.write_manifest(
       self._folder,
       {
-        "kind": "memories",
+        "kind": KIND,
         "dtype": self._precision,
         "levels": [{"tokens": n, "d_mem": d} for n, d in self._shapes],
         "count": len(self._ids),
@@ -195,15 +204,16 @@ class Writer:
 
 
 class Memories:
-  """Reads what `Writer` wrote, in its precision, from the disk's cache.
+  """Reads by row what `Writer` wrote, in the stored precision.
 
   Args:
-    folder: of a store; one on an object store is copied here first.
+    folder: the store's folder; one in an object store is copied here first.
     expected: parts of the contract that must agree, such as `slow`.
-    ids: of the index whose rows will be asked for; the store may hold more, in
-      another order. None: its own.
-    hashes: False checks sizes, not contents: a large store opens at once.
-    mend: said where the contract differs.
+    ids: the index's ids, in the order of its rows; the store may hold more ids,
+      in another order. None: the store's own.
+    hashes: False checks the sizes of files, not their contents, so that a large
+      store opens at once.
+    mend: the fix that errors suggest; if "", to encode again.
 
   Raises:
     FileNotFoundError: no such store.
@@ -219,25 +229,17 @@ class Memories:
     hashes: bool = True,
     mend: str = "",
   ):
-    path = manifests.local_copy(folder)
     mend = mend or f"encode the gallery again: {commands.program('encode')}"
-    manifest = manifests.read_manifest(
-      path, "memories", hashes=hashes, mend=mend
-    )
-    provenance.check_all(
-      expected,
-      manifest["contract"],
-      ours_name="what is asked for",
-      theirs_name=f"memories {epath.Path(folder)}",
-      mend=mend,
+    path, manifest = provenance.open_folder(
+      folder, KIND, expected, hashes=hashes, mend=mend
     )
     self.contract: dict[str, provenance.Part] = manifest["contract"]
-    held = corpus.read_ids(path, manifest)
-    self._stored = len(held)
-    self.ids = held if ids is None else tuple(ids)
-    self._rows = None if self.ids == held else _find_rows(self.ids, held, mend)
+    own = corpus.read_ids(path, manifest)
+    self._stored = len(own)
+    self.ids = own if ids is None else tuple(ids)
+    self._rows = None if self.ids == own else _find_rows(self.ids, own, mend)
     self.precision: str = manifest["dtype"]
-    self.bytes_per_item: int = manifest["bytes_per_item"]  # masks apart
+    self.bytes_per_item: int = manifest["bytes_per_item"]  # without masks
     self._shard_rows: int = manifest["shard_rows"]
     self._shapes = [(x["tokens"], x["d_mem"]) for x in manifest["levels"]]
     self._maps = [
@@ -249,27 +251,28 @@ class Memories:
     return len(self.ids)
 
   def read(self, rows: np.ndarray) -> types.Memory:
-    """Memories of rows of any shape [...]: latents [...,N,d], masks [...,N].
+    """Reads the memories of rows [...]: latents [...,N,d], masks [...,N].
 
-    NumPy arrays in the stored precision. A row of -1 has zeros and no token.
+    They are NumPy arrays in the stored precision. Row -1 gives zeros and a mask
+    without tokens.
 
     Raises:
-      ValueError: a row that the store does not have, or not an integer.
+      ValueError: rows that are not integers, or not in the store.
     """
     rows = np.asarray(rows)
     if not np.issubdtype(rows.dtype, np.integer):
       raise ValueError(
-        f"rows: must be integers; got {rows.dtype}. convert them"
+        f"rows: must be integers; got {rows.dtype}. convert them to int32"
       )
     flat: np.ndarray = rows.reshape(-1).astype(np.int64)
     if flat.size and not (flat.min() >= -1 and flat.max() < len(self)):
       raise ValueError(
         f"rows: must be -1 or in 0..{len(self) - 1}; got "
-        f"{flat.min()}..{flat.max()}. ask for rows of its own ids"
+        f"{flat.min()}..{flat.max()}. ask for rows of its ids"
       )
     if self._rows is not None:
       flat = np.where(flat >= 0, self._rows[flat], -1)
-    shard, at = np.divmod(flat, self._shard_rows)  # row -1: shard -1, unused
+    shard, at = np.divmod(flat, self._shard_rows)  # row -1 falls into no shard
     picks = [
       (s, np.flatnonzero(shard == s)) for s in np.unique(shard[flat >= 0])
     ]
@@ -315,18 +318,18 @@ class Memories:
 
 
 def _find_rows(
-  ids: Sequence[str], held: Sequence[str], mend: str
+  ids: Sequence[str], stored: Sequence[str], mend: str
 ) -> np.ndarray:
-  """int64 [C]: the store's row of each id.
+  """Finds the store's row of each id: int64 [C].
 
   Raises:
     ValueError: the store lacks one.
   """
-  row = {name: at for at, name in enumerate(held)}
-  lacking = [name for name in ids if name not in row]
-  if lacking:
+  row = {name: at for at, name in enumerate(stored)}
+  missing = [name for name in ids if name not in row]
+  if missing:
     raise ValueError(
-      f"items: the store must hold every item of the index; got {len(lacking)} "
-      f"of {len(ids)} missing, first {lacking[0]!r}. {mend}"
+      f"items: the store must hold every item of the index; got {len(missing)} "
+      f"of {len(ids)} missing, first {missing[0]!r}. {mend}"
     )
   return np.array([row[name] for name in ids], np.int64)

@@ -1,12 +1,12 @@
-"""How hard ScaNN searches its tree: the cheapest setting that reaches a recall.
+"""Tunes how hard ScaNN searches its tree: the cheapest setting for a recall.
 
-Two knobs: how many leaves are looked into, and how many of the best by rough
-codes are scored again exactly. Either can be what recall lacks. Deeper answers
-need more of both, so there is a setting for each of a few depths.
+Two knobs decide recall: how many leaves are searched, and how many of the best
+rows by rough codes are scored again exactly. Either can be too low. Deeper
+answers need more of both, so each of a few depths has its own setting.
 
-Settings are compared by what they cost by count, not by the clock: a tree gets
-the same ones however busy the machine is. (ScaNN's own training, on several
-threads, differs in the last digits from build to build.)
+Costs are counted, not timed, so that a tree gets the same settings however busy
+the machine is. (ScaNN's own training, on several threads, differs in the last
+digits from build to build.)
 """
 
 import functools
@@ -14,32 +14,32 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-AT = 10, 100  # depths that recall is promised, measured and told for
-DEPTHS = 10, 20, 50, 100  # depths that have a setting of their own
+RECALL_DEPTHS = 10, 100  # depths at which recall is measured and reported
+DEPTHS = 10, 20, 50, 100  # depths with a setting of their own
 # A row scored exactly takes as long as this many codes. Measured on two cores
 # at 25k x 32, 100k x 64, 50k x 768 and 100k x 256, batches of 256: 36 to 110.
 ROW_COST = 64
-_STEP = 2**0.25  # from one number of leaves to the next
-_MULTIPLES = 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32  # rows scored again for k
+_STEP = 2**0.25  # ratio of one number of leaves to the one before
+_MULTIPLES = 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32  # of k, rows scored again
 
-# Recall at each depth that so many rows scored again can fill.
+# (leaves, rows scored again) -> recall at each depth that those rows can fill.
 Measure = Callable[[int, int], Mapping[int, float]]
 
 
 class Tree(NamedTuple):
-  """What a setting is of."""
+  """The tree to tune: its sizes decide what a setting costs."""
 
   size: int  # C
   leaves: int
-  codes: int  # of all leaves; more than C where rows spill to a second one
+  codes: int  # codes in all leaves; more than C if rows spill to a second leaf
 
   def cost(self, leaves: int, reorder: int) -> float:
-    """Of a query, in codes."""
+    """The cost of a query, in codes read."""
     return self.codes * leaves / self.leaves + ROW_COST * reorder
 
 
-def depths(size: int) -> tuple[int, ...]:
-  """DEPTHS as far as there are rows."""
+def list_depths(size: int) -> tuple[int, ...]:
+  """DEPTHS, cut to the number of rows."""
   return tuple(sorted({min(k, size) for k in DEPTHS}))
 
 
@@ -51,52 +51,64 @@ def tune(
   leaves: int = 0,
   reorder: int = 0,
 ) -> dict[str, Any]:
-  """Fields of the settings: for each of `depths`, the cheapest that suffices.
+  """Finds the cheapest setting that reaches a recall, for each depth.
 
-  Where nothing reaches the target, the most that is tried. A few dozen calls of
-  `measure`, cheap ones first; recall is taken to grow with both knobs.
+  If none reaches it, the most expensive one tried is taken. `measure` is called
+  a few dozen times, cheap settings first. Recall is assumed to grow with both
+  knobs.
 
   Args:
-    tree: to search.
-    measure: recall of (leaves, rows scored again).
-    target: recall.
-    leaves: to look into, if that is given.
-    reorder: rows scored again, if that is given.
+    tree: the tree.
+    measure: the recall of (leaves, rows scored again).
+    target: the recall to reach.
+    leaves: a fixed number of leaves to search; 0 = tune it.
+    reorder: a fixed number of rows to score again; 0 = tune it.
+
+  Returns:
+    The fields `depths`, `leaves_to_search` and `reorder` of the settings.
   """
-  known: dict[tuple[int, int], Mapping[int, float]] = {}
+  measured: dict[tuple[int, int], Mapping[int, float]] = {}
 
   def reaches(k: int, leaves: int, reorder: int) -> bool:
-    if (leaves, reorder) not in known:
-      known[leaves, reorder] = measure(leaves, reorder)
-    return known[leaves, reorder][k] >= target
+    if (leaves, reorder) not in measured:
+      measured[leaves, reorder] = measure(leaves, reorder)
+    return measured[leaves, reorder][k] >= target
 
   tried = [leaves] if leaves else _leaves(tree.leaves)
-  found = []
-  for k in depths(tree.size):
+  chosen = []
+  for k in list_depths(tree.size):
     rows = [min(max(reorder, k), tree.size)] if reorder else _rows(k, tree.size)
     enough = functools.partial(reaches, k)
-    # What is too few leaves for the best 10 is too few for the best 20.
+    # Too few leaves for the best 10 are too few for the best 20.
     first = _first(tried, functools.partial(enough, reorder=rows[-1]))
     if first is None:
-      found.append((tried[-1], rows[-1]))
+      chosen.append((tried[-1], rows[-1]))
     else:
       tried = tried[first:]
-      found.append(_cheapest(tree, tried, rows, enough))
+      chosen.append(_cheapest(tree, tried, rows, enough))
   return {
-    "depths": list(depths(tree.size)),
-    "leaves_to_search": leaves or [x for x, _ in found],
-    "reorder": reorder or [x for _, x in found],
+    "depths": list(list_depths(tree.size)),
+    "leaves_to_search": leaves or [x for x, _ in chosen],
+    "reorder": reorder or [x for _, x in chosen],
   }
 
 
-def setting(settings: Mapping[str, Any], size: int, k: int) -> tuple[int, int]:
-  """Leaves to look into and rows to score again for k answers.
+def choose_setting(
+  settings: Mapping[str, Any], size: int, k: int
+) -> tuple[int, int]:
+  """Leaves to search and rows to score again for k answers.
 
-  Between two depths that were tuned, the deeper one's; past the last, rows in
-  proportion, and leaves as they grew from the first depth to the last.
+  Between two tuned depths, the deeper one's setting counts. Past the last, rows
+  grow in proportion to k, and leaves as they grew from the first depth to the
+  last.
+
+  Args:
+    settings: the manifest's settings.
+    size: rows of the index.
+    k: answers per query.
   """
   leaves, reorder = settings["leaves_to_search"], settings["reorder"]
-  if "depths" not in settings:  # an index made before there were any
+  if "depths" not in settings:  # an index of an earlier version
     return leaves, max(reorder, 4 * k)
   tuned = settings["depths"]
   at = next((i for i, depth in enumerate(tuned) if k <= depth), -1)
@@ -118,37 +130,44 @@ def _cheapest(
   rows: Sequence[int],
   enough: Callable[[int, int], bool],
 ) -> tuple[int, int]:
-  """Of a grid, ascending both ways, whose first leaves reach with all rows.
+  """The cheapest setting that is enough, from a grid of leaves and rows.
 
-  Walks along the border of what reaches: the more leaves, the fewer rows are
-  needed, so each column begins where the one before it ended.
+  The first number of leaves must be enough with the most rows. More leaves need
+  fewer rows, so the search walks along the border: each number of leaves starts
+  from the rows that were enough for the one before it.
+
+  Args:
+    tree: gives the cost.
+    leaves: numbers of leaves, ascending.
+    rows: numbers of rows, ascending.
+    enough: whether (leaves, rows) reach the target.
   """
-  best, kept = (leaves[0], rows[-1]), list(rows)
+  best, cheaper = (leaves[0], rows[-1]), list(rows)
   for x in leaves:
-    # Only what would be cheaper than the best so far; nothing of that is left
-    # as soon as the leaves alone cost as much.
-    kept = [
-      r for r in kept if (x, r) == best or tree.cost(x, r) < tree.cost(*best)
+    # Only settings cheaper than the best so far; none is left as soon as the
+    # leaves alone cost as much.
+    cheaper = [
+      r for r in cheaper if (x, r) == best or tree.cost(x, r) < tree.cost(*best)
     ]
-    if not kept:
+    if not cheaper:
       break
-    if not enough(x, kept[-1]):
+    if not enough(x, cheaper[-1]):
       continue
-    low, high = 0, len(kept) - 1
+    low, high = 0, len(cheaper) - 1
     while low < high:
       middle = (low + high) // 2
-      if enough(x, kept[middle]):
+      if enough(x, cheaper[middle]):
         high = middle
       else:
         low = middle + 1
-    best = x, kept[low]
+    best = x, cheaper[low]
   return best
 
 
 def _first(values: Sequence[int], good: Callable[..., bool]) -> int | None:
-  """Place of the first good value, all after it being good: cheap ones first.
+  """The place of the first good value, or None; all after it are good too.
 
-  In strides that double, then by halves.
+  Tries cheap values first: in strides that double, then by halves.
   """
   low, at, stride = 0, 0, 1  # all before `low` are bad
   while not good(values[at]):
@@ -165,7 +184,7 @@ def _first(values: Sequence[int], good: Callable[..., bool]) -> int | None:
 
 
 def _leaves(count: int) -> list[int]:
-  """Numbers of leaves to try: from a 64th of them to all."""
+  """Numbers of leaves to try, from a 64th of all to all."""
   least = max(1, count // 64)
   steps = math.ceil(math.log(count / least, _STEP)) if count > least else 0
   tried = {min(count, round(least * _STEP**i)) for i in range(steps)}
@@ -173,4 +192,5 @@ def _leaves(count: int) -> list[int]:
 
 
 def _rows(k: int, size: int) -> list[int]:
+  """Numbers of rows to try scoring again for k answers."""
   return sorted({min(size, math.ceil(m * k)) for m in _MULTIPLES})

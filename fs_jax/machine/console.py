@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from fs_jax.machine import processes
+from fs_jax.machine import hardware, processes
 
 _STATM = pathlib.Path("/proc/self/statm")
 
@@ -24,6 +24,11 @@ def host_memory() -> int:
   if not _STATM.exists():
     return 0
   return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def format_gib(count: float) -> str:
+  """Bytes as GiB: 1610612736 -> "1.50"."""
+  return f"{count / hardware.GIB:.2f}"
 
 
 def wide() -> rich_console.Console:

@@ -37,7 +37,7 @@ _ARENAS = 2
 _LONGEST = 7 * 24 * 3600  # seconds that the first process may take
 _METADATA = "GCE_METADATA_HOST"  # overrides the metadata server's name
 _ASK = 5.0  # seconds between two polls for maintenance
-_MEETING, _HEARTBEAT = 300, 100  # seconds, as in JAX
+_MEETING, _HEARTBEAT = 300, 100  # seconds, JAX's defaults
 _MARGIN = 15  # seconds until all know of a death, at most
 _GOODBYE = 3.0  # seconds that the first process waits for the others
 
@@ -195,9 +195,9 @@ def _wait(name: str) -> None:
 def all_live() -> bool:
   """Whether all processes live: a dead peer may be the cause of an error.
 
-  An error that all processes share returns once all are here. Otherwise this
-  waits for as long as a death may stay unnoticed. On noticing one JAX may also
-  end this process by itself, with code 1.
+  If all processes meet the same error, this returns once all are here.
+  Otherwise it waits for as long as a death may stay unnoticed. JAX may also end
+  this process by itself, with code 1, when it notices one.
   """
   client = distributed.global_state.client
   assert client is not None  # there are several processes
@@ -303,5 +303,5 @@ def _integer(env: Mapping[str, str], name: str) -> int:
   except ValueError:
     raise ValueError(
       f"environment: {name} must be a whole number; got {env[name]!r}. "
-      f"set it to one, such as {name}=2, or unset it"
+      "set it to a number such as 2, or unset it"
     ) from None

@@ -10,7 +10,7 @@ refused by name if a user made it.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from etils import epath
 
@@ -87,7 +87,50 @@ def check_all(
     check(part, fields, theirs[part], **names, mend=mend)
 
 
-def _short(value: object) -> str:
+class Opened(NamedTuple):
+  """A folder whose manifest and contract were checked."""
+
+  path: epath.Path  # on this disk if a copy was asked for
+  manifest: dict[str, Any]
+
+
+def open_folder(
+  folder: epath.PathLike,
+  kind: str,
+  expected: Contract | None = None,
+  *,
+  hashes: bool = True,
+  copy: bool = True,
+  mend: str = "",
+) -> Opened:
+  """Checks a folder of results before anything in it is used.
+
+  Args:
+    folder: the folder; one in an object store is copied to this disk first.
+    kind: the manifest's kind.
+    expected: parts of the contract that must agree.
+    hashes: False checks the sizes of files, not their contents.
+    copy: False reads an object store in place.
+    mend: the fix that errors suggest; if "", the program that makes the kind,
+      where files are missing or damaged.
+
+  Raises:
+    FileNotFoundError: no such folder, or one that was never finished.
+    ValueError: damaged, or of another contract.
+  """
+  path = manifests.local_copy(folder) if copy else epath.Path(folder)
+  manifest = manifests.read_manifest(path, kind, hashes=hashes, mend=mend)
+  check_all(
+    expected,
+    manifest["contract"],
+    ours_name="what is asked for",
+    theirs_name=f"{kind} {epath.Path(folder)}",
+    mend=mend,
+  )
+  return Opened(path, manifest)
+
+
+def _short(value: Any) -> str:
   text = repr(value)
   return text if len(text) <= 40 else f"{text[:18]}...{text[-4:]}"
 

@@ -5,16 +5,19 @@ checkpoints hold. Nothing here knows how they are trained.
 """
 
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float, UInt8
 
 from fs_jax import config, types
 from fs_jax.models import fast as fast_models
 from fs_jax.models import slow as slow_models
 from fs_jax.models import vision
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def fast_model(cfg: config.Config, vocabulary: int) -> fast_models.Fast:
@@ -32,6 +35,31 @@ def slow_model(cfg: config.Config, vocabulary: int) -> slow_models.Slow:
   )
 
 
+def bind_fast(
+  cfg: config.Config,
+  vocabulary: int,
+  params: types.Params,
+  key: jax.Array | None = None,
+) -> fast_models.Fast:
+  """`fast_model` with `params`, its methods ready to call; `key`: dropout's."""
+  return _bind(fast_model(cfg, vocabulary), params, key)
+
+
+def bind_slow(
+  cfg: config.Config,
+  vocabulary: int,
+  params: types.Params,
+  key: jax.Array | None = None,
+) -> slow_models.Slow:
+  """`slow_model` with `params`, its methods ready to call; `key`: dropout's."""
+  return _bind(slow_model(cfg, vocabulary), params, key)
+
+
+def _bind(model: Model, params: types.Params, key: jax.Array | None) -> Model:
+  rngs = None if key is None else {"dropout": key}
+  return model.bind({"params": params}, rngs=rngs)
+
+
 def apply(
   model: nn.Module, params: types.Params, *args: Any, **kwargs: Any
 ) -> Any:
@@ -39,8 +67,10 @@ def apply(
   return model.apply({"params": params}, *args, **kwargs)
 
 
-def pixels(cfg: config.Config, visual: types.Array) -> types.Array:
-  """uint8 [B,T,H,W,3] scaled to [0, 1], then (x - mean) / std."""
+def pixels(
+  cfg: config.Config, visual: UInt8[types.Array, "B T H W C"]
+) -> Float[jax.Array, "B T H W C"]:
+  """Stored bytes scaled to [0, 1], then (x - mean) / std."""
   return vision.normalise(visual, cfg.data.mean, cfg.data.std)
 
 

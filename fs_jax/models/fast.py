@@ -7,16 +7,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fs_jax import config
-from fs_jax.models import layers, text, vision
+from fs_jax import config, types
+from fs_jax.models import blocks, layers, text, vision
 
 
 def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
-  """Rows of length one, float32: what the index stores and compares."""
+  """Rows of length one, float32, which the index stores and compares."""
   x = x.astype(jnp.float32)
   # Not `linalg.norm`: its gradient at 0, where padding rows lie, is NaN.
   squared = (x * x).sum(axis=-1, keepdims=True)
   return x / jnp.sqrt(jnp.maximum(squared, 1e-12))
+
+
+def bound_scale(log_scale: Float[types.Array, ""]) -> Float[Array, ""]:
+  """s of the learned log s, kept below 100: larger ones only amplify noise."""
+  return jnp.minimum(jnp.exp(log_scale), 100.0)
 
 
 class Fast(nn.Module):
@@ -27,14 +32,14 @@ class Fast(nn.Module):
   length: int
   dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.cfg
     stack = cfg.vision.stack
     head = functools.partial(
       layers.Dense, cfg.embed, self.dtype, out=jnp.dtype("float32")
     )
     self.vision = vision.Vision(cfg.vision, self.dtype)
-    self.vision_pool = layers.Pool(
+    self.vision_pool = blocks.Pool(
       cfg.vision.pool, stack.heads, stack.hidden, self.dtype
     )
     self.vision_head = head()
@@ -67,14 +72,19 @@ class Fast(nn.Module):
     return unit(self.text_head(self.text_tower(text, train)))
 
   def scale(self) -> Float[Array, ""]:
-    """s, kept below 100: larger ones only amplify noise."""
-    return jnp.minimum(jnp.exp(self.log_scale), 100.0)
+    """s, which multiplies f.g."""
+    return bound_scale(self.log_scale)
 
-  def __call__(self, pixels: Array, ids: Array, train: bool = False) -> dict:
-    """Everything a contrastive loss needs; also what initialises all of it."""
+  def __call__(
+    self,
+    pixels: Float[Array, "B T H W C"],
+    text: Int[Array, "R L"],
+    train: bool = False,
+  ) -> dict[str, Array]:
+    """Everything a contrastive loss needs; touches every parameter."""
     out = {
       "visual": self.visual(pixels, train),
-      "text": self.text(ids, train),
+      "text": self.text(text, train),
       "scale": self.scale(),
     }
     if self.cfg.loss == "sigmoid":

@@ -1,11 +1,12 @@
 """FLOPs of a train step, counted from the config: matrix products only.
 
-A compiler counts the body of a loop once, so what it says of a scanned stack is
-of one layer. A multiplication and an addition are two. Attention counts whole:
-no compiler here skips what a mask hides.
+A compiler counts the body of a loop once: of a scanned stack, one layer. A
+multiplication and an addition are two. Attention counts whole: no compiler here
+skips what a mask hides.
 """
 
 import dataclasses
+import math
 import re
 from typing import NamedTuple
 
@@ -25,8 +26,8 @@ class Part(NamedTuple):
 class Step(NamedTuple):
   """FLOPs of a train step.
 
-  `model` is what the method asks for, which MFU counts; `hardware` adds what is
-  computed twice to save memory.
+  `model` counts the method's products, as MFU does; `hardware` adds those that
+  are computed twice to save memory.
   """
 
   parts: dict[str, Part]
@@ -41,8 +42,10 @@ class Step(NamedTuple):
 
 
 def train_step(cfg: config.Config, vocabulary: int) -> Step:
-  """A step of `cfg.stage`, by part. The optimiser's own products are left out:
-  adamw, lion and adafactor have none.
+  """FLOPs of a step of `cfg.stage`, by part.
+
+  The optimiser's own products are left out; adamw, lion and adafactor have
+  none.
   """
   rows, texts = cfg.train.batch_size, _texts(cfg)
   # Contrastive parts of a batch meet in the loss: all are encoded once before.
@@ -60,10 +63,12 @@ def train_step(cfg: config.Config, vocabulary: int) -> Step:
       parts["teacher"] = Part(
         sum(p.forward for p in _judged(cfg, vocabulary, lists).values())
       )
-  return Step({name: _held(cfg, name, part) for name, part in parts.items()})
+  return Step(
+    {name: _without_frozen(cfg, name, part) for name, part in parts.items()}
+  )
 
 
-def _held(cfg: config.Config, name: str, part: Part) -> Part:
+def _without_frozen(cfg: config.Config, name: str, part: Part) -> Part:
   """A tower whose parameters are frozen has a forward pass only."""
   towers = {
     "vision": ("fast/vision", "slow/encoder/vision"),
@@ -82,14 +87,14 @@ def _held(cfg: config.Config, name: str, part: Part) -> Part:
 def shallow(cfg: config.Config) -> config.Config:
   """`cfg` with so few layers that no loop is left, and a batch of eight.
 
-  What a compiler counts of it can be compared.
+  A compiler's count of its FLOPs can then be compared with ours.
   """
 
   def cut(stack: config.Stack, layers: int = 2) -> config.Stack:
     return dataclasses.replace(stack, layers=layers)
 
-  def tower(of: config.Vision) -> config.Vision:
-    return dataclasses.replace(of, stack=cut(of.stack))
+  def tower(vision: config.Vision) -> config.Vision:
+    return dataclasses.replace(vision, stack=cut(vision.stack))
 
   fast, slow, batch = cfg.fast, cfg.slow, 8
   text = dataclasses.replace(fast.text, stack=cut(fast.text.stack))
@@ -182,7 +187,7 @@ def _judged(cfg: config.Config, vocabulary: int, lists: int) -> dict[str, Part]:
 def slow_parts(
   cfg: config.Config, vocabulary: int, rows: int, texts: int, seen: int
 ) -> dict[str, Part]:
-  """Slow on `rows` visuals, at each of which `seen` of `texts` look."""
+  """Slow on `rows` visuals and `texts` captions, `seen` of them per visual."""
   assert cfg.slow is not None
   slow, stack = cfg.slow, cfg.slow.decoder
   read = cfg.tokens.length - 1
@@ -192,8 +197,8 @@ def slow_parts(
     text.append(_stack(own, texts * DIRECTIONS, read))
   levels, crossed = [], []
   words = rows * seen * DIRECTIONS * read
-  for k, (tokens, made) in enumerate(_levels(slow, cfg.data, rows)):
-    levels.append(made)
+  for k, (tokens, part) in enumerate(_levels(slow, cfg.data, rows)):
+    levels.append(part)
     group = dataclasses.replace(stack, layers=slow.groups[k])
     crossed.append(_crossed(group, slow.d_mem, words, read, tokens))
   return {
@@ -208,22 +213,18 @@ def slow_parts(
 def _levels(
   slow: config.Slow, data: config.Data, rows: int
 ) -> list[tuple[int, Part]]:
-  """Of each level, its tokens a visual, and what making them costs."""
-  width, frames = slow.vision.stack.width, data.frames
-  side = data.image_size // slow.vision.patch
+  """Tokens a visual has on each level, and the FLOPs of making all rows'."""
+  width, patch = slow.vision.stack.width, slow.vision.patch
   levels = []
-  for k in range(slow.levels):
-    made = []
+  for k, grid in enumerate(slow.grids(data.image_size, data.frames)):
+    tokens, products = math.prod(grid), []
     if k:
-      if k == 1:
-        frames = -(-frames // slow.finer_frames)
       finer = slow.widths[k - 1]
-      made.append(_products(rows * frames * side * side, width, 4 * finer))
-      patch, side, width = slow.vision.patch >> k, 2 * side, finer
-      made.append(_stem(patch, slow.stem, finer, rows * frames * side * side))
-    tokens = frames * side * side
-    made.append(_products(rows * tokens, width, slow.d_mem))
-    levels.append((tokens, _sum(made)))
+      products.append(_products(rows * tokens // 4, width, 4 * finer))
+      products.append(_stem(patch >> k, slow.stem, finer, rows * tokens))
+      width = finer
+    products.append(_products(rows * tokens, width, slow.d_mem))
+    levels.append((tokens, _sum(products)))
   return levels
 
 
@@ -240,7 +241,7 @@ def _vision(vision: config.Vision, data: config.Data, rows: int) -> Part:
 
 
 def _tokens(vision: config.Vision, data: config.Data) -> int:
-  """Of a frame that the stack sees."""
+  """Tokens of a frame that the stack sees."""
   return (data.image_size // vision.patch) ** 2 + (vision.pool == "class")
 
 
@@ -281,7 +282,7 @@ def _crossed(
 def _blocks(
   stack: config.Stack, dense: list[Part], mixed: list[Part], last: Part
 ) -> Part:
-  """`stack.layers` times a block; `last` is a product no gradient asks for."""
+  """`stack.layers` times a block; no gradient asks for the result of `last`."""
   block = _sum([*dense, *mixed, last])
   again = {
     "none": 0.0,

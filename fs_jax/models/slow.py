@@ -1,9 +1,10 @@
 """Slow: a captioner as judge, reading a caption in both directions.
 
 The decoder's layer groups cross-attend to ever finer visual tokens. A visual
-enters as a Memory only: what is scored at query time is what a token store
-holds, and scoring never sees pixels.
+enters as a Memory only, which is what a store holds: scoring never sees pixels.
 """
+
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fs_jax import config, types
-from fs_jax.models import layers, vision
+from fs_jax.models import blocks, layers, vision
 from fs_jax.models.text import PAD
 
 DIRECTIONS = 2  # forward, backward
@@ -35,7 +36,7 @@ def directions(
 
 
 def depth_to_space(x: Float[Array, "F h w D4"]) -> Float[Array, "F 2*h 2*w D"]:
-  """Four channels groups of a token become the four tokens that replace it."""
+  """Four channel groups of a token become the four tokens that replace it."""
   f, h, w, d = x.shape
   x = x.reshape(f, h, w, 2, 2, d // 4).transpose(0, 1, 3, 2, 4, 5)
   return x.reshape(f, 2 * h, 2 * w, d // 4)
@@ -79,12 +80,12 @@ class Encoder(nn.Module):
     self, pixels: Float[Array, "B T H W C"], train: bool = False
   ) -> types.Memory:
     cfg = self.cfg
-    b, t, h, w, _ = pixels.shape
+    b, t, size = pixels.shape[:3]
     patch = cfg.vision.patch
     grid = vision.Vision(cfg.vision, self.dtype, name="vision")(pixels, train)
     if cfg.vision.pool == "class":
       grid = grid[:, :, 1:]
-    grid = grid.reshape(b, t, h // patch, w // patch, -1)
+    grid = grid.reshape(b, *cfg.grids(size, t)[0], grid.shape[-1])
     levels = []
     for k in range(cfg.levels):
       if k > 0:
@@ -111,15 +112,15 @@ class Reader(nn.Module):
   length: int
   dtype: jnp.dtype
 
-  def setup(self):
+  def setup(self) -> None:
     cfg, stack = self.cfg, self.cfg.decoder
     init = nn.initializers.normal(0.02)
     self.tokens = layers.Embed(self.vocabulary, stack.width, self.dtype)
     self.position = self.param("position", init, (self.length, stack.width))
     self.direction = self.param("direction", init, (DIRECTIONS, stack.width))
     if cfg.text_layers:
-      self.alone = layers.Stack(
-        _layers(stack, cfg.text_layers), self.dtype, name="text"
+      self.alone = blocks.Stack(
+        _with_layers(stack, cfg.text_layers), self.dtype, name="text"
       )
     self.norm = layers.Norm(dtype=self.dtype)
     self.out_bias = self.param(
@@ -150,10 +151,8 @@ class Reader(nn.Module):
     for k, (level, count) in enumerate(
       zip(memory.levels, self.cfg.groups, strict=True)
     ):
-      stack = _layers(self.cfg.decoder, count)
-      group = layers.scanned(
-        layers.CrossBlock, stack, 3, self.is_initializing()
-      )
+      stack = _with_layers(self.cfg.decoder, count)
+      group = blocks.scan(blocks.CrossBlock, stack, 3, self.is_initializing())
       group = group(stack, self.dtype, train, name=f"level{k}")
       x, _ = group(x, mask, level.latent, level.mask)
     return self.norm(x)
@@ -172,7 +171,7 @@ class Slow(nn.Module):
   length: int
   dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.cfg
     self.encoder = Encoder(cfg, self.dtype)
     self.readers = [
@@ -187,7 +186,7 @@ class Slow(nn.Module):
   def encode_visual(
     self, pixels: Float[Array, "B T H W C"], train: bool = False
   ) -> types.Memory:
-    """Normalised pixels to what is stored of them."""
+    """Normalised pixels to the memory that is stored of them."""
     return self.encoder(pixels, train)
 
   def blank(self, memory: types.Memory, rows: Bool[Array, "B"]) -> types.Memory:
@@ -214,6 +213,14 @@ class Slow(nn.Module):
       for i, reader in enumerate(self.readers)
     ]
     return jnp.concatenate(parts, axis=1)
+
+  def read_lists(
+    self, text: Int[Array, "R L"], lists: int, train: bool = False
+  ) -> tuple[Int[Array, "B S L"], Float[Array, "B S 2 I D"]]:
+    """R texts as `lists` lists: their tokens, and their states as `read`."""
+    tokens = text.reshape(lists, -1, text.shape[-1])
+    states = self.read(text, train)
+    return tokens, states.reshape(*tokens.shape[:2], *states.shape[1:])
 
   def look(
     self,
@@ -266,8 +273,7 @@ class Slow(nn.Module):
   ) -> tuple[Float[Array, "B S"], Float[Array, "B S"]]:
     """h(x, y) in nats, both directions, and its number of targets n."""
     b, s, length = text.shape
-    states = self.read(text.reshape(b * s, length), train)
-    states = states.reshape(b, s, *states.shape[1:])
+    text, states = self.read_lists(text.reshape(b * s, length), b, train)
     words = self.word_log_likelihood(memory, states, text, train)
     return words.sum(axis=(2, 3)), targets_of(text)
 
@@ -292,14 +298,16 @@ class Slow(nn.Module):
     states: Float[Array, "B S 2 I D"],
     text: Int[Array, "#B S L"],
   ) -> Float[Array, "B S"]:
-    """What ranks visuals for a caption: h, or the matching logit."""
+    """The score that ranks visuals for a caption: h, or the matching logit."""
     if self.cfg.loss == "matching":
       return self.match_logit(memory, states, text)
     words = self.word_log_likelihood(memory, states, text)
     return words.sum(axis=(2, 3))
 
-  def __call__(self, pixels: Array, text: Array) -> Array:
-    """Touches every parameter: what initialises them."""
+  def __call__(
+    self, pixels: Float[Array, "B T H W C"], text: Int[Array, "B L"]
+  ) -> Float[Array, "B 1 2 I"]:
+    """Touches every parameter, so that `init` makes all of them."""
     memory = self.encode_visual(pixels)
     memory = self.blank(memory, jnp.zeros(pixels.shape[0], bool))
     states = self.read(text)[:, None]
@@ -314,10 +322,8 @@ def targets_of(text: Int[Array, "*S L"]) -> Float[Array, "*S"]:
   return DIRECTIONS * jnp.maximum(tokens - 1, 0).astype(jnp.float32)
 
 
-def _layers(stack: config.Stack, count: int) -> config.Stack:
-  return config.Stack(
-    stack.width, count, stack.heads, stack.hidden, stack.dropout, stack.remat
-  )
+def _with_layers(stack: config.Stack, count: int) -> config.Stack:
+  return dataclasses.replace(stack, layers=count)
 
 
 def _causal(length: int) -> Bool[Array, "1 1 I I"]:

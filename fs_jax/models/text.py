@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fs_jax import config
-from fs_jax.models import layers
+from fs_jax.models import blocks, layers
 
 PAD = 0  # the tokenizer's padding id, by contract
 
 
 class Text(nn.Module):
-  """Token ids to one vector."""
+  """Token ids to one vector a caption."""
 
   cfg: config.Text
   vocabulary: int
@@ -32,9 +32,9 @@ class Text(nn.Module):
     )
     x = x + position[None, : text.shape[1]].astype(self.dtype)
     mask = valid[:, None, None, :]
-    x = layers.Stack(stack, self.dtype, name="encoder")(x, mask, train)
+    x = blocks.Stack(stack, self.dtype, name="encoder")(x, mask, train)
     x = layers.Norm(dtype=self.dtype, name="norm")(x)
-    pool = layers.Pool(
+    pool = blocks.Pool(
       self.cfg.pool, stack.heads, stack.hidden, self.dtype, name="pool"
     )
     return pool(x, valid)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from fs_jax import config, types
-from fs_jax.models import layers
+from fs_jax.models import blocks, layers
 
 
 def normalise(
@@ -17,7 +17,7 @@ def normalise(
   mean: tuple[float, float, float],
   std: tuple[float, float, float],
 ) -> Float[Array, "B T H W C"]:
-  """Stored bytes to what models see; on the device, four times less to move."""
+  """Stored bytes to a model's pixels; on the device: bytes are less to move."""
   scale = jnp.asarray([1 / (255 * s) for s in std], jnp.float32)
   shift = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)])
   spread = (1,) * 4 + (3,)
@@ -48,7 +48,9 @@ class Stem(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, frames: Float[Array, "F H W C"]) -> Array:
+  def __call__(
+    self, frames: Float[Array, "F H W C"]
+  ) -> Float[Array, "F h w D"]:
     size = 2 * self.patch
     conv = nn.Conv(
       self.hidden,
@@ -56,17 +58,17 @@ class Stem(nn.Module):
       strides=self.patch,
       dtype=self.dtype,
       conv_general_dilated=_around_patches,
-      promote_dtype=_but_the_bias,
+      promote_dtype=_cast_all_but_bias,
       name="conv",
     )
     seen = nn.gelu(conv(frames).astype(self.dtype))
     return layers.Dense(self.width, self.dtype, name="out")(seen)
 
 
-def _but_the_bias(
+def _cast_all_but_bias(
   *arrays: Array | None, dtype: Any = None, inexact: bool = True
 ) -> list[Array | None]:
-  """What a convolution reads, as `dtype`; what is added to its sums stays."""
+  """Casts what a convolution reads; the bias, added to its sums, stays."""
   del inexact
   *read, bias = arrays
   return [x if x is None else x.astype(dtype) for x in read] + [bias]
@@ -79,7 +81,7 @@ def _around_patches(
   *_: Any,
   **__: Any,
 ) -> Float[Array, "F h w D"]:
-  """What `Stem` asks of `jax.lax.conv_general_dilated`, by platform.
+  """The convolution of `Stem`, by platform; called as linen's Conv calls it.
 
   A TPU multiplies channels, of which pixels have three; and its compiler takes
   50 s for windows of 16 x 16 where 2 x 2 patches take 6.
@@ -92,11 +94,19 @@ def _around_patches(
   )
 
 
-def _by_pixels(patch: int, frames: Array, kernel: Array) -> Array:
+def _by_pixels(
+  patch: int,
+  frames: Float[Array, "F H W C"],
+  kernel: Float[Array, "window window C D"],
+) -> Float[Array, "F h w D"]:
   return _convolved(frames, kernel, patch, (patch // 2, patch - patch // 2))
 
 
-def _by_patches(patch: int, frames: Array, kernel: Array) -> Array:
+def _by_patches(
+  patch: int,
+  frames: Float[Array, "F H W C"],
+  kernel: Float[Array, "window window C D"],
+) -> Float[Array, "F h w D"]:
   """The same sum, over four patches and their pixels."""
   around = (patch // 2, patch - patch // 2)
   frames = jnp.pad(frames, ((0, 0), around, around, (0, 0)))
@@ -122,11 +132,18 @@ def _half_convolved(
   return _conv(x, kernel, stride, around, jnp.dtype("float32"))
 
 
-def _half_forward(stride, around, x, kernel):
+def _half_forward(
+  stride: int, around: tuple[int, int], x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
   return _half_convolved(stride, around, x, kernel), (x, kernel)
 
 
-def _half_backward(stride, around, saved, slope):
+def _half_backward(
+  stride: int,
+  around: tuple[int, int],
+  saved: tuple[Array, Array],
+  slope: Float[Array, "F h w D"],
+) -> tuple[Array, Array]:
   """JAX convolves arrays of one dtype only: the slope is rounded to theirs."""
   _, back = jax.vjp(lambda x, k: _conv(x, k, stride, around), *saved)
   return back(slope.astype(saved[0].dtype))
@@ -158,8 +175,8 @@ class PatchEmbed(nn.Module):
   Without a stem, one whose stride is its size, computed as one matrix product;
   its kernel [p*p*3, D] is a convolution's [p,p,3,D] reshaped. With a stem,
   quarter patches are first seen by a small convolution, the same everywhere:
-  what a thing looks like is then learned once and not for each place in a
-  patch, which is most of what little data and large patches lack.
+  the look of a thing is then learned once and not for each place in a patch,
+  which is most of what little data and large patches lack.
   """
 
   patch: int
@@ -168,7 +185,9 @@ class PatchEmbed(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, frames: Float[Array, "F H W C"]) -> Array:
+  def __call__(
+    self, frames: Float[Array, "F H W C"]
+  ) -> Float[Array, "F h w D"]:
     x, size = frames.astype(self.dtype), self.patch
     if self.stem:
       quarter = Stem(size // 4, self.stem, self.stem, self.dtype, name="stem")
@@ -201,7 +220,7 @@ class Vision(nn.Module):
     if self.cfg.pool == "class":
       first = self.param("class", init, (1, 1, width)).astype(self.dtype)
       x = jnp.concatenate([jnp.tile(first, (b * t, 1, 1)), x], axis=1)
-    x = layers.Stack(self.cfg.stack, self.dtype, name="encoder")(x, None, train)
+    x = blocks.Stack(self.cfg.stack, self.dtype, name="encoder")(x, None, train)
     x = layers.Norm(dtype=self.dtype, name="norm")(x)
     x = x.reshape(b, t, -1, width)
     time = self.param("time", init, (t, width))

@@ -1,11 +1,11 @@
 """A trained stage on disk.
 
-layout      where everything of a workdir lies
-contract    what a stage, a gallery and a split are made of
-checksums   digests of arrays, computed where they lie
-uploads     metrics to object stores, off the loop
+layout      the names of files and folders in a workdir
+contract    what a stage, a gallery and a split are made from
+checksums   checksums of arrays, computed on their devices
+uploads     metrics to object stores, in a thread
 journal     metrics.jsonl, TensorBoard and the progress line
-checkpoint  states saved and restored, the best ones kept
+checkpoint  saves and restores states, keeps the best
 card        a model card, as Markdown
-stages      a stage: its folder begun, finished, loaded
+stages      a stage's folder: begins, finishes, loads it
 """

@@ -1,7 +1,7 @@
 """A stage's model card: what was trained, on what, how well, what licence.
 
-Training writes it when a stage is done. It says what the folder knows, and
-nothing else: limits and intended use of a model are for whoever publishes it.
+Training writes it when a stage is done. It states only what the stage's folder
+records; limits and intended use are for whoever publishes the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,17 +30,17 @@ def render(
   contract: provenance.Contract,
   versions: Mapping[str, str],
 ) -> str:
-  """The card as Markdown.
+  """Writes the card as Markdown.
 
   Args:
-    cfg: of the stage.
-    step: whose parameters later programs read.
-    parameters: how many there are.
-    examples: visuals of the training split.
-    attribution: of the data, with its licence; "" where none was given.
-    lines: of metrics.jsonl.
-    contract: of the stage.
-    versions: of the packages that trained it.
+    cfg: the stage's config.
+    step: the step whose parameters later programs read.
+    parameters: the number of parameters.
+    examples: the number of visuals in the training split.
+    attribution: the data's attribution, with its licence; "" if none was given.
+    lines: the lines of metrics.jsonl.
+    contract: the stage's contract.
+    versions: the versions of the packages that trained it.
   """
   validated = [x for x in lines if x.get("split") == "validation"]
   best = next((x for x in validated if x["step"] == step), None)

@@ -1,7 +1,7 @@
 """Checkpoints: the only module that knows orbax.
 
-A checkpoint is parameters and, apart, their running mean and everything else of
-the train state, so that later programs read parameters alone. Saving is
+A checkpoint stores parameters, their running mean and the rest of the train
+state as separate items, so that later programs read parameters alone. Saving is
 asynchronous; a step that was not written whole does not exist.
 """
 
@@ -26,9 +26,9 @@ class Checkpoints:
   """Steps saved under one folder, as many as `train` wants to keep.
 
   Args:
-    folder: made if it is not there.
-    train: which steps to keep; not given by who only reads.
-    alone: for this process to read, without those that run beside it.
+    folder: created if missing.
+    train: decides which steps to keep; None for reading.
+    alone: True if only this process reads, without waiting for the others.
   """
 
   def __init__(
@@ -49,39 +49,40 @@ class Checkpoints:
       best_fn=best,  # without it metrics are not written
       enable_async_checkpointing=True,
       create=False,
-      # What a kill left half written; others may look while it is written.
+      # A kill leaves half-written steps; only the writer may delete them.
       cleanup_tmp_directories=writes,
       **(_alone() if alone and jax.process_count() > 1 else {}),
     )
     with self._explained():
-      if not alone:  # orbax does not mind a file in its place until it writes
+      if not alone:  # orbax would notice a file in its place only on writing
         self._folder.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def latest(self) -> int | None:
-    """Newest whole step, if there is one: where training goes on."""
+    """The newest whole step, from which training continues, or None."""
     return self._manager.latest_step()
 
   def best(self) -> int | None:
-    """The step that later programs read: best on validation, or the newest."""
+    """The step that later programs read: best on validation, or newest."""
     return self._manager.best_step()
 
   def save(
     self,
     state: types.TrainState,
     metrics: Mapping[str, float] | None = None,
-    window: Sequence[Mapping[str, Any]] = (),
+    window: Sequence[Mapping[str, types.Array | float]] = (),
   ) -> None:
     """Starts to write; returns as soon as the arrays are copied.
 
     Args:
-      state: the step is its own.
-      metrics: of validation at this step, by which the best is chosen.
-      window: metrics of the steps that no line of the run has yet.
+      state: the state, which holds its step.
+      metrics: validation metrics at this step, by which the best is chosen.
+      window: metrics of the steps that no line of the journal covers yet.
 
     Raises:
       OSError: this write or an earlier one failed, as on a full disk.
-      RuntimeError: it failed for what may pass, as a store that did not answer.
+      RuntimeError: it failed for a reason that may pass, such as a store that
+        did not answer.
     """
     step = int(state.step)
     if step == self.latest():
@@ -95,46 +96,66 @@ class Checkpoints:
     items[_SUMS] = ocp.args.JsonSave(checksums.compute(arrays))
     if window:
       read = jax.device_get(list(window))  # at once: one wait, not one a number
-      said = [{k: float(v) for k, v in one.items()} for one in read]
-      items[_WINDOW] = ocp.args.JsonSave(said)
+      values = [{k: float(v) for k, v in one.items()} for one in read]
+      items[_WINDOW] = ocp.args.JsonSave(values)
     with self._explained():
       self._manager.save(
         step,
         args=ocp.args.Composite(**items),
         metrics=dict(metrics) if metrics else None,
-        force=True,  # also where a policy would wait
+        force=True,  # even if a policy would wait
       )
 
   def restore(self, step: int, like: types.TrainState) -> types.TrainState:
-    """`like`: shapes with the shardings wanted now, whatever they were."""
+    """Restores a step.
+
+    Args:
+      step: a step that was saved.
+      like: shapes with the shardings wanted now, whatever they were.
+
+    Raises:
+      ValueError: a damaged checkpoint, or one that does not fit `like`.
+      OSError, RuntimeError: it cannot be read, or not now.
+    """
     items = {"params": like.params, "rest": _rest(like)}
     if like.ema is not None:
       items["ema"] = like.ema
-    got = self._arrays(step, items)
-    rest = got["rest"]
+    arrays = self._arrays(step, items)
+    rest = arrays["rest"]
     state = types.TrainState(
-      rest["step"], got["params"], rest["opt_state"], got.get("ema")
+      rest["step"], arrays["params"], rest["opt_state"], arrays.get("ema")
     )
     if int(state.step) != step:
       raise ValueError(
-        f"{self._folder}/{step}: holds the state of its own step; got "
+        f"{self._folder}/{step}: must hold the state of its own step; got "
         f"{int(state.step)}. delete this checkpoint to use an earlier one"
       )
     return state
 
   def window(self, step: int) -> list[dict[str, np.float32]]:
-    """As given to `save`: what a line that this step cut in two begins with."""
+    """The `window` given to `save`: the start of the next line's window."""
     if not (self._folder / str(step) / _WINDOW).exists():
       return []
-    said = self._read(step, **{_WINDOW: ocp.args.JsonRestore()})[_WINDOW]
-    return [{k: np.float32(v) for k, v in one.items()} for one in said]
+    values = self._read(step, **{_WINDOW: ocp.args.JsonRestore()})[_WINDOW]
+    return [{k: np.float32(v) for k, v in one.items()} for one in values]
 
-  def params(self, step: int, like: Any, item: str = "params") -> Any:
-    """Parameters alone, or item "ema"; `like` as in `restore`."""
+  def params(
+    self, step: int, like: types.Params, item: str = "params"
+  ) -> types.Params:
+    """Restores the parameters alone, or the item "ema".
+
+    Args:
+      step: a step that was saved.
+      like: the parameters' shapes with the shardings wanted now.
+      item: "params", or "ema" for their running mean.
+
+    Raises:
+      ValueError, OSError, RuntimeError: as `restore`.
+    """
     return self._arrays(step, {item: like})[item]
 
   def wait(self) -> None:
-    """Until everything started is written.
+    """Waits until every write that was started is done.
 
     Raises:
       OSError, RuntimeError: as `save`.
@@ -154,17 +175,17 @@ class Checkpoints:
       self.close()
     except (OSError, RuntimeError):
       if kind is None:
-        raise  # or else what came first says more
+        raise  # otherwise the first error explains more
 
   def _arrays(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
-    """Those items, as they were saved to the last bit."""
+    """Restores items, and compares them with their checksums."""
     wanted = {k: ocp.args.StandardRestore(like) for k, like in items.items()}
     read = self._read(step, **wanted)
-    got = {item: read[item] for item in items}
+    arrays = {item: read[item] for item in items}
     if not (self._folder / str(step) / _SUMS).exists():
-      return got  # of an earlier version
+      return arrays  # an earlier version wrote no checksums
     sums = self._read(step, **{_SUMS: ocp.args.JsonRestore()})[_SUMS]
-    now = checksums.compute(got)
+    now = checksums.compute(arrays)
     bad = [name for name, value in now.items() if sums.get(name) != value]
     if bad:
       raise ValueError(
@@ -172,12 +193,12 @@ class Checkpoints:
         f"in {len(bad)} of {len(now)} arrays, first {bad[0]!r}. delete that "
         "folder to use an earlier step"
       )
-    return got
+    return arrays
 
   def _read(self, step: int, **items: Any) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # of damaged arrays orbax raises just that
+    except Exception as error:  # orbax raises no narrower type for damage
       why = errors.one_line(error)
       if errors.is_permission_error(error):
         raise OSError(
@@ -201,23 +222,23 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
-    """Failures to write, of which every layer below has its own kind."""
+    """Explains failures to write; every layer below raises its own types."""
     try:
       yield
     except Exception as error:
       whole = self._manager.latest_step() if hasattr(self, "_manager") else None
-      kept = f"step {whole} is whole" if whole is not None else "none is whole"
-      said = f"{self._folder}: a checkpoint must be written; got "
-      said += f"{errors.one_line(error)}. "
+      left = f"step {whole} is whole" if whole is not None else "none is whole"
+      failed = f"{self._folder}: a checkpoint must be written; got "
+      failed += f"{errors.one_line(error)}. "
       if not errors.is_user_fixable(error):
-        raise RuntimeError(f"{said}start again ({kept})") from error
+        raise RuntimeError(f"{failed}start again ({left})") from error
       raise OSError(
-        f"{said}make room or mend the permissions and start again ({kept})"
+        f"{failed}make room or mend the permissions and start again ({left})"
       ) from error
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-  """Shapes of a tree with where each leaf should go."""
+  """Shapes of a tree, each with the sharding that its leaf should get."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     tree,
@@ -226,7 +247,7 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 
 def _alone() -> dict[str, Any]:
-  """Options of a manager that waits for no other process."""
+  """Options for a manager that waits for no other process."""
   own = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
     primary_host=own,
@@ -236,25 +257,29 @@ def _alone() -> dict[str, Any]:
   return {"multiprocessing_options": options}
 
 
-def _policy(train: config.Train) -> Any:
-  """Newest, every n-th and best: what any of them wants is kept."""
-  of = ocp.checkpoint_managers
-  policies = [of.LatestN(train.keep)]
+def _policy(
+  train: config.Train,
+) -> ocp.checkpoint_managers.PreservationPolicy:
+  """Keeps the newest steps, every n-th and the best."""
+  managers = ocp.checkpoint_managers
+  policies: list[ocp.checkpoint_managers.PreservationPolicy] = [
+    managers.LatestN(train.keep)
+  ]
   if train.keep_every:
-    policies.append(of.EveryNSteps(train.keep_every))
+    policies.append(managers.EveryNSteps(train.keep_every))
   if train.keep_best:
     policies.append(
-      of.BestN(
+      managers.BestN(
         get_metric_fn=_score,
         n=train.keep_best,
         keep_checkpoints_without_metrics=False,
       )
     )
-  return of.AnyPreservationPolicy(policies)
+  return managers.AnyPreservationPolicy(policies)
 
 
 def _score(metrics: Mapping[str, float]) -> float:
-  """R@1 + R@5: of two equal in the first, the one with better neighbours."""
+  """R@1 + R@5; the second breaks ties of the first."""
   return sum(metrics.values())
 
 

@@ -1,9 +1,10 @@
-"""A number for each array that a changed bit changes, wherever the array lies.
+"""Checksums of arrays, computed on the devices that hold them.
 
 A damaged byte of a checkpoint is mostly read back as another number: neither
-its format nor its compression notices. These sums are taken on the devices,
-without gathering anything, and do not depend on how an array is laid out. A
-digest (`contract.digest`) says more, but needs all bytes on one host.
+its format nor its compression notices. Any changed bit of an array changes its
+checksum. Nothing is gathered, and the result does not depend on how an array is
+sharded. A digest (`contract.digest`) is stronger but needs all bytes on one
+host.
 """
 
 from typing import Any
@@ -14,29 +15,29 @@ import numpy as np
 
 from fs_jax import trees, types
 
-_STEP = 0x9E3779B1  # odd: no two of the first 2 ** 32 places get the same
+_STEP = 0x9E3779B1  # odd, so that the first 2 ** 32 places all differ
 
 
 def compute(tree: Any) -> dict[str, int]:
-  """Name of each leaf -> its sum, below 2 ** 32.
+  """Computes the checksum of each leaf, by name; each is below 2 ** 32.
 
   All processes that hold a part of an array have to call this.
 
   Raises:
-    TypeError: an array whose elements are not of 1, 2 or 4 bytes.
+    TypeError: an array whose elements do not have 1, 2 or 4 bytes.
   """
-  # Each is read before the next begins: a CPU keeps all mixed elements of one.
+  # Each is read before the next begins: a CPU holds a mixed copy of the array.
   sums = [int(_sum(leaf)) for leaf in jax.tree.leaves(tree)]
   return dict(zip(trees.names(tree), sums, strict=True))
 
 
 @jax.jit
 def _sum(x: types.Array) -> jax.Array:
-  """Elements, mixed with their places, modulo 2 ** 32.
+  """The sum of all elements, each mixed with its place, modulo 2 ** 32.
 
-  Mixing loses nothing, so that no change of one element is lost; of changes of
-  several, swaps among them, one in 2 ** 32. It is the last step of MurmurHash3
-  (Appleby, 2011).
+  Mixing is invertible, so a change of one element always shows. Changes of
+  several elements, swaps included, go unnoticed once in 2 ** 32. The mix is the
+  last step of MurmurHash3 (Appleby, 2011).
   """
   place = jnp.uint32(0)
   for axis, size in enumerate(x.shape):
@@ -55,6 +56,6 @@ def _bits(x: types.Array) -> jax.Array:
   if kind is None or not jnp.issubdtype(x.dtype, np.number):
     raise TypeError(
       f"checksums: elements must be numbers of 1, 2 or 4 bytes; got {x.dtype}. "
-      "convert them"
+      "convert them, such as to float32"
     )
   return jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)

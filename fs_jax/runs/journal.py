@@ -1,7 +1,7 @@
-"""What a run says while it goes: JSONL, TensorBoard, and a line to look at.
+"""The journal of a run: metrics.jsonl, TensorBoard and the progress line.
 
-One file per stage, `metrics.jsonl`, one object a line. A resumed run drops the
-lines past its checkpoint, so that a curve never holds a step twice.
+A stage has one file, `metrics.jsonl`, with one object per line. A resumed run
+drops the lines past its checkpoint, so that a curve never holds a step twice.
 """
 
 import contextlib
@@ -17,19 +17,29 @@ import numpy as np
 import tensorboardX
 from etils import epath
 
+from fs_jax import types
 from fs_jax.machine import console, errors, files, hardware, processes
 from fs_jax.runs import layout, uploads
 
 
 def every(n: int, step: int, last: int) -> bool:
-  """Whether something due every n steps is due after `step` of `last`."""
+  """Whether something due every n steps, and at the end, is due after `step`.
+
+  Args:
+    n: the period in steps; 0 = never.
+    step: the step that was just taken.
+    last: the last step of the run.
+  """
   return n > 0 and (step % n == 0 or step == last)
 
 
 def read(folder: epath.PathLike) -> list[dict[str, Any]]:
-  """All lines of a stage's metrics.jsonl, in the order written.
+  """Reads all lines of a stage's metrics.jsonl, in the order written.
 
   A last line that a kill cut short is left out.
+
+  Raises:
+    ValueError: another line is not JSON.
   """
   path = epath.Path(folder) / layout.METRICS
   lines = path.read_text().splitlines() if path.exists() else []
@@ -47,7 +57,7 @@ def read(folder: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class Clock:
-  """Where a step's seconds go, between two lines of a run's metrics."""
+  """Measures where a step's seconds go, between two lines of the journal."""
 
   def __init__(self) -> None:
     self._since = time.perf_counter()
@@ -55,6 +65,7 @@ class Clock:
 
   @contextlib.contextmanager
   def spent(self, activity: str) -> Iterator[None]:
+    """Counts the seconds inside the block as spent on an activity."""
     began = time.perf_counter()
     try:
       yield
@@ -63,32 +74,34 @@ class Clock:
       self._spent[activity] = self._spent.get(activity, 0.0) + seconds
 
   def read(self) -> tuple[float, dict[str, float]]:
-    """Seconds since the last reading, and the parts of them, by name."""
+    """Seconds since the last reading, and those spent on each activity."""
     now = time.perf_counter()
     seconds, self._since = now - self._since, now
     spent, self._spent = self._spent, {}
     return seconds, spent
 
 
-# What is clocked: waiting for data and for the device, whose rest is the host's
-# own work, and what is no part of a step.
+# Activities that are clocked. Waiting for data and for the device are part of a
+# step, whose other seconds are the host's own work; saving and validation are
+# not.
 DATA, DEVICE, SAVING, VALIDATION = "data", "device", "saving", "validation"
-START = "start"  # split of the line that each start of a run writes
+START = "start"  # the "split" of the line that each start of a run writes
 
 
-class Report:
-  """Writes one stage's metrics and shows how far it is.
+class Journal:
+  """Writes a stage's metrics and shows its progress.
 
   Of several processes only the first writes; all of them check.
 
   Args:
-    folder: of the stage.
-    name: said on the progress line.
-    start: first step of this process; later lines on disk are dropped.
-    steps: last step.
-    flops: multiplications and additions of a step, of all devices.
-    peak: of all devices together, FLOP/s in bfloat16; None where it is not
-      known, as of CPUs: then there is no "mfu".
+    folder: the stage's folder.
+    name: the stage's name on the progress line.
+    start: the step at which this process starts; later lines on disk are
+      dropped.
+    steps: the last step.
+    flops: multiplications and additions of a step, over all devices.
+    peak: bfloat16 FLOP/s of all devices together; None if unknown, as for CPUs,
+      and then no "mfu" is written.
   """
 
   def __init__(
@@ -104,7 +117,7 @@ class Report:
     self._name, self._start, self._steps = name, start, steps
     self._flops, self._peak = flops, peak
     self.clock = Clock()
-    self._board: Any = None
+    self._board: tensorboardX.SummaryWriter | None = None
     self._uploads: uploads.Uploads | None = None
     self._began, self._useful = time.time(), 0.0
     self._bar = console.Bar(name, steps, start)
@@ -112,9 +125,10 @@ class Report:
       return
     folder = epath.Path(folder)
     self._folder = folder
-    known = read(folder)
-    kept = [x for x in known if x["step"] <= start or x.get("split") == START]
-    lines = [json.dumps(line) + "\n" for line in kept]
+    earlier = [
+      x for x in read(folder) if x["step"] <= start or x.get("split") == START
+    ]
+    lines = [json.dumps(line) + "\n" for line in earlier]
     files.write_text(folder / layout.METRICS, "".join(lines))
     events = os.fspath(folder / layout.BOARD)
     if files.is_remote(folder):
@@ -128,10 +142,10 @@ class Report:
       filename_suffix=f".{os.getpid()}-{secrets.token_hex(4)}",
     )
     self._began = min(
-      (line["time"] for line in kept if "time" in line), default=time.time()
+      (line["time"] for line in earlier if "time" in line), default=time.time()
     )
     self._useful = max(
-      (x.get("useful_seconds", 0.0) for x in kept), default=0.0
+      (x.get("useful_seconds", 0.0) for x in earlier), default=0.0
     )
     self.write(
       start,
@@ -140,17 +154,28 @@ class Report:
     )
 
   def begin(self) -> None:
-    """What came before, such as compiling, was no step."""
+    """Restarts the step clock, so that compilation is not counted."""
     self.clock.read()
     self._bar.begin()
 
   def train(
-    self, step: int, window: Sequence[Mapping[str, Any]], examples: int
+    self,
+    step: int,
+    window: Sequence[Mapping[str, types.Array | float]],
+    examples: int,
   ) -> dict[str, float]:
-    """Means of the metrics of the steps since the last call.
+    """Writes the mean metrics of the steps since the last call.
+
+    Args:
+      step: the last of these steps.
+      window: the metrics of each step.
+      examples: the batch size.
+
+    Returns:
+      The means that it wrote.
 
     Raises:
-      NonFinite: as `check`; nothing of it is written.
+      errors.NonFinite: as `check`; then nothing is written.
     """
     with self.clock.spent(DEVICE):  # reading waits for the last step
       window = jax.device_get(list(window))
@@ -159,7 +184,7 @@ class Report:
       key: float(np.mean([np.asarray(m[key]) for m in window]))
       for key in window[0]
     }
-    # What a window begins with may be of before this start, and of its pace.
+    # A resumed window begins with steps of an earlier process, at its pace.
     own = min(len(window), step - self._start)
     means |= self._pace(step, own, examples)
     self.write(step, "train", means)
@@ -167,7 +192,7 @@ class Report:
     return means
 
   def _pace(self, step: int, steps: int, examples: int) -> dict[str, float]:
-    """How fast, where the time went, what was in use: of the last `steps`."""
+    """Speed, time by activity and memory in use, over the last `steps`."""
     whole, spent = self.clock.read()
     data, device, saving, judging = (
       spent.get(what, 0.0) for what in (DATA, DEVICE, SAVING, VALIDATION)
@@ -196,13 +221,20 @@ class Report:
       pace["mfu"] = self._flops * steps / seconds / self._peak
     return pace
 
-  def check(self, step: int, window: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses steps, the last of them `step`, after which a state is lost.
+  def check(
+    self, step: int, window: Sequence[Mapping[str, types.Array | float]]
+  ) -> None:
+    """Refuses a window whose loss or gradient is not finite.
 
-    A gradient that is not finite spoils the parameters of a finite loss.
+    Both are checked: a gradient that is not finite spoils the parameters even
+    if the loss is finite.
+
+    Args:
+      step: the last step of the window.
+      window: the metrics of each step.
 
     Raises:
-      NonFinite: names the steps.
+      errors.NonFinite: names the steps.
     """
     for key, name in (("loss", "loss"), ("grad_norm", "gradient's norm")):
       values = [float(m[key]) for m in window if key in m]
@@ -215,7 +247,7 @@ class Report:
         )
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """One line of metrics.jsonl, and the same to TensorBoard."""
+    """Writes a line of metrics.jsonl, and the same values to TensorBoard."""
     if self._board is None:
       return
     line = {"step": step, "time": round(time.time(), 3), "split": split}
@@ -231,30 +263,30 @@ class Report:
     for key, value in values.items():
       self._board.add_scalar(f"{split}/{key}", float(value), step)
     if split != "train":
-      said = "  ".join(f"{key} {value:.3g}" for key, value in values.items())
-      self._bar.say(f"{self._name} step {step}: {split} {said}")
+      text = "  ".join(f"{key} {value:.3g}" for key, value in values.items())
+      self._bar.say(f"{self._name} step {step}: {split} {text}")
 
-  def keep(self) -> None:
-    """All lines lie in the folder, also in one of a store.
+  def flush(self) -> None:
+    """Returns once all lines are in the folder, even in an object store.
 
     Raises:
-      files.DiskFull, OSError: a user has to mend it.
+      errors.DiskFull, OSError: the user has to mend it.
       RuntimeError: the store did not answer.
     """
-    if self._uploads is not None:
+    if self._board is not None and self._uploads is not None:
       self._board.flush()
-      self._uploads.keep()
+      self._uploads.flush()
 
   def say(self, text: str) -> None:
-    """A line for whoever watches."""
+    """Prints a line, with the stage's name, for whoever watches."""
     self._bar.say(f"{self._name}: {text}")
 
   def close(self) -> None:
     self._bar.close()
     if self._board is None:
       return
-    self._board.close()  # its last events are written now
+    self._board.close()  # writes its last events
     if self._uploads is not None:
-      with contextlib.suppress(Exception):  # no checkpoint has passed them
-        self._uploads.keep()
+      with contextlib.suppress(Exception):  # no checkpoint depends on them
+        self._uploads.flush()
       self._uploads.close()

@@ -1,4 +1,4 @@
-"""Where everything of a workdir lies: no other module spells these names.
+"""The layout of a workdir: no other module spells these names.
 
     W/<stage>/           config.json tokenizer.json contract.json fit.json DONE
                          checkpoints/<step>/ metrics.jsonl tb/ trace/
@@ -16,8 +16,8 @@ from etils import epath
 # In the folder of a stage.
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-CONTRACT = "contract.json"  # of the stages that it began from
-PART = "part.json"  # where only a part of its parameters is there
+CONTRACT = "contract.json"  # contracts of the stages that it began from
+PART = "part.json"  # if the folder holds only some of the parameters
 PARAMETERS = "parameters.txt"
 CARD = "MODEL_CARD.md"
 CHECKPOINTS = "checkpoints"
@@ -26,10 +26,10 @@ BOARD = "tb"
 TRACE = "profile"
 WEIGHTS = "fit.json"
 DONE = "DONE"
-CLUSTERS = "clusters"  # mined
-JUDGED = "judged"  # what the teacher says of them
+CLUSTERS = "clusters"  # visuals that Fast confuses
+JUDGED = "judged"  # the teacher's scores of them
 JUDGED_MEMORIES = "memories"
-VALIDATION = "validation"  # memories that weights are fitted on
+VALIDATION = "validation"  # the memories that weights are fitted on
 
 # In a workdir, and in the folder of a study.
 DATA = "data"
@@ -44,7 +44,7 @@ SLOW = "slow"
 
 
 class Gallery(NamedTuple):
-  """Folders of what is stored of a gallery."""
+  """The folders that store a gallery."""
 
   folder: epath.Path
 
@@ -71,30 +71,30 @@ def stage(workdir: epath.PathLike, name: str) -> epath.Path:
 
 
 def gallery(workdir: epath.PathLike, split: str) -> Gallery:
-  """The gallery of a split, as it is searched."""
+  """The folders of a split's gallery, as searched."""
   return Gallery(epath.Path(workdir) / "gallery" / split)
 
 
-def serving(workdir: epath.PathLike) -> str | None:
-  """The best Fast that is trained: whose vectors the gallery holds."""
+def best_fast(workdir: epath.PathLike) -> str | None:
+  """The best Fast that is trained, whose vectors the gallery holds, or None."""
   done = (n for n in FASTS if (stage(workdir, n) / DONE).exists())
   return next(done, None)
 
 
-def compared(workdir: epath.PathLike, split: str, fast: str) -> Gallery:
-  """Where a study keeps the vectors and the index of a Fast.
+def fast_gallery(workdir: epath.PathLike, split: str, fast: str) -> Gallery:
+  """The folders of the vectors and the index of a Fast that a study compares.
 
-  Those of the Fast that serves are the gallery's own; another one's lie below.
+  The best Fast uses the gallery's own folders, any other Fast a folder below.
   """
   own = gallery(workdir, split)
-  return own if fast == serving(workdir) else Gallery(own.folder / fast)
+  return own if fast == best_fast(workdir) else Gallery(own.folder / fast)
 
 
 def queries(workdir: epath.PathLike, split: str, count: int) -> epath.Path:
-  """What evaluating `count` queries of a split keeps."""
+  """The folder that stores the evaluation of `count` queries of a split."""
   return gallery(workdir, split).folder / f"queries-{count}"
 
 
 def report(workdir: epath.PathLike, split: str, count: int) -> epath.Path:
-  """The report of `count` queries of a split."""
+  """The file of the report on `count` queries of a split."""
   return gallery(workdir, split).folder / f"report-{count}.json"

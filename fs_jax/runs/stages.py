@@ -1,11 +1,12 @@
-"""A stage's folder: what it was made of, and what it became.
+"""A stage's folder: begins, finishes and loads it.
 
     workdir/<stage>/  config.json tokenizer.json contract.json
                       checkpoints/<step>/ metrics.jsonl tb/ fit.json DONE
 
 The config beside the checkpoints is the only description of the model: later
 programs read it there, and nobody types an architecture twice. contract.json
-says of which other stages it began, fit.json how Slow and a Fast weigh.
+names the stages that this one started from; fit.json holds the weights of Slow
+and a Fast.
 """
 
 import math
@@ -24,8 +25,8 @@ from fs_jax.models import build
 from fs_jax.runs import checkpoint, contract, layout
 
 _PART_KIND = "part of a stage"
-# What may change while a run goes on: where it runs, how often it speaks, and
-# what is fitted once it is trained.
+# Fields that may change when a run continues: where it runs, how often it logs
+# and saves, and how weights are fitted once it is trained.
 FREE = (
   *("mesh.", "data.threads", "data.cache", "weights."),
   *("train.log_every", "train.save_every", "train.profile", "train.keep"),
@@ -40,8 +41,8 @@ class Run(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   params: types.Params  # {"fast": ...} or {"slow": ...}
   step: int
-  # Where only a part of the parameters is there: the contract of all of them.
-  whole: dict[str, provenance.Part] | None = None
+  # The contract of all parameters, if `params` holds only some of them.
+  whole_contract: dict[str, provenance.Part] | None = None
 
   @property
   def fast_contract(self) -> provenance.Part:
@@ -53,9 +54,9 @@ class Run(NamedTuple):
 
   @property
   def contract(self) -> dict[str, provenance.Part]:
-    """Parts of whatever is made with this stage: its model, its config."""
-    if self.whole is not None:
-      return self.whole
+    """The parts for whatever is made with this stage: its model and config."""
+    if self.whole_contract is not None:
+      return self.whole_contract
     if "slow" in self.params:
       model = {"slow": self.slow_contract}
     else:
@@ -65,174 +66,178 @@ class Run(NamedTuple):
 
 
 def begin(
-  where: epath.Path,
+  folder: epath.Path,
   cfg: config.Config,
   tokenizer: tokenizers.Tokenizer,
   beginning: provenance.Contract | None = None,
 ) -> None:
-  """Writes what a stage is made of, or checks that nothing of it changed.
+  """Writes what a stage starts from, or checks that none of it changed.
 
-  The mesh may change, and how often is logged and saved: neither changes what
-  is trained.
+  The mesh may change, and so may how often the run logs and saves: neither
+  changes what is trained.
 
   Args:
-    where: folder of the stage.
-    cfg: of the stage.
-    tokenizer: of its captions.
+    folder: the stage's folder.
+    cfg: the stage's config.
+    tokenizer: the tokenizer of its captions.
     beginning: contracts of the stages that it starts from and learns from;
-      None leaves them as they are.
+      None leaves those on disk as they are.
 
   Raises:
-    ValueError: the folder belongs to another config, vocabulary or beginning.
+    ValueError: the folder belongs to another config or vocabulary, or started
+      from other stages.
   """
-  with processes.first_then_others(f"{where}: begin"):
-    _begin(where, cfg, tokenizer, beginning)
+  with processes.first_then_others(f"{folder}: begin"):
+    _begin(folder, cfg, tokenizer, beginning)
 
 
 def _begin(
-  where: epath.Path,
+  folder: epath.Path,
   cfg: config.Config,
   tokenizer: tokenizers.Tokenizer,
   beginning: provenance.Contract | None,
 ) -> None:
-  path = where / layout.CONFIG
+  path = folder / layout.CONFIG
   if path.exists():
     old = configdict.from_json(path.read_text())
     differ = configdict.differences(old, cfg)
     changed = [line for line in differ if not line.startswith(FREE)]
     if changed:
-      shown = "; ".join(changed[:5])
+      first = "; ".join(changed[:5])
       raise ValueError(
-        f"{where}: a run goes on with the config it began with; got another "
-        f"({shown}). choose another --workdir, or delete that folder to start "
+        f"{folder}: a run goes on with the config it began with; got another "
+        f"({first}). choose another --workdir, or delete that folder to start "
         "again"
       )
-    kept = tokenizers.load(where / layout.TOKENIZER)
-    if kept.hash != tokenizer.hash:
+    saved = tokenizers.load(folder / layout.TOKENIZER)
+    if saved.hash != tokenizer.hash:
       raise ValueError(
-        f"{where}: a run goes on with the vocabulary it began with; got "
-        f"{tokenizer.hash[:12]} for {kept.hash[:12]}. the training captions or "
-        "the first stage changed: delete that folder to start again"
+        f"{folder}: a run goes on with the vocabulary it began with; got "
+        f"{tokenizer.hash[:12]} for {saved.hash[:12]}. the training captions "
+        "or the first stage changed: delete that folder to start again"
       )
-    _check_beginning(where, beginning)
+    _check_beginning(folder, beginning)
     if differ and processes.is_first():
       files.write_text(path, configdict.to_json(cfg))
     return
-  tokenizer.save(where / layout.TOKENIZER)
+  tokenizer.save(folder / layout.TOKENIZER)
   if beginning:
-    manifest.write_record(where / layout.CONTRACT, "stage", beginning, {})
-  files.write_text(path, configdict.to_json(cfg))  # last: its folder is whole
+    manifest.write_record(folder / layout.CONTRACT, "stage", beginning, {})
+  files.write_text(
+    path, configdict.to_json(cfg)
+  )  # last: marks the folder as whole
 
 
 def _check_beginning(
-  where: epath.Path, beginning: provenance.Contract | None
+  folder: epath.Path, beginning: provenance.Contract | None
 ) -> None:
-  """Of a stage that an earlier version began, nobody knows its beginning."""
-  path = where / layout.CONTRACT
+  """Compares what a stage started from; earlier versions did not record it."""
+  path = folder / layout.CONTRACT
   if not beginning or not path.exists():
     return
-  mend = f"delete the folder to train it again: rm -r {where}"
+  mend = f"delete the folder to train it again: rm -r {folder}"
   provenance.check_all(
     beginning,
     manifest.read_record(path, "stage", mend=mend)["contract"],
     ours_name="the workdir now",
-    theirs_name=f"what {where} began from",
+    theirs_name=f"what {folder} began from",
     mend=mend,
   )
 
 
-def finish(where: epath.Path, values: dict[str, Any]) -> None:
-  """Marks a stage as done; `values` are kept for those who ask."""
+def finish(folder: epath.Path, values: dict[str, Any]) -> None:
+  """Marks a stage as done and stores `values` in the mark."""
   if processes.is_first():
-    files.write_json(where / layout.DONE, values)
+    files.write_json(folder / layout.DONE, values)
 
 
 def describe(
-  where: epath.Path, params: types.Params, say: Callable[[str], None]
+  folder: epath.Path, params: types.Params, say: Callable[[str], None]
 ) -> None:
   """Writes every parameter's shape and place to parameters.txt.
 
   Args:
-    where: folder of the stage.
-    params: shapes with their shardings.
-    say: told how many there are.
+    folder: the stage's folder.
+    params: the parameters' shapes with their shardings.
+    say: called with a line that counts the parameters.
   """
   if not processes.is_first():
     return
   table = parameter_overview.get_parameter_overview(
     params, include_stats="sharding"
   )
-  files.write_text(where / layout.PARAMETERS, table + "\n")
+  files.write_text(folder / layout.PARAMETERS, table + "\n")
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-  say(f"{count:,} parameters, laid out as in {where / layout.PARAMETERS}")
+  say(f"{count:,} parameters, laid out as in {folder / layout.PARAMETERS}")
 
 
-def finished(where: epath.Path) -> bool:
-  return (where / layout.DONE).exists()
+def is_finished(folder: epath.Path) -> bool:
+  """Whether a stage was trained to its end."""
+  return (folder / layout.DONE).exists()
 
 
-def read_config(where: epath.PathLike) -> config.Config:
-  """The config of a stage.
+def read_config(folder: epath.PathLike) -> config.Config:
+  """Reads the config of a stage.
 
   Raises:
     ValueError: no such stage.
   """
-  where = epath.Path(where)
-  if not (where / layout.CONFIG).exists():
+  folder = epath.Path(folder)
+  if not (folder / layout.CONFIG).exists():
     raise ValueError(
-      f"{where}: must be the folder of a stage, with {layout.CONFIG}; got "
+      f"{folder}: must be the folder of a stage, with {layout.CONFIG}; got "
       f"none. train it: {commands.program('train')} "
       "--config=configs/<name>.py:<stage> --workdir=<folder above>"
     )
-  return configdict.from_json((where / layout.CONFIG).read_text())
+  return configdict.from_json((folder / layout.CONFIG).read_text())
 
 
-def load(where: epath.PathLike) -> Run:
-  """The parameters of a stage, on this process's first device.
+def load(folder: epath.PathLike) -> Run:
+  """Loads a stage's parameters onto this process's first device.
 
-  Those of the newest step, or with `train.keep_best` of the best one on
-  validation; their running mean where the stage keeps one.
+  They are those of the newest step, or with `train.keep_best` of the best step
+  on validation, and their running mean if the stage keeps one.
 
   Raises:
     ValueError: no such stage, nothing saved yet, or a damaged checkpoint.
   """
-  where = epath.Path(where)
-  cfg = read_config(where)
-  tokenizer = tokenizers.load(where / layout.TOKENIZER)
+  folder = epath.Path(folder)
+  cfg = read_config(folder)
+  tokenizer = tokenizers.load(folder / layout.TOKENIZER)
   saved = checkpoint.Checkpoints(
-    where / layout.CHECKPOINTS, cfg.train, alone=True
+    folder / layout.CHECKPOINTS, cfg.train, alone=True
   )
-  part = _read_part(where)
+  part = _read_part(folder)
   step = saved.best() if part is None else saved.latest()
   if step is None:
     raise ValueError(
-      f"{where}: must hold a checkpoint; got none yet. let its training reach "
+      f"{folder}: must hold a checkpoint; got none yet. let its training reach "
       "the first save"
     )
   shapes = build.shapes(cfg, tokenizer.vocab_size)
   if part is not None:
     shapes = trees.select(shapes, set(part["names"]).__contains__)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  where_to = jax.tree.map(lambda _: here, shapes)
+  shardings = jax.tree.map(lambda _: here, shapes)
   item = "ema" if cfg.optim.ema and part is None else "params"
-  params = saved.params(step, checkpoint.abstract(shapes, where_to), item)
+  params = saved.params(step, checkpoint.abstract(shapes, shardings), item)
   saved.close()
-  whole = None if part is None else part["contract"]
-  return Run(where, cfg, tokenizer, params, step, whole)
+  whole_contract = None if part is None else part["contract"]
+  return Run(folder, cfg, tokenizer, params, step, whole_contract)
 
 
 def save_part(
   folder: epath.Path, run: Run, keep: Callable[[str], bool]
 ) -> None:
-  """Writes a stage that does less: some of its parameters, and no history.
+  """Writes a stage with only some of its parameters, and without history.
 
-  It is loaded like any other, and belongs to what the whole stage made: its
-  contract is that of all parameters.
+  It loads like any other stage. Its contract is that of all parameters, so that
+  it fits whatever the whole stage made.
 
   Args:
-    folder: that is not there yet.
-    run: the stage.
-    keep: name of a parameter -> whether it is kept.
+    folder: a folder that does not exist yet.
+    run: the whole stage.
+    keep: whether to keep the parameter of a name.
   """
   params = trees.select(run.params, keep)
   names = trees.names(params)
@@ -248,8 +253,8 @@ def save_part(
   files.write_json(folder / layout.DONE, {"step": run.step})
 
 
-def _read_part(where: epath.Path) -> dict[str, Any] | None:
-  path = where / layout.PART
+def _read_part(folder: epath.Path) -> dict[str, Any] | None:
+  path = folder / layout.PART
   if not path.exists():
     return None
   mend = "copy the whole folder again from where it was made"

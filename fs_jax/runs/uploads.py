@@ -1,7 +1,7 @@
-"""What a run says, where its folder is in an object store.
+"""Uploads a stage's metrics when its folder is in an object store.
 
-Nothing can be appended there: files are written whole, now and then, by a
-thread of their own, so that the training does not wait for the store.
+Object stores cannot append. A thread writes whole files every `EVERY` seconds,
+so that training does not wait for the store.
 """
 
 import pathlib
@@ -17,42 +17,42 @@ EVERY = 15.0  # seconds, at least, between two uploads
 
 
 class Uploads:
-  """Lines of one file, and the files of a folder on this disk.
+  """Uploads the lines of one file, and the files of a local folder.
 
   Args:
     lines: the file in the store.
     events: the folder in the store.
-    known: lines that the file begins with.
+    first: the lines that the file begins with.
   """
 
-  def __init__(self, lines: epath.Path, events: epath.Path, known: list[str]):
+  def __init__(self, lines: epath.Path, events: epath.Path, first: list[str]):
     self._to, self._to_events = lines, events
-    self._lines = list(known)
+    self._lines = list(first)
     self._scratch = tempfile.TemporaryDirectory()
-    self.events = self._scratch.name  # what lies here is uploaded
+    self.events = self._scratch.name  # the local folder that is uploaded
     self._thread = futures.ThreadPoolExecutor(1, "uploads")
     self._last = time.monotonic()
-    self._sent: futures.Future | None = None
+    self._sent: futures.Future[None] | None = None
 
   def add(self, line: str) -> None:
-    """Uploaded soon; should that fail, it is tried again with the next."""
+    """Uploads a line soon; if that fails, again with the next line."""
     self._lines.append(line)
     busy = self._sent is not None and not self._sent.done()
     if not busy and time.monotonic() - self._last > EVERY:
       self._begin()
 
-  def keep(self) -> None:
-    """All of it lies in the store.
+  def flush(self) -> None:
+    """Returns once all lines and events are in the store.
 
     Raises:
-      files.DiskFull, OSError: a user has to mend it.
+      errors.DiskFull, OSError: the user has to mend it.
       RuntimeError: the store did not answer.
     """
     if self._sent is not None:
       futures.wait([self._sent])
     try:
       self._begin().result()
-    except Exception as error:  # every store's client has its own kinds
+    except Exception as error:  # each store's client raises its own types
       if errors.is_user_fixable(error):
         raise
       raise RuntimeError(
@@ -64,7 +64,7 @@ class Uploads:
     self._thread.shutdown()
     self._scratch.cleanup()
 
-  def _begin(self) -> futures.Future:
+  def _begin(self) -> futures.Future[None]:
     self._last = time.monotonic()
     self._sent = self._thread.submit(self._send, "".join(self._lines))
     return self._sent

@@ -1,12 +1,13 @@
-"""From a question to an answer.
+"""From a query to an answer.
 
-fusion     the weights of Slow and Fast: fitted, saved, loaded
-scorer     Slow as a judge of pairs, compiled for any question
-rerank     Fast's candidates in the order of both
+fusion     how Slow and Fast combine: the formula, its weights on disk
+fitting    fits those weights on scored queries
+scorer     Slow as a judge of pairs, compiled for any number of queries
+rerank     orders Fast's candidates by both scores
 rankers    exact, ScaNN, re-ranked, Slow alone: one protocol
-weigh      the weights of two stages, fitted where they are missing
-grounding  where Slow looks at each word
-remake     the command that makes a gallery anew
-packed     a gallery that travels
-searcher   the front door: a folder opened, a question answered
+weigh      fits the weights of two stages where they are missing
+grounding  where Slow looks as it predicts each word
+packed     a gallery that travels: writes and reads it
+loading    loads a gallery's parts and checks that they fit together
+searcher   the front door: opens a folder, answers queries
 """

@@ -1,11 +1,11 @@
-"""Where Slow looks while it predicts each word: pictures for people.
+"""Where Slow looks while it predicts each word, as maps for people to see.
 
-Ranking never asks for this: attention is read from what the decoder sows, one
+Ranking never needs this. Attention is read from what the decoder sows, for one
 visual and one text at a time.
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +21,31 @@ DIRECTIONS: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
 
 
 class Word(NamedTuple):
-  """A token of a caption, as one of Slow's readings predicts it."""
+  """A token of a caption, as Slow predicts it in one direction."""
 
   token: str
   direction: Literal["forward", "backward"]
   log_p: float  # nats, given the visual and the words read before it
-  maps: tuple[Float[np.ndarray, "h w"], ...]  # a level each, sums to 1
+  maps: tuple[Float[np.ndarray, "h w"], ...]  # one per level, each sums to 1
 
 
-def word_attention(
+def ground_words(
   run: stages.Run, visual: UInt8[np.ndarray, "T H W 3"], text: str
 ) -> list[Word]:
-  """The tokens of a text with what Slow looked at to predict each.
+  """Finds what Slow looks at to predict each token of a text.
 
-  First those of the forward reading, then those of the backward one, which
-  starts at the last word; EOS ends both. The sum of all log_p is h(x, y). A map
-  is the mean over the heads and layers that look at its level, coarse level
-  first, summed over frames.
+  The tokens of the forward direction come first, then those of the backward
+  one, which starts at the last word. EOS ends both. The sum of all log_p is
+  h(x, y). A map is the mean over the heads and layers that look at its level,
+  summed over frames; the coarse level comes first.
+
+  Args:
+    run: a Slow trained for captioning.
+    visual: the frames.
+    text: the caption.
 
   Raises:
-    ValueError: a Slow that judges pairs, and predicts no words.
+    ValueError: a Slow that judges pairs and predicts no words.
   """
   cfg = run.cfg
   if cfg.slow is None or cfg.slow.loss != "captioning":
@@ -54,10 +59,10 @@ def word_attention(
     cfg, run.tokenizer.vocab_size, run.params["slow"], visual[None], row
   )
   targets = np.asarray(slow_models.directions(jnp.asarray(row))[1])[0]  # [2,I]
-  height, width = (side // cfg.slow.vision.patch for side in visual.shape[1:3])
+  grids = cfg.slow.grids(visual.shape[1], visual.shape[0])
   maps = [  # [2,I,h,w] a level
-    np.asarray(w).reshape(*w.shape[:2], -1, height << i, width << i).sum(axis=2)
-    for i, w in enumerate(weights)
+    np.asarray(w).reshape(*w.shape[:2], *grid).sum(axis=2)
+    for w, grid in zip(weights, grids, strict=True)
   ]
   return [
     Word(token, direction, float(log_p[d, i]), tuple(m[d, i] for m in maps))
@@ -74,21 +79,18 @@ def _look(
   visual: UInt8[jax.Array, "1 T H W 3"],
   text: Int[jax.Array, "1 L"],
 ) -> tuple[Float[jax.Array, "2 I"], list[Float[jax.Array, "2 I N"]]]:
-  """log p of every target, and a level's attention at the same positions.
+  """log p of every target, and each level's attention at the same positions.
 
-  Input i predicts target i of its direction. One decoder for both directions
-  has them folded into the positions of a row, the forward reading first.
+  Input i predicts target i of its direction. A decoder for both directions has
+  them folded into the positions of a row, the forward direction first.
   """
-  model = build.slow_model(cfg, vocabulary)
-  variables = {"params": params}
-  memory: Any = model.apply(
-    variables, build.pixels(cfg, visual), method="encode_visual"
-  )
-  read: Any = model.apply(variables, text, method="read")
-  words, sown = model.apply(
-    variables,
+  slow = build.bind_slow(cfg, vocabulary, params)
+  memory = slow.encode_visual(build.pixels(cfg, visual))
+  states = slow.read(text)
+  words, sown = build.slow_model(cfg, vocabulary).apply(
+    {"params": params},
     memory,
-    read[:, None],
+    states[:, None],
     text[:, None],
     method="word_log_likelihood",
     mutable=["intermediates"],

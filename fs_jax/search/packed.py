@@ -1,9 +1,17 @@
-"""A gallery that travels: all that a Searcher needs, and no training data.
+"""A packed gallery: one folder with all that a search needs.
 
-G/  manifest.json  items/ vectors/ memories/ index/
+It can be copied to any machine and opened with `searcher.open`. It holds no
+training data, only thumbnails and captions, and of the models only the
+parameters that read a query.
+
+G/  manifest.json  the files, their checksums, and what they were made from
+    items/         captions, paths and thumbnails of the visuals
+    vectors/       Fast's vectors of the visuals
+    index/         the search index over these vectors
+    memories/      what Slow reads of each visual (only with Slow)
     fast/ slow/    config, tokenizer and the parameters that read a text
-    fit.json       how Slow and Fast weigh
-    ATTRIBUTION    of the pictures, whose licence goes with them
+    fit.json       the weights of Slow and Fast (only with Slow)
+    ATTRIBUTION    the source of the pictures, whose licence goes with them
 """
 
 import io
@@ -21,36 +29,38 @@ from fs_jax.machine import manifest as manifests
 from fs_jax.runs import layout, stages
 from fs_jax.search import fusion
 
-KIND = "gallery"
+KIND = "gallery"  # the manifest's kind
 MEND = "copy the whole folder again from where it was packed"
-FORMATS = ("WEBP",)
+FORMATS = ("WEBP",)  # of thumbnails
 SIDE = 256  # pixels of a thumbnail's longer side, at most
-# Parameters that reading a query needs; pixels are not seen any more.
+# Parameters that read a query; none of them sees pixels.
 _TEXT = ("fast/text_", "fast/log_scale", "fast/bias")
 _PIXELS = ("slow/encoder/",)
-_NOT_HERE = ("vectors", "memories", "index", "items")
+# Folders that check their own files when they are opened.
+_SELF_CHECKED = ("vectors", "memories", "index", "items")
 
 
 def is_packed(folder: epath.PathLike) -> bool:
-  """Whether a folder is a packed gallery, whole or not."""
+  """Whether a folder is a packed gallery, complete or not."""
   folder = epath.Path(folder)
   part = layout.stage(folder, "fast") / layout.PART
   return (folder / manifests.MANIFEST).exists() or part.exists()
 
 
 def read(folder: epath.PathLike) -> dict[str, Any]:
-  """The manifest of a whole gallery.
+  """Checks a packed gallery and reads its manifest.
 
-  Items and index are compared by content where they are opened, vectors and
-  memories, which may be large, by size alone, and all other files here.
+  All files are checked by size, and small ones by content: items and index when
+  they are opened, all others here. Vectors and memories may be large, so only
+  their sizes are checked.
 
   Raises:
     FileNotFoundError: the manifest is missing.
-    ValueError: damaged, or no packed gallery.
+    ValueError: damaged, or not a packed gallery.
   """
   manifest = manifests.read_manifest(folder, KIND, hashes=False, mend=MEND)
   for name, listed in manifest["files"].items():
-    if name.split("/")[0] not in _NOT_HERE and (
+    if name.split("/")[0] not in _SELF_CHECKED and (
       files.sha256(epath.Path(folder) / name) != listed["sha256"]
     ):
       raise ValueError(
@@ -62,7 +72,7 @@ def read(folder: epath.PathLike) -> dict[str, Any]:
 
 def write(
   folder: epath.PathLike,
-  where: layout.Gallery,
+  gallery: layout.Gallery,
   source: sources.Source,
   fast: stages.Run,
   slow: stages.Run | None = None,
@@ -70,11 +80,12 @@ def write(
   """Packs a gallery; returns the manifest that it wrote.
 
   Args:
-    folder: to make, or to replace where it is a packed gallery.
-    where: the gallery: items, vectors, index and, with `slow`, memories.
-    source: its visuals, of which thumbnails are made.
-    fast: whose vectors it holds.
-    slow: whose memories it holds; None packs Fast alone.
+    folder: the folder to make, or a packed gallery to replace.
+    gallery: the gallery to pack: items, vectors, index and, with `slow`,
+      memories.
+    source: the gallery's visuals, for thumbnails.
+    fast: the stage that made the vectors.
+    slow: the stage that made the memories; None packs Fast alone.
 
   Raises:
     ValueError: `folder` is something else.
@@ -83,20 +94,22 @@ def write(
   if slow is not None:  # before anything is copied
     last = fast if fast.cfg.stage == "distill" else slow
     fusion.load(last.folder, {**fast.contract, **slow.contract})
-  shown = items.Items(where.items)
-  index = manifests.read_manifest(where.index, "index", hashes=False)
-  parts = {**index["contract"], "captions": shown.contract["captions"]}
+  listed = items.Items(gallery.items)
+  index = manifests.read_manifest(gallery.index, "index", hashes=False)
+  parts = {**index["contract"], "captions": listed.contract["captions"]}
   with manifests.folder(folder, KIND) as temporary:
-    copied = ["vectors", "index"] + ["memories"] * (slow is not None)
-    for name in copied:
+    names = ["vectors", "index"]
+    if slow is not None:
+      names.append("memories")
+    for name in names:
       shutil.copytree(
-        os.fspath(manifests.local_copy(getattr(where, name))),
+        os.fspath(manifests.local_copy(getattr(gallery, name))),
         os.fspath(temporary / name),
       )
     items.write(
       temporary / "items",
       source,
-      shown.contract,
+      listed.contract,
       thumbnail=lambda row: _thumbnail(source, row),
     )
     stages.save_part(temporary / "fast", fast, _reads_text)
@@ -120,7 +133,7 @@ def _reads_memories(name: str) -> bool:
 
 
 def _thumbnail(source: sources.Source, row: int) -> bytes:
-  """The first frame as WebP, in its own proportions, no larger than SIDE."""
+  """The first frame as WebP, in its proportions, SIDE pixels at most."""
   if source.original is not None:
     frames = source.original(row)
   else:

@@ -1,6 +1,7 @@
-"""Rankers: token rows to Candidates. Whoever judges them cannot know which.
+"""Rankers turn token rows into Candidates, all with one protocol.
 
-Each keeps `stages_ms`, wall time per query of its last call by stage.
+An evaluation cannot tell one from another. Each keeps `stages_ms`, the wall
+time per query of its last call, by stage.
 """
 
 import time
@@ -17,7 +18,7 @@ from fs_jax.runs import stages
 from fs_jax.search import fusion, rerank, scorer
 
 Text = Int[np.ndarray, "Q L"]
-PATIENCE = 5.0  # seconds that Slow ranks before it says how far it is
+PATIENCE = 5.0  # seconds of ranking by Slow before progress is shown
 
 
 class Ranker(Protocol):
@@ -28,30 +29,34 @@ class Ranker(Protocol):
   def warm(self, text: Text) -> None:
     """Compiles all that answering these queries needs, as cheaply as it can."""
 
-  def __call__(self, text: Text) -> types.Candidates: ...
+  def __call__(self, text: Text) -> types.Candidates:
+    """Answers queries, best candidates first."""
 
 
-def timed(
+def time_answers(
   ranker: Ranker, text: Text
 ) -> tuple[types.Candidates, dict[str, float]]:
-  """Answers, and the ms a query of each stage, nothing of it compiling.
+  """Answers queries, timed without compilation.
+
+  Returns:
+    The candidates, and the milliseconds per query of each stage.
 
   Raises:
     RuntimeError: the ranker's `warm` left something to compile.
   """
   ranker.warm(text)
   with compile_cache.timed(f"{len(text)} queries to {type(ranker).__name__}"):
-    found = ranker(text)
-  return found, dict(ranker.stages_ms)
+    candidates = ranker(text)
+  return candidates, dict(ranker.stages_ms)
 
 
 class Fast:
   """Encodes queries and searches the index.
 
   Args:
-    encode_text: tokens to vectors, of the Fast whose vectors the index holds.
-    index: of the gallery.
-    depth: candidates a query.
+    encode_text: token rows -> vectors, by the Fast whose vectors are indexed.
+    index: the gallery's index.
+    depth: candidates per query.
   """
 
   def __init__(
@@ -66,26 +71,26 @@ class Fast:
     self.stages_ms: dict[str, float] = {}
 
   def warm(self, text: Text) -> None:
-    self(text)  # answers are cheap
+    self(text)  # answering is cheap
 
   def __call__(self, text: Text) -> types.Candidates:
     clock = Clock(len(text))
     vectors = self._encode(text)
     clock.lap("encode")
-    found = self._index.search(vectors, self._depth)
+    candidates = self._index.search(vectors, self._depth)
     clock.lap("search")
     self.stages_ms = clock.laps
-    return found
+    return candidates
 
 
-class Reranked:
-  """Another ranker's best k, ordered by Slow and Fast together.
+class Reranker:
+  """Orders another ranker's best k by Slow and Fast together.
 
   Args:
-    base: gives at least k candidates.
+    base: the ranker that finds candidates, at least k per query.
     scorer: Slow over the same gallery.
-    weights: of Slow beside the base.
-    k: candidates that Slow looks at; the rest stay behind them.
+    weights: how Slow weighs beside the base.
+    k: candidates that Slow scores; the others stay behind them.
   """
 
   def __init__(
@@ -97,30 +102,32 @@ class Reranked:
 
   def warm(self, text: Text) -> None:
     self._base.warm(text)
-    listed = self._base(text[:1]).rows.shape[1]
-    self._scorer.warm(self._scorer.shapes(text, min(self._k, listed)))
+    count = self._base(text[:1]).rows.shape[1]
+    self._scorer.warm(self._scorer.list_shapes(text, min(self._k, count)))
 
   def __call__(self, text: Text) -> types.Candidates:
     return self.order(text, self._base(text))
 
-  def order(self, text: Text, found: types.Candidates) -> types.Candidates:
-    """What the base just found, in the order of both."""
+  def order(self, text: Text, candidates: types.Candidates) -> types.Candidates:
+    """Orders what the base just found for the same queries."""
     clock = Clock(len(text))
-    rows = np.asarray(found.rows)[:, : self._k]
+    rows = np.asarray(candidates.rows)[:, : self._k]
     with console.Bar("re-ranking", rows.size, patience=PATIENCE) as bar:
       h = self._scorer(text, rows, bar.advance)
-    best = rerank.rerank(found, h, rerank.count_targets(text), self._weights)
+    best = rerank.rerank(
+      candidates, h, rerank.count_targets(text), self._weights
+    )
     clock.lap("rerank")
     self.stages_ms = self._base.stages_ms | clock.laps
     return best
 
 
 class Slow:
-  """Scores the whole gallery: what re-ranking saves.
+  """Scores the whole gallery with Slow: the cost that re-ranking avoids.
 
   Args:
     scorer: Slow over the gallery.
-    depth: candidates returned.
+    depth: candidates per query.
   """
 
   def __init__(self, scorer: scorer.Scorer, depth: int = 100):
@@ -128,56 +135,66 @@ class Slow:
     self.stages_ms: dict[str, float] = {}
 
   def warm(self, text: Text) -> None:
-    self._scorer.warm(self._scorer.shapes(text))
+    self._scorer.warm(self._scorer.list_shapes(text))
 
   def __call__(self, text: Text) -> types.Candidates:
     clock = Clock(len(text))
     pairs = len(text) * len(self._scorer)
     with console.Bar("Slow ranks all", pairs, patience=PATIENCE) as bar:
-      h = self._scorer.everything(text, bar.advance)
+      h = self._scorer.score_all(text, bar.advance)
     order = np.argsort(-h, axis=1, kind="stable")[:, : self._depth]
-    found = types.Candidates(
+    candidates = types.Candidates(
       order.astype(np.int32), np.take_along_axis(h, order, axis=1)
     )
     clock.lap("score")
     self.stages_ms = clock.laps
-    return found
+    return candidates
 
 
-def fast_in_group(
+def score_groups_with_fast(
   run: stages.Run, vectors: np.ndarray, text: Text, groups: np.ndarray
 ) -> types.Candidates:
-  """Fast's scores of each query's own group: int32 [Q,G], -1 pads."""
-  queries = encode.text_vectors(run, text)
+  """Scores each query's own group with Fast.
+
+  Args:
+    run: a trained Fast.
+    vectors: float32 [C,E] of the gallery.
+    text: the queries.
+    groups: int32 [Q,G], the rows of each query's group; -1 pads.
+
+  Returns:
+    The rows in the order given, with their scores f·g.
+  """
+  queries = encode.encode_texts(run, text)
   dots = np.einsum("qe,qge->qg", queries, vectors[np.maximum(groups, 0)])
   scores = np.where(groups >= 0, dots, -np.inf)
   return types.Candidates(groups, scores.astype(np.float32))
 
 
-def reranked_in_group(
+def rerank_groups(
   fast: types.Candidates,
   scorer: scorer.Scorer,
-  fit: fusion.Weights,
+  weights: fusion.Weights,
   text: Text,
 ) -> types.Candidates:
-  """u + beta f.g of the same groups; rows stay in the order they came."""
+  """Scores the same groups by u + beta f·g; rows stay in the order given."""
   rows, dots = np.asarray(fast.rows), np.asarray(fast.scores)
   h = scorer(text, rows)
-  u = h / rerank.count_targets(text)[:, None] ** fit.gamma
+  u = fusion.per_target(h, rerank.count_targets(text), weights.gamma)
   here = rows >= 0
-  scores = np.where(here, u + fit.beta * np.where(here, dots, 0), -np.inf)
+  scores = np.where(here, u + weights.beta * np.where(here, dots, 0), -np.inf)
   return types.Candidates(rows, scores.astype(np.float32))
 
 
-def slow_in_group(
+def score_groups_with_slow(
   scorer: scorer.Scorer, text: Text, groups: np.ndarray
 ) -> types.Candidates:
-  """h of each query's own group."""
+  """Scores each query's own group with Slow: h of rows [Q,G], -1 pads."""
   return types.Candidates(groups, scorer(text, groups))
 
 
 class Clock:
-  """Wall time between laps, ms per query."""
+  """Measures laps of wall time, in milliseconds per query."""
 
   def __init__(self, queries: int = 1) -> None:
     self.laps: dict[str, float] = {}
@@ -185,6 +202,7 @@ class Clock:
     self._last = time.perf_counter()
 
   def lap(self, name: str) -> None:
+    """Ends a lap and stores its time under a name."""
     now = time.perf_counter()
     self.laps[name] = 1e3 * (now - self._last) / self._queries
     self._last = now

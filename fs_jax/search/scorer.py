@@ -1,9 +1,9 @@
 """Slow as a judge: scores pairs of a stored memory and a text.
 
-One jitted function over pairs of a memory and a text. A block of pairs reads
-each of its texts once; each pair costs the decoder's crossed layers over its
-memory. Blocks are padded to a small grid of shapes, which knows neither the
-number of queries nor that of candidates: what is compiled answers any question.
+One jitted function scores a block of pairs. A block reads each of its texts
+once; each pair costs the decoder's crossed layers over its memory. Blocks are
+padded to a small grid of shapes that does not depend on the number of queries
+or candidates: once the grid is compiled, no query compiles anything.
 """
 
 import functools
@@ -24,17 +24,17 @@ from fs_jax.models import slow as slow_models
 from fs_jax.models.text import PAD
 from fs_jax.runs import stages
 
-# Scored at once: a working set that fits caches and keeps a TPU fed.
+# Pairs scored at once: a working set that fits caches and keeps a TPU busy.
 PAIRS = 256
-SIZES = (PAIRS, 64, 12, 4)  # of a block, in pairs: ten candidates are usual
+SIZES = (PAIRS, 64, 12, 4)  # pairs of a block; ten candidates are usual
 # Texts are cut to a multiple of this many tokens: most are much shorter than
 # the longest, and padding costs as much as words.
 LENGTHS = 4
-Progress = Callable[[int], None]  # told how many pairs are done
+Progress = Callable[[int], None]  # called with the number of pairs done
 
 
 class Shape(NamedTuple):
-  """What a block is padded to. A program is compiled for each."""
+  """The shape that a block is padded to. Each compiles one program."""
 
   pairs: int
   texts: int
@@ -42,20 +42,20 @@ class Shape(NamedTuple):
 
 
 class Block(NamedTuple):
-  """Pairs that are scored at once; their texts are of one length."""
+  """Pairs that are scored at once. Their texts have one length."""
 
   queries: Int[np.ndarray, " P"]  # ascending
-  columns: Int[np.ndarray, " P"]  # of each query's list
+  columns: Int[np.ndarray, " P"]  # places in each query's list
   shape: Shape
 
 
 class Scorer:
-  """h(x, y) of any (gallery row, text) pairs, nats.
+  """Scores any pairs of a gallery's row and a text by h(x, y), in nats.
 
   Args:
     run: a trained Slow.
-    memories: of the gallery, encoded by the same parameters.
-    pairs: scored at once, at most; bounds memory.
+    memories: the gallery's memories, encoded by the same parameters.
+    pairs: pairs scored at once, at most; bounds memory.
   """
 
   def __init__(
@@ -76,41 +76,58 @@ class Scorer:
     rows: Int[np.ndarray, "Q K"],
     progress: Progress | None = None,
   ) -> Float[np.ndarray, "Q K"]:
-    """Log-likelihoods; -inf where a row is -1."""
-    text, rows = self._fitted(text), np.asarray(rows)
+    """Scores each text with its own list of rows.
+
+    Args:
+      text: token rows.
+      rows: each text's list; -1 pads.
+      progress: called with the number of pairs done.
+
+    Returns:
+      Log-likelihoods; -inf where a row is -1.
+
+    Raises:
+      ValueError: a text longer than the model's longest.
+    """
+    text, rows = self._fit_width(text), np.asarray(rows)
 
     def scored() -> Iterator[tuple[Block, jax.Array]]:
       for block in _blocks(cut_lengths(text), rows.shape[1], self._sizes):
         memory = self._read(rows[block.queries, block.columns], block.shape)
-        yield block, self._of(text, memory, block)
+        yield block, self._score_block(text, memory, block)
 
-    h = _gathered(rows.shape, scored(), progress)
+    h = _gather(rows.shape, scored(), progress)
     return np.where(rows >= 0, h, -np.inf)
 
-  def everything(
+  def score_all(
     self, text: Int[np.ndarray, "Q L"], progress: Progress | None = None
   ) -> Float[np.ndarray, "Q C"]:
-    """Log-likelihoods of the whole gallery, each memory read once."""
-    text = self._fitted(text)
+    """Scores the whole gallery with each text, reading each memory once."""
+    text = self._fit_width(text)
     lengths = cut_lengths(text)
 
     def scored() -> Iterator[tuple[Block, jax.Array]]:
       for start, stop, pairs in _pieces(len(self), self._sizes):
         rows = np.arange(start, stop)
-        of_one = [Shape(pairs, 1, int(n)) for n in lengths]
-        memory = jax.device_put(self._read(rows, of_one[0]))
-        for query, shape in enumerate(of_one):
+        shapes = [Shape(pairs, 1, int(n)) for n in lengths]
+        memory = jax.device_put(self._read(rows, shapes[0]))
+        for query, shape in enumerate(shapes):
           block = Block(np.full(len(rows), query), rows, shape)
-          yield block, self._of(text, memory, block)
+          yield block, self._score_block(text, memory, block)
 
     shape = (len(text), len(self))
-    return _gathered(shape, scored() if len(text) else iter(()), progress)
+    return _gather(shape, scored() if len(text) else iter(()), progress)
 
-  def shapes(
+  def list_shapes(
     self, text: Int[np.ndarray, "Q L"], k: int | None = None
   ) -> set[Shape]:
-    """Those that lists of k are scored in; of the whole gallery if None."""
-    lengths = cut_lengths(self._fitted(text))
+    """Lists the shapes that scoring needs.
+
+    Args:
+      text: token rows.
+      k: rows of each text's list; None for the whole gallery.
+    """
+    lengths = cut_lengths(self._fit_width(text))
     if k is not None:
       return {block.shape for block in _blocks(lengths, k, self._sizes)}
     pieces = {pairs for _, _, pairs in _pieces(len(self), self._sizes)}
@@ -119,7 +136,7 @@ class Scorer:
     }
 
   def warm(self, shapes: Iterable[Shape] | None = None) -> None:
-    """Compiles what some shapes need, or what lists of any kind can need."""
+    """Compiles the programs of some shapes; of all that lists need if None."""
     if shapes is None:
       lengths = {
         min(n + LENGTHS, self._length) for n in range(0, self._length, LENGTHS)
@@ -137,13 +154,13 @@ class Scorer:
       which = np.zeros(shape.pairs, np.int32)
       self._score(self._params, memory, words, which).block_until_ready()
 
-    # Tracing holds Python's lock and compiling does not: several share cores.
+    # Tracing holds Python's lock but compiling does not, so threads help.
     cores = len(os.sched_getaffinity(0))
     with futures.ThreadPoolExecutor(min(cores, 8)) as pool:
       list(pool.map(run, shapes))
 
-  def _fitted(self, text: Int[np.ndarray, "Q L"]) -> Int[np.ndarray, "Q L"]:
-    """Texts as wide as the model's longest, whatever came."""
+  def _fit_width(self, text: Int[np.ndarray, "Q L"]) -> Int[np.ndarray, "Q L"]:
+    """Cuts or pads token rows to the length of the model's longest text."""
     text = np.asarray(text, np.int32)
     used = int((text != PAD).sum(axis=1).max(initial=0))
     if used > self._length:
@@ -155,12 +172,14 @@ class Scorer:
     return np.pad(text, ((0, 0), (0, self._length - text.shape[1])))
 
   def _read(self, rows: Int[np.ndarray, " P"], shape: Shape) -> types.Memory:
+    """Reads the memories of rows, padded to a shape."""
     missing = shape.pairs - len(rows)
     return self._store.read(np.pad(rows, (0, missing), constant_values=-1))
 
-  def _of(
+  def _score_block(
     self, text: Int[np.ndarray, "Q L"], memory: types.Memory, block: Block
   ) -> Float[jax.Array, " P"]:
+    """Starts to score a block; its first results are those of its pairs."""
     shape = block.shape
     some, which = np.unique(block.queries, return_inverse=True)
     words = text[some, : shape.length]
@@ -170,7 +189,7 @@ class Scorer:
 
 
 def cut_lengths(text: Int[np.ndarray, "Q L"]) -> Int[np.ndarray, " Q"]:
-  """Tokens of each text that Slow is given: padding beyond them is cut off."""
+  """The number of tokens of each text that Slow reads; the rest is padding."""
   used = (np.asarray(text) != PAD).sum(axis=1)
   cut = -(-np.maximum(used, 1) // LENGTHS) * LENGTHS
   return np.minimum(cut, text.shape[1])
@@ -183,12 +202,12 @@ def score_pairs(
   text: types.Array,
   which: types.Array,
 ) -> Float[jax.Array, " P"]:
-  """Scores of P memories, each with one of some texts.
+  """Scores P memories, each with one of T texts.
 
   Args:
     model: Slow.
-    params: its own.
-    memory: of P visuals.
+    params: Slow's parameters.
+    memory: memories of P visuals.
     text: int32 [T,L], each read once.
     which: int32 [P], the text of each pair.
   """
@@ -199,21 +218,22 @@ def score_pairs(
   return build.apply(model, params, memory, each, words, method="score")[:, 0]
 
 
-# Compiled once for all scorers of equal models: a study opens several.
+# Compiled once for all scorers of equal models; a study opens several.
 _score = jax.jit(score_pairs, static_argnums=0)
 
 
 def _sizes(pairs: int) -> tuple[int, ...]:
-  """Of blocks, the largest first."""
+  """Sizes of blocks of at most `pairs`, the largest first."""
   if pairs < 1:
-    raise ValueError(f"pairs: must be >= 1; got {pairs}. raise it")
+    raise ValueError(f"pairs: must be >= 1; got {pairs}. pass {PAIRS}")
   return pairs, *(size for size in SIZES if size < pairs)
 
 
 def _texts(pairs: int) -> tuple[int, ...]:
-  """How many texts a block of pairs may have, ascending.
+  """The numbers of texts that a block of pairs is padded to, ascending.
 
-  A sixth is enough for lists of a few candidates, and costs little to read.
+  A sixth of the pairs is enough for lists of at least a few candidates, and
+  cheap to read.
   """
   return (pairs // 6, pairs) if pairs >= 6 else (pairs,)
 
@@ -221,10 +241,10 @@ def _texts(pairs: int) -> tuple[int, ...]:
 def _pieces(
   count: int, sizes: tuple[int, ...]
 ) -> Iterator[tuple[int, int, int]]:
-  """(start, stop, size that it is padded to) of `count` in a row.
+  """Cuts `count` pairs into pieces: (start, stop, padded size) of each.
 
-  What is left is padded by no more than half of it and a few, or else cut: a
-  call costs about as much as a few pairs do.
+  The rest is padded if that adds at most half of it and a few pairs; otherwise
+  it is cut again. A call costs about as much as a few pairs do.
   """
   start = 0
   while left := count - start:
@@ -239,7 +259,7 @@ def _pieces(
 def _blocks(
   lengths: Int[np.ndarray, " Q"], k: int, sizes: tuple[int, ...]
 ) -> Iterator[Block]:
-  """All pairs of Q lists of k."""
+  """Cuts all pairs of Q lists of k into blocks of texts of one length."""
   for length in np.unique(lengths):
     alike = np.flatnonzero(lengths == length)
     for start, stop, pairs in _pieces(len(alike) * k, sizes):
@@ -249,12 +269,12 @@ def _blocks(
       yield Block(alike[at], columns, Shape(pairs, texts, int(length)))
 
 
-def _gathered(
+def _gather(
   shape: tuple[int, int],
   scored: Iterator[tuple[Block, jax.Array]],
   progress: Progress | None,
 ) -> Float[np.ndarray, "Q K"]:
-  """Results at their places; one block is computed while the next is read."""
+  """Puts results in their places; computes a block while the next is read."""
   h = np.empty(shape, np.float32)
   waiting: list[tuple[Block, jax.Array]] = []
   done = 0
@@ -267,8 +287,8 @@ def _gathered(
     if progress is not None:
       progress(done)
 
-  for found in scored:
-    waiting.append(found)
+  for result in scored:
+    waiting.append(result)
     if len(waiting) > 1:
       take()
   while waiting:

@@ -1,7 +1,7 @@
-"""How Slow and a Fast weigh together, fitted on validation and kept.
+"""Fits and stores the weights of Slow and a Fast.
 
-The weights of both follow from the two stages, the validation split and the
-number of candidates; those of anything else are fitted anew.
+The weights depend on the two stages, the validation split and the number of
+candidates. Weights that were fitted on anything else are fitted again.
 """
 
 import numpy as np
@@ -10,25 +10,26 @@ from etils import epath
 from fs_jax.data import pipeline, sources
 from fs_jax.gallery import encode, exact, memories
 from fs_jax.machine import commands, processes, provenance
+from fs_jax.models import fast as fast_models
 from fs_jax.runs import contract, layout, stages
-from fs_jax.search import fusion, rerank
+from fs_jax.search import fitting, fusion, rerank
 from fs_jax.search import scorer as scorers
 
 
 def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
-  """Fits how Slow and a Fast weigh together, unless it is done.
+  """Fits the weights of Slow and a Fast, unless they are up to date.
 
-  The fit lies in the stage trained last, <slow>/fit.json for the Fast that Slow
-  began with and <distilled>/fit.json for the distilled one. A fit of other
-  models, or by other settings, is made anew.
+  They are stored in the stage trained last: <slow>/fit.json for the Fast that
+  Slow started from, <distilled>/fit.json for the distilled one. Weights of
+  other models or settings are replaced.
 
-  Of several processes the first one does it, and the others wait: those that
-  left would take the whole run with them minutes later.
+  Of several processes the first one fits and the others wait: a process that
+  left early would end the whole run minutes later.
 
   Args:
-    workdir: of both stages.
-    fast_name: stage whose candidates Slow will look at.
-    slow_name: the judge.
+    workdir: the folder of both stages.
+    fast_name: the stage whose candidates Slow re-ranks.
+    slow_name: the stage that re-ranks them.
   """
   with processes.first_then_others("weigh"):
     if processes.is_first():
@@ -38,7 +39,7 @@ def weigh(workdir: epath.PathLike, fast_name: str, slow_name: str) -> None:
 
 
 def weigh_all(workdir: epath.PathLike) -> list[str]:
-  """`weigh` of Slow and every Fast of a workdir; names of the Fasts.
+  """Weighs Slow with every Fast of a workdir; returns the Fasts' names.
 
   Raises:
     ValueError: no Slow, or no Fast, is trained.
@@ -46,9 +47,9 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
   names = [
     name
     for name in ("fast", "distill")
-    if stages.finished(layout.stage(workdir, name))
+    if stages.is_finished(layout.stage(workdir, name))
   ]
-  if not names or not stages.finished(layout.stage(workdir, "slow")):
+  if not names or not stages.is_finished(layout.stage(workdir, "slow")):
     raise ValueError(
       f"{workdir}: must hold a trained slow, and fast or distill; got "
       f"{', '.join(names) or 'no Fast'}. train what is missing: "
@@ -62,23 +63,23 @@ def weigh_all(workdir: epath.PathLike) -> list[str]:
 def weights_needed(
   fast: stages.Run, slow: stages.Run
 ) -> tuple[bool, provenance.Contract]:
-  """Whether `weigh` has to fit, and what its weights follow from."""
+  """Whether `weigh` has to fit, and the contract that its weights will have."""
   source = sources.open_lazily(fast.cfg.data, fast.cfg.data.validation)
   last = _last(fast, slow)
   made_from = {
     **slow.contract,
-    **encode.contracts_of(fast, source),
+    **encode.make_contract(fast, source),
     "captions": contract.captions(source.all_captions),
     "weights": {"candidates": last.cfg.weights.candidates},
   }
-  known = provenance.find_record(
+  stored = provenance.find_record(
     last.folder / layout.WEIGHTS, fusion.KIND, made_from
   )
-  return known is None, made_from
+  return stored is None, made_from
 
 
 def _last(fast: stages.Run, slow: stages.Run) -> stages.Run:
-  """The stage that was trained last, which holds the weights of both."""
+  """The stage that was trained last, whose folder holds the weights."""
   return slow if fast.cfg.stage == "fast" else fast
 
 
@@ -88,33 +89,35 @@ def _weigh(fast: stages.Run, slow: stages.Run) -> None:
     return
   last = _last(fast, slow)
   source = sources.open_split(fast.cfg.data, fast.cfg.data.validation)
-  memories = encode.write_memories(
+  store = encode.write_memories(
     slow, source, slow.folder / layout.VALIDATION, stale="remake"
   )
-  fit = _fit(fast, slow, memories, source, last.cfg.weights.candidates)
-  fusion.save(last.folder, fit, made_from)
+  weights = _fit(fast, slow, store, source, last.cfg.weights.candidates)
+  fusion.save(last.folder, weights, made_from)
 
 
 def _fit(
   fast: stages.Run,
   slow: stages.Run,
-  memories: memories.Memories,
+  store: memories.Memories,
   source: sources.Source,
   candidates: int,
 ) -> fusion.Weights:
-  """gamma, beta and tau from all validation captions."""
-  vectors = encode.visual_vectors(fast, source)
+  """Fits gamma, beta and tau on all validation captions."""
+  vectors = encode.encode_visuals(fast, source)
   text, owner = pipeline.caption_table(source, fast.tokenizer)
-  queries = encode.text_vectors(fast, text)
-  rows, dots = exact.nearest(vectors, queries, min(candidates, len(vectors)))
+  queries = encode.encode_texts(fast, text)
+  rows, dots = exact.find_nearest(
+    vectors, queries, min(candidates, len(vectors))
+  )
   rows = np.asarray(rows)
-  scorer = scorers.Scorer(slow, memories)
-  scale = float(np.exp(np.asarray(fast.params["fast"]["log_scale"])))
-  return fusion.fit(
+  scorer = scorers.Scorer(slow, store)
+  scale = fast_models.bound_scale(fast.params["fast"]["log_scale"])
+  return fitting.fit(
     scorer(text, rows),
     rerank.count_targets(text),
     np.asarray(dots),
-    min(scale, 100.0),
+    float(scale),
     rows == owner[:, None],
     np.ones(rows.shape, bool),
   )

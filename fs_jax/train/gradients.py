@@ -8,7 +8,7 @@ with one divisor, has that gradient beforehand and needs no first pass.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,19 @@ import jax.numpy as jnp
 from fs_jax import types
 
 
-def value_and_grad(
-  task: types.Task, parts: int = 1
-) -> Callable[..., tuple[tuple[types.Array, types.Metrics], types.Params]]:
+class Gradient(Protocol):
+  """Loss, metrics and gradient by `trained` of a batch."""
+
+  def __call__(
+    self,
+    trained: types.Params,
+    frozen: types.Params,
+    batch: types.AnyBatch,
+    key: jax.Array,
+  ) -> tuple[tuple[types.Array, types.Metrics], types.Params]: ...
+
+
+def value_and_grad(task: types.Task, parts: int = 1) -> Gradient:
   """gradient(trained, frozen, batch, key) -> ((loss, metrics), gradient).
 
   Args:
@@ -26,14 +36,19 @@ def value_and_grad(
     parts: that a batch is split into; row r is in part r % parts, so that
       every device splits the rows it has.
   """
-  if parts == 1:
-    return _whole(task)
-  return _cached(task, parts)
+  return _whole(task) if parts == 1 else _cached(task, parts)
 
 
-def _whole(task: types.Task) -> Callable[..., Any]:
-  def gradient(trained, frozen, batch, key):
-    def total(params):
+def _whole(task: types.Task) -> Gradient:
+  """The gradient of a batch that is on the devices at once."""
+
+  def gradient(
+    trained: types.Params,
+    frozen: types.Params,
+    batch: types.AnyBatch,
+    key: jax.Array,
+  ) -> tuple[tuple[types.Array, types.Metrics], types.Params]:
+    def total(params: types.Params) -> tuple[types.Array, types.Metrics]:
       rows = task.encode(params, frozen, batch, key)
       return task.loss(params, rows, batch)
 
@@ -42,72 +57,87 @@ def _whole(task: types.Task) -> Callable[..., Any]:
   return gradient
 
 
-def _cached(task: types.Task, parts: int) -> Callable[..., Any]:
-  def gradient(trained, frozen, batch, key):
-    of_batch, of_rows = task.split_limits(batch)
-    each = split(batch, of_batch, parts), jax.random.split(key, parts)
+def _cached(task: types.Task, parts: int) -> Gradient:
+  """The gradient of a batch in parts, by the cached gradient of its rows."""
 
-    def rows_of(params, part):
+  def gradient(
+    trained: types.Params,
+    frozen: types.Params,
+    batch: types.AnyBatch,
+    key: jax.Array,
+  ) -> tuple[tuple[types.Array, types.Metrics], types.Params]:
+    batch_limits, row_limits = task.split_limits(batch)
+    each = split(batch, batch_limits, parts), jax.random.split(key, parts)
+
+    def encode(
+      params: types.Params, part: tuple[types.AnyBatch, jax.Array]
+    ) -> types.Tree:
       return task.encode(params, frozen, *part)
 
     whole_loss = jax.value_and_grad(task.loss, argnums=(0, 1), has_aux=True)
     if task.loss_is_linear:
       shapes = jax.eval_shape(
-        lambda: jax.vmap(rows_of, (None, 0))(trained, each)
+        lambda: jax.vmap(encode, (None, 0))(trained, each)
       )
       rows = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     else:
-      rows = jax.lax.map(lambda part: rows_of(trained, part), each)
-    rows = join(rows, of_rows)
-    found, (direct, pull) = whole_loss(trained, rows, batch)
+      rows = jax.lax.map(lambda part: encode(trained, part), each)
+    rows = join(rows, row_limits)
+    value, (direct, pull) = whole_loss(trained, rows, batch)
 
-    def add(total, part_pull):
+    def add(
+      total: types.Params, part_pull: tuple[types.Tree, types.Tree]
+    ) -> tuple[types.Params, types.Tree]:
       part, pull = part_pull
-      rows, back = jax.vjp(lambda params: rows_of(params, part), trained)
+      rows, back = jax.vjp(lambda params: encode(params, part), trained)
       total = jax.tree.map(jnp.add, total, back(pull)[0])
       return total, rows if task.loss_is_linear else None
 
-    pulls = split(pull, of_rows, parts)
+    pulls = split(pull, row_limits, parts)
     grads, rows = jax.lax.scan(add, direct, (each, pulls))
     if task.loss_is_linear:
-      found = task.loss(trained, join(rows, of_rows), batch)
-    return found, grads
+      value = task.loss(trained, join(rows, row_limits), batch)
+    return value, grads
 
   return gradient
 
 
-def split(tree: Any, groups: Any, parts: int) -> Any:
+def split(tree: types.Tree, groups: types.Tree, parts: int) -> types.Tree:
   """[n, ...] -> [parts, n / parts, ...]; group g goes to part g % parts.
 
   Args:
-    tree: of arrays.
-    groups: a prefix of `tree`: rows of an array that stay together are
-      n / groups.
+    tree: arrays.
+    groups: a prefix of `tree`: the number of groups of each array; the
+      n / groups rows of a group stay together.
     parts: must divide each number of groups.
   """
 
-  def one(x: types.Array, count: int) -> types.Array:
+  def split_array(x: jax.Array, count: int) -> jax.Array:
     x = x.reshape(count // parts, parts, x.shape[0] // count, *x.shape[1:])
     return x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])
 
-  return _with_groups(one, groups, tree)
+  return _map_groups(split_array, groups, tree)
 
 
-def join(tree: Any, groups: Any) -> Any:
-  """What `split` took apart, as it was: [parts, n / parts, ...] -> [n, ...]."""
+def join(tree: types.Tree, groups: types.Tree) -> types.Tree:
+  """Undoes `split`: [parts, n / parts, ...] -> [n, ...]."""
 
-  def one(x: types.Array, count: int) -> types.Array:
+  def join_array(x: jax.Array, count: int) -> jax.Array:
     parts, rows = x.shape[:2]
     each = count // parts
     x = x.reshape(parts, each, rows // each, *x.shape[2:])
     return x.swapaxes(0, 1).reshape(parts * rows, *x.shape[3:])
 
-  return _with_groups(one, groups, tree)
+  return _map_groups(join_array, groups, tree)
 
 
-def _with_groups(one: Callable[..., Any], groups: Any, tree: Any) -> Any:
+def _map_groups(
+  fn: Callable[[jax.Array, int], jax.Array],
+  groups: types.Tree,
+  tree: types.Tree,
+) -> types.Tree:
   return jax.tree.map(
-    lambda count, below: jax.tree.map(lambda x: one(x, count), below),
+    lambda count, below: jax.tree.map(lambda x: fn(x, count), below),
     groups,
     tree,
   )

@@ -1,15 +1,16 @@
-"""Which stages a stage begins from, and whether they fit it.
+"""Whether the stages that a stage starts from fit it.
 
 A stage that starts from another one's parameters, or learns from its scores,
-sees pictures and words as that one did, and has the sizes of what it reads. All
-of that is compared before anything is mined, judged or trained: a teacher that
-was shown other pixels still gives scores, and they mean nothing.
+sees pictures and words as that one did, and has the sizes of the parameters it
+reads. All of that is compared before anything is mined, judged or trained: a
+teacher that was shown other pixels still gives scores, and they mean nothing.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from fs_jax import config
 from fs_jax.data import tokenizer as tokenizers
@@ -17,7 +18,8 @@ from fs_jax.machine import console, provenance
 from fs_jax.runs import contract, stages
 from fs_jax.search import fusion
 
-# Where parameters are named and where the config describes them.
+# Prefixes of parameters' names, and the sections of the config that give their
+# sizes.
 _MODELS = {
   "fast/vision/": "fast.vision",
   "fast/text_tower/": "fast.text",
@@ -25,7 +27,7 @@ _MODELS = {
   "fast/": "fast",
   "slow/": "slow",
 }
-_NEAR = 0.05  # of an end of its range: an entropy that says nothing
+_NEAR = 0.05  # share of an entropy's range, at either end, that says nothing
 
 
 def check(
@@ -34,7 +36,7 @@ def check(
   """Compares the earlier stages of a config with it; returns their contracts.
 
   Args:
-    cfg: of the stage that begins.
+    cfg: the config of the stage that begins.
     donor: `init.stage`, whose parameters it starts from.
     teacher: `init.teacher`: Slow that is distilled, or the Fast that draws hard
       negatives for slow.loss "matching".
@@ -64,19 +66,19 @@ def check(
 
 def check_entropy(
   cfg: config.Config,
-  h: np.ndarray,
-  n: np.ndarray,
+  h: Float[np.ndarray, "Q K"],
+  n: Float[np.ndarray, "Q"],
   gamma: float,
   tau: float,
 ) -> float:
-  """Mean entropy of a teacher over its lists, nats; warns if it says nothing.
+  """Mean entropy of a teacher over its lists, nats; warns near either end.
 
   Args:
-    cfg: of the stage that distils.
-    h: float32 [Q,K], the teacher's scores of each text's list, nats.
-    n: [Q], targets of each text.
-    gamma: exponent of n.
-    tau: temperature.
+    cfg: the config of the stage that distils.
+    h: the teacher's scores of each text's list, nats.
+    n: targets of each text.
+    gamma: the exponent of n.
+    tau: the temperature.
   """
   mask = np.ones(h.shape, bool)
   entropy = fusion.teacher_entropy(h, n, mask, gamma=gamma, tau=tau)
@@ -109,7 +111,7 @@ def _whole(cfg: config.Config) -> tuple[str, str]:
 def _check_model(
   cfg: config.Config, role: str, run: stages.Run, theirs: str, ours: str
 ) -> None:
-  """Compares the sizes of a part of both models."""
+  """Compares the sizes of the same part of two models."""
   mine = contract.sizes(cfg, ours)
   other = contract.sizes(run.cfg, theirs)
   if role == "stage" and ours == "fast":  # what is not there starts afresh
@@ -142,7 +144,7 @@ def _compare(
 
 
 def _check_words(cfg: config.Config, role: str, run: stages.Run) -> None:
-  """A vocabulary that the config names must be the one it will get."""
+  """Checks that a vocabulary named by the config is the earlier stage's."""
   if not cfg.tokens.file:
     return
   named = tokenizers.make((), cfg.tokens)

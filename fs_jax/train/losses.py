@@ -4,6 +4,8 @@ Formulas follow the method as understood from its abstract and from good
 practice (see README); none claims to be an equation of the paper.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -11,10 +13,37 @@ from jaxtyping import Array, Bool, Float, Int
 EXCLUDED = -1e30  # finite, so that a fully masked row has a gradient of zero
 
 
+class Pairs(NamedTuple):
+  """The embedded pairs of a batch: visuals, each with its M captions.
+
+  Text r belongs to visual r // M, where M = R // B. Equal ids mark what must
+  not be told apart; masked visuals and their texts enter no sum.
+  """
+
+  visual: Float[Array, "B E"]
+  text: Float[Array, "R E"]
+  visual_id: Int[Array, "B"]
+  text_id: Int[Array, "R"]
+  mask: Bool[Array, "B"]
+
+
+def check_shapes(
+  visual: Float[Array, "B E"],
+  text: Float[Array, "R E"],
+  visual_id: Int[Array, "B"],
+  text_id: Int[Array, "R"],
+  mask: Bool[Array, "B"],
+) -> None:
+  """Checks a `Pairs`, unpacked, where annotations are checked: in tests.
+
+  They check a call's arguments, and never the fields of a tuple.
+  """
+
+
 def comparable(
   visual_id: Int[Array, "R"], text_id: Int[Array, "R"]
 ) -> Bool[Array, "R R"]:
-  """Which pairs (i, j) may be told apart: the own one and true negatives.
+  """Marks the pairs (i, j) that may be told apart: own ones, true negatives.
 
   Two captions of one visual are no negatives of each other, nor are two
   visuals with the same caption.
@@ -24,26 +53,28 @@ def comparable(
   return ~same | jnp.eye(visual_id.shape[0], dtype=bool)
 
 
+def per_text(texts: int, *arrays: Array) -> tuple[Array, ...]:
+  """Repeats per-visual rows for each of the visual's captions."""
+  return tuple(jnp.repeat(a, texts // a.shape[0], axis=0) for a in arrays)
+
+
 def info_nce(
-  visual: Float[Array, "B E"],
-  text: Float[Array, "R E"],
-  scale: Float[Array, ""],
-  visual_id: Int[Array, "B"],
-  text_id: Int[Array, "R"],
-  mask: Bool[Array, "B"],
+  pairs: Pairs, scale: Float[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """Mean of both directions' cross-entropy of the own pair, in nats.
 
-  Text r belongs to visual r // M. From a visual's own pair to the texts, the
+  Logits are s f.g, s being `scale`. From a visual's own pair to the texts, the
   denominator is that pair and every text it is `comparable` with. From a text
   to the visuals, it is the own visual and every other one, once however many
   captions it has, unless it has the own one's id or any of its captions has
   the text's id. Masked rows enter no sum and no divisor.
   """
+  check_shapes(*pairs)
+  visual, text, visual_id, text_id, mask = pairs
   texts, visuals = text.shape[0], visual.shape[0]
   owner = jnp.arange(texts) // (texts // visuals)
   logits = scale * visual @ text.T  # [B,R]
-  each, row_id, valid = _per_text(texts, logits, visual_id, mask)
+  each, row_id, valid = per_text(texts, logits, visual_id, mask)
   among_texts = comparable(row_id, text_id) & valid[:, None] & valid[None]
   each = jnp.where(among_texts, each, EXCLUDED)
   if texts == visuals:  # both tables are one, and so is what is computed
@@ -66,7 +97,7 @@ def _alike(
   owner_id: Int[Array, "R"],
   text_id: Int[Array, "R"],
 ) -> Bool[Array, "B R"]:
-  """Which visuals a text may not be told apart from; its own is one."""
+  """Marks the visuals a text may not be told apart from, its own included."""
   captions = text_id.reshape(visual_id.shape[0], -1)
   same = visual_id[:, None] == owner_id[None]
   for m in range(captions.shape[1]):
@@ -75,20 +106,16 @@ def _alike(
 
 
 def sigmoid(
-  visual: Float[Array, "B E"],
-  text: Float[Array, "R E"],
-  scale: Float[Array, ""],
-  bias: Float[Array, ""],
-  visual_id: Int[Array, "B"],
-  text_id: Int[Array, "R"],
-  mask: Bool[Array, "B"],
+  pairs: Pairs, scale: Float[Array, ""], bias: Float[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """Every pair its own decision: -sum_ij w_ij log sigma(z_ij (s f.g + b)) / R.
 
   i and j are pairs, M of each visual; z is 1 for the own pair and -1 elsewhere;
   w drops pairs that are not `comparable` and masked rows; R counts valid rows.
   """
-  visual, visual_id, mask = _per_text(text.shape[0], visual, visual_id, mask)
+  check_shapes(*pairs)
+  visual, text, visual_id, text_id, mask = pairs
+  visual, visual_id, mask = per_text(text.shape[0], visual, visual_id, mask)
   logits = scale * visual @ text.T + bias
   keep = comparable(visual_id, text_id) & mask[:, None] & mask[None]
   sign = 2 * jnp.eye(text.shape[0]) - 1
@@ -106,8 +133,8 @@ def captioning(
 ) -> Float[Array, ""]:
   """Nats per target, both reading directions: -sum h / sum n.
 
-  One divisor for the whole batch, so that long captions weigh what they have
-  to say. `words` is 0 at padding; `targets` is n of each caption.
+  One divisor for the whole batch, so that a caption weighs as much as it has
+  words. `words` is 0 at padding; `targets` is n of each caption.
   """
   valid = mask.astype(jnp.float32)
   total = (words.sum(axis=(2, 3)) * valid[:, None]).sum()
@@ -122,8 +149,8 @@ def distillation(
   """Cross-entropy of teacher and student over candidate lists, and entropy.
 
   Both arguments are logits over the last axis: u / tau and s f.g. The second
-  result is the teacher's mean entropy in nats: near 0 it teaches nothing that
-  the captions do not, near log K it knows nothing.
+  result is the teacher's mean entropy in nats: near 0 it teaches no more than
+  the captions do, near log K it prefers no candidate.
   """
   teacher = jnp.where(mask, teacher, EXCLUDED)
   student = jnp.where(mask, student, EXCLUDED)
@@ -151,8 +178,3 @@ def masked_mean(
 ) -> Float[Array, ""]:
   """Mean over the true rows; 0 if there are none."""
   return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
-
-
-def _per_text(texts: int, *arrays: Array) -> tuple[Array, ...]:
-  """Repeats per-visual rows for each of the visual's captions."""
-  return tuple(jnp.repeat(a, texts // a.shape[0], axis=0) for a in arrays)

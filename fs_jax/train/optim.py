@@ -45,14 +45,20 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
 def optimizer(
   cfg: config.Optim, steps: int, params: types.Params
 ) -> optax.GradientTransformation:
-  """As `cfg.name` says; `params` has the names that decay and freeze speak of.
+  """The optimiser named by `cfg.name`; clips, decays and freezes as `cfg` says.
+
+  Args:
+    cfg: its settings.
+    steps: the run's length, which the schedule needs.
+    params: the parameters, or their shapes; `cfg.decay` and `cfg.freeze` match
+      their names.
 
   Raises:
     ValueError: a pattern of `decay` or `freeze` that names no parameter, or is
       no regular expression.
   """
   decayed = _mask(params, cfg.decay, "optim.decay")
-  update = _UPDATES[cfg.name](cfg, schedule(cfg, steps), params, decayed)
+  update = _update(cfg, schedule(cfg, steps), params, decayed)
   clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
   chain = optax.chain(clip, update)
   if not cfg.freeze:
@@ -74,62 +80,44 @@ def frozen(cfg: config.Optim, params: types.Params) -> types.Params:
   return _mask(params, cfg.freeze, "optim.freeze")
 
 
-def _adamw(cfg, rate, params, decayed):
-  del params
-  return optax.adamw(
-    rate,
-    b1=cfg.b1,
-    b2=cfg.b2,
-    weight_decay=cfg.weight_decay,
-    mask=decayed,
-  )
+def _update(
+  cfg: config.Optim,
+  rate: optax.Schedule,
+  params: types.Params,
+  decayed: types.Params,
+) -> optax.GradientTransformation:
+  """The update named by `cfg.name`, weight decay of `decayed` included.
 
-
-def _lion(cfg, rate, params, decayed):
-  del params
-  return optax.lion(
-    rate,
-    b1=cfg.b1,
-    b2=cfg.b2,
-    weight_decay=cfg.weight_decay,
-    mask=decayed,
-  )
-
-
-def _adafactor(cfg, rate, params, decayed):
-  """Second moments by row and column: its state is a fraction of Adam's."""
-  del params
-  # Steps of its own size, as Adam's: one learning rate and one decay for all.
-  shrink = optax.adafactor(
-    rate, multiply_by_parameter_scale=False, clipping_threshold=1.0
-  )
-  return optax.chain(shrink, _decay(cfg, rate, decayed))
-
-
-def _muon(cfg, rate, params, decayed):
-  matrices = optax.contrib.muon(
-    rate,
-    adam_b1=cfg.b1,
-    adam_b2=cfg.b2,
-    muon_weight_dimension_numbers=trees.map_named(_as_matrix, params),
-    consistent_rms=0.2,  # steps as large as Adam's: one learning rate for all
-  )
-  # Its own decay has no mask for what is no matrix: biases would decay too.
-  return optax.chain(matrices, _decay(cfg, rate, decayed))
-
-
-_UPDATES = {
-  "adamw": _adamw,
-  "lion": _lion,
-  "adafactor": _adafactor,
-  "muon": _muon,
-}
-
-
-def _decay(cfg, rate, decayed):
-  return optax.add_decayed_weights(
+  All take steps about as large as Adam's: one learning rate serves them all.
+  """
+  match cfg.name:
+    case "adamw" | "lion":
+      make = {"adamw": optax.adamw, "lion": optax.lion}[cfg.name]
+      return make(
+        rate,
+        b1=cfg.b1,
+        b2=cfg.b2,
+        weight_decay=cfg.weight_decay,
+        mask=decayed,
+      )
+    case "adafactor":
+      # Second moments by row and column: its state is a fraction of Adam's.
+      update = optax.adafactor(
+        rate, multiply_by_parameter_scale=False, clipping_threshold=1.0
+      )
+    case "muon":
+      update = optax.contrib.muon(
+        rate,
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+        muon_weight_dimension_numbers=trees.map_named(_as_matrix, params),
+        consistent_rms=0.2,  # as large as Adam's steps
+      )
+  # Muon's own decay has no mask for what is no matrix: biases would decay too.
+  decay = optax.add_decayed_weights(
     lambda step: -cfg.weight_decay * rate(step), decayed
   )
+  return optax.chain(update, decay)
 
 
 def _as_matrix(
@@ -154,7 +142,7 @@ def _as_matrix(
 
 
 def ema_decay(cfg: config.Optim, step: types.Array) -> types.Array:
-  """How much of the running mean a step keeps: `cfg.ema`, less at first.
+  """The share of the running mean that a step keeps: `cfg.ema`, less at first.
 
   (1 + step) / (10 + step) until that is more, so that little is left of the
   first parameters however short the run is: after 12,000 steps a constant
@@ -167,8 +155,8 @@ def ema_decay(cfg: config.Optim, step: types.Array) -> types.Array:
 def norms(grads: types.Params) -> dict[str, types.Array]:
   """Norm of a gradient, and of each tower's part of it.
 
-  A tower is what a model's parts are called up to the first "_": vision and
-  text of Fast, encoder and readers of Slow.
+  A part's tower is its name up to the first "_": Fast has vision and text, Slow
+  encoder and readers.
   """
   towers: dict[str, list[types.Params]] = {}
   for model in grads.values():
@@ -193,7 +181,7 @@ def _mask(
     except re.error as error:
       raise ValueError(
         f"{field}: a pattern is a regular expression; got {pattern!r} "
-        f"({error}). mend it"
+        f"({error}). correct the pattern"
       ) from None
     if not any(re.fullmatch(pattern, name) for name in names):
       raise ValueError(

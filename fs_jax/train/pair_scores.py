@@ -7,12 +7,13 @@ and split over the mesh as it is: where a stage trains, it also validates.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, UInt8
 
 from fs_jax import config, types
 from fs_jax.machine import sharding
@@ -21,23 +22,22 @@ from fs_jax.runs import checkpoint
 
 
 class Program(NamedTuple):
-  """What scores a sample, and what it is called with, before anything has run.
+  """A sample's scores and the arguments of `score`, before anything has run.
 
   `params`, `visual` and `text` hold shapes and shardings, as in `step.Program`;
   blocks come first: [blocks, rows, ...] and [blocks, texts, L].
   """
 
   size: int  # visuals of the sample, and texts: one caption each
-  score: (
-    Any  # jitted: (params, visual, text) -> [texts, visuals] on each device
-  )
+  # Jitted: (params, visual, text) -> [texts, visuals], on each device.
+  score: jax.stages.Wrapped
   params: types.Params
   visual: jax.ShapeDtypeStruct
   text: jax.ShapeDtypeStruct
 
 
 def sample_size(cfg: config.Config) -> int:
-  """Visuals of the sample; Slow, which scores all pairs, gets a quarter."""
+  """The sample's visuals; Slow, which scores all pairs, gets a quarter."""
   size = cfg.train.eval_sample
   return max(size // 4, 1) if cfg.stage == "slow" else size
 
@@ -45,13 +45,13 @@ def sample_size(cfg: config.Config) -> int:
 def program(
   cfg: config.Config, vocabulary: int, mesh: Mesh, size: int | None = None
 ) -> Program:
-  """What a validation of `cfg` runs, one program for all of its blocks.
+  """The program of a validation of `cfg`, one for all of its blocks.
 
   Args:
-    cfg: of the stage.
-    vocabulary: tokens of the tokenizer.
-    mesh: the mesh, of devices that may be described only.
-    size: of the sample, where there are fewer visuals than the config says.
+    cfg: the stage's config.
+    vocabulary: the tokenizer's number of tokens.
+    mesh: the mesh; its devices may be descriptions only.
+    size: the sample's visuals, where there are fewer than the config says.
 
   Raises:
     ValueError: a batch that the mesh cannot split.
@@ -59,11 +59,11 @@ def program(
   sharding.check_batch(cfg.train.batch_size, mesh, parts=cfg.train.accumulate)
   size = sample_size(cfg) if size is None else size
   shapes = build.shapes(cfg, vocabulary)
-  of_params = sharding.of_params(cfg.mesh.rules, shapes, mesh)
+  placed = sharding.of_params(cfg.mesh.rules, shapes, mesh)
   rows, texts = _block(cfg, mesh, size)
   by_row = NamedSharding(mesh, PartitionSpec(None, config.ROWS))
   # Slow compares each of a device's visuals with every text of a block.
-  of_text = sharding.replicated(mesh) if cfg.stage == "slow" else by_row
+  text_sharding = sharding.replicated(mesh) if cfg.stage == "slow" else by_row
   side = cfg.data.image_size
   score = _slow if cfg.stage == "slow" else _fast
   return Program(
@@ -72,44 +72,43 @@ def program(
       sharding.with_mesh(mesh, functools.partial(score, cfg, vocabulary, size)),
       out_shardings=sharding.replicated(mesh),
     ),
-    checkpoint.abstract(shapes, of_params),
+    checkpoint.abstract(shapes, placed),
     jax.ShapeDtypeStruct(
       (-(-size // rows), rows, cfg.data.frames, side, side, 3),
       jnp.uint8,
       sharding=by_row,
     ),
     jax.ShapeDtypeStruct(
-      (-(-size // texts), texts, cfg.tokens.length), jnp.int32, sharding=of_text
+      (-(-size // texts), texts, cfg.tokens.length),
+      jnp.int32,
+      sharding=text_sharding,
     ),
   )
 
 
 def scores(
-  made: Program,
+  program: Program,
   params: types.Params,
-  visual: np.ndarray,
-  text: np.ndarray,
-) -> np.ndarray:
+  visual: UInt8[np.ndarray, "S T H W 3"],
+  text: Int[np.ndarray, "S L"],
+) -> Float[np.ndarray, "S S"]:
   """Scores [texts, visuals] of a sample that every process holds.
 
   Args:
-    made: for a sample of this size.
-    params: as they lie in training.
-    visual: uint8 [size,T,H,W,3].
-    text: int32 [size,L].
+    program: the program for a sample of this size.
+    params: parameters, placed as in training.
+    visual: the sample's visuals.
+    text: a caption of each.
   """
   placed = (
     sharding.spread(_in_blocks(x, like.shape), like.sharding)
-    for x, like in ((visual, made.visual), (text, made.text))
+    for x, like in ((visual, program.visual), (text, program.text))
   )
-  return np.asarray(made.score(params, *placed))
+  return np.asarray(program.score(params, *placed))
 
 
 def _block(cfg: config.Config, mesh: Mesh, size: int) -> tuple[int, int]:
-  """Visuals and texts of a block.
-
-  Of Slow's as many pairs as a step has at once, or a few less.
-  """
+  """Visuals and texts of a block: Slow's has the pairs of a step, or fewer."""
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   most = cfg.train.batch_size // cfg.train.accumulate
   pairs = most * cfg.data.captions_per_visual
@@ -127,11 +126,19 @@ def _in_blocks(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   return filled.reshape(shape)
 
 
-def _fast(cfg, vocabulary, size, params, visual, text):
+def _fast(
+  cfg: config.Config,
+  vocabulary: int,
+  size: int,
+  params: types.Params,
+  visual: UInt8[jax.Array, "b rows T H W 3"],
+  text: Int[jax.Array, "c texts L"],
+) -> Float[jax.Array, "S S"]:
+  """g.f of the first `size` texts and visuals."""
   model = build.fast_model(cfg, vocabulary)
   call = functools.partial(build.apply, model, params["fast"])
 
-  def of_visuals(block):
+  def of_visuals(block: UInt8[jax.Array, "rows T H W 3"]) -> jax.Array:
     return call(build.pixels(cfg, block), method="visual")
 
   f = jax.lax.map(of_visuals, visual).reshape(-1, cfg.fast.embed)
@@ -139,21 +146,29 @@ def _fast(cfg, vocabulary, size, params, visual, text):
   return g.reshape(-1, cfg.fast.embed)[:size] @ f[:size].T
 
 
-def _slow(cfg, vocabulary, size, params, visual, text):
+def _slow(
+  cfg: config.Config,
+  vocabulary: int,
+  size: int,
+  params: types.Params,
+  visual: UInt8[jax.Array, "b rows T H W 3"],
+  text: Int[jax.Array, "c texts L"],
+) -> Float[jax.Array, "S S"]:
+  """Slow's score of every pair of the first `size` texts and visuals."""
   model = build.slow_model(cfg, vocabulary)
   call = functools.partial(build.apply, model, params["slow"])
 
-  def of_visuals(block):
+  def of_visuals(block: UInt8[jax.Array, "rows T H W 3"]) -> jax.Array:
     memory = call(build.pixels(cfg, block), method="encode_visual")
 
-    def of_texts(texts):
+    def of_texts(texts: Int[jax.Array, "texts L"]) -> jax.Array:
       # Read anew for each block of visuals: kept, they would grow with both.
       states = call(texts, method="read")[None]
       each = jnp.broadcast_to(states, (block.shape[0], *states.shape[1:]))
       return call(memory, each, texts[None], method="score")
 
-    found = jax.lax.map(of_texts, text)  # [blocks, rows, texts]
-    return found.swapaxes(0, 1).reshape(block.shape[0], -1)
+    table = jax.lax.map(of_texts, text)  # [blocks, rows, texts]
+    return table.swapaxes(0, 1).reshape(block.shape[0], -1)
 
-  found = jax.lax.map(of_visuals, visual)
-  return found.reshape(-1, found.shape[-1])[:size, :size].T
+  table = jax.lax.map(of_visuals, visual)
+  return table.reshape(-1, table.shape[-1])[:size, :size].T

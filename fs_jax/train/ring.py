@@ -1,11 +1,12 @@
-"""Contrastive losses of a batch whose pairs fit no memory.
+"""Contrastive losses of a batch whose table of pairs fits no memory.
 
-The values, gradients and metrics of `losses.info_nce` and `losses.sigmoid`,
-where all pairs of a batch are never held at once. Visuals stay on their
-device; blocks of texts, with their ids, mask and sums so far, travel around
-the ring of devices, and meet every visual. Within a device the meeting goes
-tile by tile, `chunk` visuals by `chunk` texts, so that memory grows with the
-rows of a device and not with their square. On one device only tiles are left.
+Values, gradients and metrics are those of `losses.info_nce` and
+`losses.sigmoid`, but all pairs of a batch are never held at once. Visuals stay
+on their device; blocks of texts, with their identity and sums so far, travel
+around the ring of devices, and meet every visual. Within a device the meeting
+goes tile by tile, `chunk` visuals by `chunk` texts, so that memory grows with
+the rows of a device and not with their square. On one device only tiles are
+left.
 
 Gradients are written out (`jax.custom_vjp`) rather than left to
 `jax.checkpoint`, which keeps the text block and all sums of each step, on
@@ -20,7 +21,6 @@ visual is one negative, however many captions it has.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,14 +29,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from fs_jax.machine import sharding
-from fs_jax.train import losses
+from fs_jax.train import losses, tiles
 
-Sums = tuple[Any, ...]  # running values of rows: pytrees with R first
-Tile = Callable[[Any, Any, Sums, Sums], tuple[Sums, Sums]]
+Side = tiles.Side
+Sums = tiles.Sums
 
 
-class Pair(NamedTuple):
-  """Who a row is: it decides which other rows are its negatives."""
+class Identity(NamedTuple):
+  """Place and ids of each row: they decide which other rows are negatives."""
 
   place: Int[Array, "R"]  # in the global batch
   visual_id: Int[Array, "R"]
@@ -46,54 +46,46 @@ class Pair(NamedTuple):
 
 
 def info_nce(
-  visual: Float[Array, "B E"],
-  text: Float[Array, "R E"],
-  scale: Float[Array, ""],
-  visual_id: Int[Array, "B"],
-  text_id: Int[Array, "R"],
-  mask: Bool[Array, "B"],
-  *,
-  mesh: Mesh,
-  chunk: int,
+  pairs: losses.Pairs, scale: Float[Array, ""], *, mesh: Mesh, chunk: int
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """`losses.info_nce` of a batch that lies on a mesh as `sharding.BATCH` says.
 
   Args:
-    visual, text, scale, visual_id, text_id, mask: as there. Logits and sums
-      are float32 whatever these are.
+    pairs: the batch's embedded pairs. Logits and sums are float32 whatever
+      these are.
+    scale: s.
     mesh: the mesh; devices along its axis "model" do the same work.
     chunk: rows of a tile, at most: a tile holds chunk * chunk logits.
 
   Raises:
     ValueError: chunk < 1, or a batch that the mesh cannot split evenly.
   """
-  _check(visual, mesh, chunk)
-  scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
-  found = _log_sum_exps(mesh, chunk, scaled, text, pair)
-  to_text, to_visual, own, best, pair = found
+  _check(pairs, mesh, chunk)
+  scaled, text, identity = _rows(pairs, scale)
+  to_text, to_visual, own, best, identity = _log_sum_exps(
+    mesh, chunk, scaled, text, identity
+  )
   nats = (to_text - own + to_visual - own) / 2
-  return losses.masked_mean(nats, pair.mask), _metrics(best, pair)
+  return losses.masked_mean(nats, identity.mask), _metrics(best, identity)
 
 
 def sigmoid(
-  visual: Float[Array, "B E"],
-  text: Float[Array, "R E"],
+  pairs: losses.Pairs,
   scale: Float[Array, ""],
   bias: Float[Array, ""],
-  visual_id: Int[Array, "B"],
-  text_id: Int[Array, "R"],
-  mask: Bool[Array, "B"],
   *,
   mesh: Mesh,
   chunk: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """`losses.sigmoid`; mesh, chunk and errors as in `info_nce` above."""
-  _check(visual, mesh, chunk)
-  scaled, text, pair = _rows(visual, text, scale, visual_id, text_id, mask)
-  biases = jnp.broadcast_to(bias.astype(jnp.float32), pair.place.shape)
-  found = _log_likelihood(mesh, chunk, scaled, biases, text, pair)
-  total, best, pair = found
-  return -total / jnp.maximum(pair.mask.sum(), 1), _metrics(best, pair)
+  _check(pairs, mesh, chunk)
+  scaled, text, identity = _rows(pairs, scale)
+  biases = jnp.broadcast_to(bias.astype(jnp.float32), identity.place.shape)
+  total, best, identity = _log_likelihood(
+    mesh, chunk, scaled, biases, text, identity
+  )
+  loss = -total / jnp.maximum(identity.mask.sum(), 1)
+  return loss, _metrics(best, identity)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -102,53 +94,73 @@ def _log_sum_exps(
   chunk: int,
   visual: Float[Array, "R E"],
   text: Float[Array, "R E"],
-  pair: Pair,
-) -> tuple[Array, Array, Array, Array, Pair]:
-  """Of each row [R]: log-sum-exp over texts, over visuals; own logit; best.
+  identity: Identity,
+) -> tuple[
+  Float[Array, "R"],
+  Float[Array, "R"],
+  Float[Array, "R"],
+  Int[Array, "R"],
+  Identity,
+]:
+  """Log-sum-exp of each row over texts and over visuals; own logit; best.
 
   Logits are visual @ text.T: the scale is in `visual` already. Best is the
-  place of the visual that a text finds. The last result is `pair`, as it came
-  around (see `_around`).
+  place of the visual that a text finds. The last result is `identity`, as it
+  came around (see `tiles.go_around`).
   """
-  return _log_sum_exps_forward(mesh, chunk, visual, text, pair)[0]
+  return _log_sum_exps_forward(mesh, chunk, visual, text, identity)[0]
 
 
-def _log_sum_exps_forward(mesh, chunk, visual, text, pair):
+def _log_sum_exps_forward(
+  mesh: Mesh,
+  chunk: int,
+  visual: Float[Array, "R E"],
+  text: Float[Array, "R E"],
+  identity: Identity,
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
   """Sums of exponentials below the highest logit so far."""
 
-  def tile(row, column, row_sums, column_sums):
+  def tile(
+    row: Side, column: Side, row_sums: Sums, column_sums: Sums
+  ) -> tuple[Sums, Sums]:
     logits, own = _logits(row, column)
     visuals = _once(logits, row[1], column[1])
-    over_visuals, found, best = column_sums
+    over_visuals, own_logit, best = column_sums
     best = _best(over_visuals[0], best, visuals, row[1].place)
     over_visuals = _add(over_visuals, visuals, axis=0)
-    found += jnp.where(own, logits, 0.0).sum(axis=0)
-    return _add(row_sums, logits, axis=1), (over_visuals, found, best)
+    own_logit += jnp.where(own, logits, 0.0).sum(axis=0)
+    over_texts = _add(row_sums, logits, axis=1)
+    return over_texts, (over_visuals, own_logit, best)
 
-  zero = jnp.zeros(pair.mask.shape)
+  zero = jnp.zeros(identity.mask.shape)
   least = zero + losses.EXCLUDED
-  (_, home), over_texts, (over_visuals, own, best) = _around(
+  (_, home), over_texts, (over_visuals, own, best) = tiles.go_around(
     mesh,
     chunk,
     tile,
-    rows=(visual, pair),
-    columns=(text, pair),
+    rows=(visual, identity),
+    columns=(text, identity),
     row_sums=(least, zero),
-    column_sums=((least, zero), zero, pair.place),
+    column_sums=((least, zero), zero, identity.place),
   )
   to_text, to_visual = (
     top + jnp.log(total) for top, total in (over_texts, over_visuals)
   )
-  saved = (visual, text, pair, over_texts, over_visuals)
+  saved = (visual, text, identity, over_texts, over_visuals)
   return (to_text, to_visual, own, best, home), saved
 
 
-def _log_sum_exps_backward(mesh, chunk, saved, slopes):
+def _log_sum_exps_backward(
+  mesh: Mesh, chunk: int, saved: tuple[Any, ...], slopes: tuple[Any, ...]
+) -> tuple[Float[Array, "R E"], Float[Array, "R E"], None]:
   """A sum's slope spreads over its logits by their shares of the total."""
-  visual, text, pair, (row_top, row_total), (column_top, column_total) = saved
+  visual, text, identity, over_texts, over_visuals = saved
+  (row_top, row_total), (column_top, column_total) = over_texts, over_visuals
   by_text, by_visual, by_own, *_ = slopes
 
-  def tile(row, column, row_sums, column_sums):
+  def tile(
+    row: Side, column: Side, row_sums: Sums, column_sums: Sums
+  ) -> tuple[Sums, Sums]:
     logits, own = _logits(row[:2], column[:2])
     (row_top, by_text), (column_top, by_visual, by_own) = row[2:], column[2:]
     # exp(logits - log_sum_exp) would round what the subtraction cancels.
@@ -156,19 +168,19 @@ def _log_sum_exps_backward(mesh, chunk, saved, slopes):
     visuals = _once(logits, row[1], column[1])
     slope += by_visual[None] * jnp.exp(visuals - column_top[None])
     slope += jnp.where(own, by_own[None], 0.0)
-    of_row = row_sums[0] + slope @ column[0]
-    return (of_row,), (column_sums[0] + slope.T @ row[0],)
+    row_slope = row_sums[0] + slope @ column[0]
+    return (row_slope,), (column_sums[0] + slope.T @ row[0],)
 
-  _, (of_visual,), (of_text,) = _around(
+  _, (visual_slope,), (text_slope,) = tiles.go_around(
     mesh,
     chunk,
     tile,
-    rows=(visual, pair, row_top, by_text / row_total),
-    columns=(text, pair, column_top, by_visual / column_total, by_own),
+    rows=(visual, identity, row_top, by_text / row_total),
+    columns=(text, identity, column_top, by_visual / column_total, by_own),
     row_sums=(jnp.zeros_like(visual),),
     column_sums=(jnp.zeros_like(text),),
   )
-  return of_visual, of_text, None
+  return visual_slope, text_slope, None
 
 
 _log_sum_exps.defvjp(_log_sum_exps_forward, _log_sum_exps_backward)
@@ -181,65 +193,82 @@ def _log_likelihood(
   visual: Float[Array, "R E"],
   bias: Float[Array, "R"],
   text: Float[Array, "R E"],
-  pair: Pair,
-) -> tuple[Float[Array, ""], Int[Array, "R"], Pair]:
-  """Sum over pairs of log sigma(z_ij l_ij); best and `pair` as above.
+  identity: Identity,
+) -> tuple[Float[Array, ""], Int[Array, "R"], Identity]:
+  """Sum over pairs of log sigma(z_ij l_ij); best and `identity` as above.
 
   Logits are visual @ text.T + bias: the scale is in `visual` already, and the
   bias is the same number for each row, so that nothing here is summed twice.
   """
 
-  def tile(row, column, row_sums, column_sums):
-    log_p, _, *found = _judge(row, column, *column_sums)
-    return (row_sums[0] + log_p,), tuple(found)
+  def tile(
+    row: Side, column: Side, row_sums: Sums, column_sums: Sums
+  ) -> tuple[Sums, Sums]:
+    log_p, _, top, best = _judge(row, column, *column_sums)
+    return (row_sums[0] + log_p,), (top, best)
 
   zero = jnp.zeros_like(bias)
-  (_, home), (log_p,), (_, best) = _around(
+  (_, home), (log_p,), (_, best) = tiles.go_around(
     mesh,
     chunk,
     tile,
-    rows=(visual, pair, bias),
-    columns=(text, pair),
+    rows=(visual, identity, bias),
+    columns=(text, identity),
     row_sums=(zero,),
-    column_sums=(zero + losses.EXCLUDED, pair.place),
+    column_sums=(zero + losses.EXCLUDED, identity.place),
   )
   return log_p.sum(), best, home
 
 
-def _log_likelihood_forward(mesh, chunk, visual, bias, text, pair):
+def _log_likelihood_forward(
+  mesh: Mesh,
+  chunk: int,
+  visual: Float[Array, "R E"],
+  bias: Float[Array, "R"],
+  text: Float[Array, "R E"],
+  identity: Identity,
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
   """Value and gradient in one round."""
 
-  def tile(row, column, row_sums, column_sums):
-    log_p, slope, *found = _judge(row, column, *column_sums[:2])
+  def tile(
+    row: Side, column: Side, row_sums: Sums, column_sums: Sums
+  ) -> tuple[Sums, Sums]:
+    log_p, slope, top, best = _judge(row, column, *column_sums[:2])
     row_sums = (
       row_sums[0] + log_p,
       row_sums[1] + slope @ column[0],
       row_sums[2] + slope.sum(axis=1),
     )
-    return row_sums, (*found, column_sums[2] + slope.T @ row[0])
+    return row_sums, (top, best, column_sums[2] + slope.T @ row[0])
 
   zero = jnp.zeros_like(bias)
-  (_, home), (log_p, *of_rows), (_, best, of_text) = _around(
+  (_, home), (log_p, *row_slopes), (_, best, text_slope) = tiles.go_around(
     mesh,
     chunk,
     tile,
-    rows=(visual, pair, bias),
-    columns=(text, pair),
+    rows=(visual, identity, bias),
+    columns=(text, identity),
     row_sums=(zero, jnp.zeros_like(visual), zero),
-    column_sums=(zero + losses.EXCLUDED, pair.place, jnp.zeros_like(text)),
+    column_sums=(zero + losses.EXCLUDED, identity.place, jnp.zeros_like(text)),
   )
-  return (log_p.sum(), best, home), (*of_rows, of_text)
+  return (log_p.sum(), best, home), (*row_slopes, text_slope)
 
 
-def _log_likelihood_backward(mesh, chunk, saved, slopes):
+def _log_likelihood_backward(
+  mesh: Mesh, chunk: int, saved: tuple[Any, ...], slopes: tuple[Any, ...]
+) -> tuple[Any, ...]:
   return *(slopes[0] * x for x in saved), None
 
 
 _log_likelihood.defvjp(_log_likelihood_forward, _log_likelihood_backward)
 
 
-def _judge(row, column, top, best):
-  """Of a tile: log p of each row, slope of each logit, best of each column."""
+def _judge(
+  row: Side, column: Side, top: Float[Array, "c"], best: Int[Array, "c"]
+) -> tuple[
+  Float[Array, "r"], Float[Array, "r c"], Float[Array, "c"], Int[Array, "c"]
+]:
+  """Log p of each row of a tile, slope of each logit, top and best so far."""
   logits, own = _logits(row[:2], column)
   logits += row[2][:, None]  # a logit that is left out stays EXCLUDED
   signed = jnp.where(own, logits, -logits)
@@ -249,8 +278,10 @@ def _judge(row, column, top, best):
   return jax.nn.log_sigmoid(signed).sum(axis=1), slope, top, best
 
 
-def _logits(row, column):
-  """Logits of a tile, EXCLUDED where no pair; which are own pairs."""
+def _logits(
+  row: Side, column: Side
+) -> tuple[Float[Array, "r c"], Bool[Array, "r c"]]:
+  """Logits of a tile, EXCLUDED where rows make no pair; own pairs."""
   (visual, one), (text, other) = row, column
   own = one.place[:, None] == other.place[None]
   same = one.visual_id[:, None] == other.visual_id[None]
@@ -260,8 +291,10 @@ def _logits(row, column):
   return jnp.where(keep, visual @ text.T, losses.EXCLUDED), own & valid
 
 
-def _once(logits, row: Pair, column: Pair):
-  """Of `logits` those that a text compares: each visual in its first row.
+def _once(
+  logits: Float[Array, "r c"], row: Identity, column: Identity
+) -> Float[Array, "r c"]:
+  """The logits that a text compares: each visual in its first row only.
 
   EXCLUDED are then also visuals with a caption that is the text.
   """
@@ -275,7 +308,9 @@ def _once(logits, row: Pair, column: Pair):
   return jnp.where(own | keep, logits, losses.EXCLUDED)
 
 
-def _add(sums, logits, axis):
+def _add(
+  sums: Sums, logits: Float[Array, "r c"], axis: int
+) -> tuple[Array, Array]:
   """One more tile in a log-sum-exp: (top, total) of top + log(total)."""
   top, total = sums
   new = jnp.maximum(top, logits.max(axis=axis))
@@ -283,7 +318,12 @@ def _add(sums, logits, axis):
   return new, total * jnp.exp(top - new) + each.sum(axis=axis)
 
 
-def _best(top, best, logits, index):
+def _best(
+  top: Float[Array, "c"],
+  best: Int[Array, "c"],
+  logits: Float[Array, "r c"],
+  index: Int[Array, "r"],
+) -> Int[Array, "c"]:
   """Index of the highest logit of each column; the lower index of equals."""
   here = logits.max(axis=0)
   last = jnp.iinfo(index.dtype).max
@@ -292,102 +332,31 @@ def _best(top, best, logits, index):
   return jnp.where(here > top, first, tie)
 
 
-def _around(mesh, chunk, tile: Tile, *, rows, columns, row_sums, column_sums):
-  """Columns, and both sides' sums, after every row has met every column.
-
-  All arguments but the first three are pytrees of arrays with R first. `tile`
-  is called with some rows of each and returns their new sums.
-
-  Columns come home unchanged. Sums over devices of what they hold should be
-  taken of these: of those that were given, they might be taken while the ring
-  turns, and the CPU backend, short of threads, waits forever in two
-  collectives at once.
-  """
-  axes = sharding.BATCH[0]
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  ring = [(i, (i + 1) % ways) for i in range(ways)]
-  shift = functools.partial(jax.lax.ppermute, axis_name=axes, perm=ring)
-
-  def local(*sides):
-    size = sides[1][0].shape[0]
-    rows, columns, *sums = _split(sides, chunk)
-
-    def step(state, _):
-      columns, row_sums, column_sums = state
-      # Not after the tiles: these travel while the tiles are computed.
-      coming = jax.tree.map(shift, columns)
-      row_sums, column_sums = _meet(tile, rows, columns, row_sums, column_sums)
-      return (coming, row_sums, jax.tree.map(shift, column_sums)), None
-
-    if ways == 1:
-      found = columns, *_meet(tile, rows, columns, *sums)
-    else:
-      found, _ = jax.lax.scan(step, (columns, *sums), length=ways)
-    return _join(found, size)
-
-  spread = jax.shard_map(
-    local, mesh=mesh, in_specs=sharding.BATCH, out_specs=sharding.BATCH
-  )
-  return spread(rows, columns, row_sums, column_sums)
-
-
-def _meet(tile: Tile, rows, columns, row_sums, column_sums):
-  """Every chunk of rows with every chunk of columns; sums are chunked too."""
-
-  def column(row_sums, block):
-    columns, column_sums = block
-
-    def row(column_sums, block):
-      row_sums, column_sums = tile(block[0], columns, block[1], column_sums)
-      return column_sums, row_sums
-
-    return jax.lax.scan(row, column_sums, (rows, row_sums))[::-1]
-
-  return jax.lax.scan(column, row_sums, (columns, column_sums))
-
-
-def _split(tree, chunk: int):
-  """Arrays [R, ...] -> [chunks, R / chunks, ...], padded with zeros.
-
-  Chunks as equal as can be; what is padded is masked, as false is zero.
-  """
-
-  def split(x):
-    count = -(-x.shape[0] // chunk)
-    size = -(-x.shape[0] // count)
-    pad = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, pad).reshape(count, size, *x.shape[1:])
-
-  return jax.tree.map(split, tree)
-
-
-def _join(tree, size: int):
-  """Undoes `_split` of arrays with that many rows."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], tree)
-
-
-def _check(visual, mesh: Mesh, chunk: int) -> None:
+def _check(pairs: losses.Pairs, mesh: Mesh, chunk: int) -> None:
+  losses.check_shapes(*pairs)
   if chunk < 1:
     raise ValueError(
       f"chunk: must be at least 1 row; got {chunk}. 1024 is a good start"
     )
-  sharding.check_batch(visual.shape[0], mesh, "batch")
+  sharding.check_batch(pairs.visual.shape[0], mesh, "batch")
 
 
-def _rows(visual, text, scale, visual_id, text_id, mask):
-  """Scaled visuals and texts, float32, R rows each; and who they are."""
+def _rows(
+  pairs: losses.Pairs, scale: Float[Array, ""]
+) -> tuple[Float[Array, "R E"], Float[Array, "R E"], Identity]:
+  """Scaled visuals and texts, float32, R rows each; and their identity."""
+  visual, text, visual_id, text_id, mask = pairs
   scaled = scale.astype(jnp.float32) * visual.astype(jnp.float32)
   count = text.shape[0]
-  scaled, visual_id, mask = (
-    jnp.repeat(x, count // x.shape[0], axis=0)
-    for x in (scaled, visual_id, mask)
-  )
+  scaled, visual_id, mask = losses.per_text(count, scaled, visual_id, mask)
   captions = text_id.reshape(visual.shape[0], -1)
-  captions = jnp.repeat(captions, count // visual.shape[0], axis=0)
-  pair = Pair(jnp.arange(count), visual_id, text_id, captions, mask)
-  return scaled, text.astype(jnp.float32), pair
+  (captions,) = losses.per_text(count, captions)
+  identity = Identity(jnp.arange(count), visual_id, text_id, captions, mask)
+  return scaled, text.astype(jnp.float32), identity
 
 
-def _metrics(best, pair: Pair) -> dict[str, Array]:
-  hit = (best == pair.place).astype(jnp.float32)
-  return {"batch_recall": losses.masked_mean(hit, pair.mask)}
+def _metrics(
+  best: Int[Array, "R"], identity: Identity
+) -> dict[str, Float[Array, ""]]:
+  hit = (best == identity.place).astype(jnp.float32)
+  return {"batch_recall": losses.masked_mean(hit, identity.mask)}

@@ -1,6 +1,6 @@
 """One train step for every stage, with its shapes and places.
 
-What compiles it ahead of time, measures it or runs it takes the same `Program`.
+Planning, timing and training take the same `Program`.
 """
 
 import functools
@@ -31,11 +31,11 @@ class Program(NamedTuple):
   mesh: Mesh
   task: types.Task
   optimizer: optax.GradientTransformation
-  step: Any  # jitted: (state, frozen, batch) -> (state, metrics)
+  step: jax.stages.Wrapped  # jitted: (state, frozen, batch) -> (state, metrics)
   state: types.TrainState
   frozen: types.Params
-  batch: types.Batch | types.DistillBatch
-  flops: float  # of a step of the global batch, as MFU counts
+  batch: types.AnyBatch
+  flops: float  # a step's, of the global batch, as MFU counts them
 
 
 def make_train_step(
@@ -46,10 +46,13 @@ def make_train_step(
   Randomness is keyed by (seed, step); draws have the global batch's shape, so
   a row's draw is the same on any mesh.
   """
-  gradient = gradients.value_and_grad(_holding(cfg, task), cfg.train.accumulate)
+  task = _stop_frozen(cfg, task)
+  gradient = gradients.value_and_grad(task, cfg.train.accumulate)
   rate = optim.schedule(cfg.optim, cfg.train.steps)
 
-  def step(state: types.TrainState, frozen: types.Params, batch: Any):
+  def step(
+    state: types.TrainState, frozen: types.Params, batch: types.AnyBatch
+  ) -> tuple[types.TrainState, types.Metrics]:
     key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
     (loss, metrics), grads = gradient(state.params, frozen, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -74,11 +77,11 @@ def program(
   """The step that `fit` runs, and the shapes and places of its arguments.
 
   Args:
-    cfg: of the stage.
-    vocabulary: tokens of the tokenizer.
-    mesh: the mesh, of devices that may be described only.
-    frozen: the parameters that the loss reads; if not given, what the config
-      says they are.
+    cfg: the stage's config.
+    vocabulary: the tokenizer's number of tokens.
+    mesh: the mesh; its devices may be descriptions only.
+    frozen: the parameters that the loss reads; if not given, the shapes that
+      the config implies.
 
   Raises:
     ValueError: a config that does not fit the mesh or the model.
@@ -87,21 +90,17 @@ def program(
   task = tasks.make(cfg, vocabulary, mesh)
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   optimizer = optim.optimizer(cfg.optim, cfg.train.steps, shapes)
-  of_params = sharding.of_params(cfg.mesh.rules, shapes, mesh)
-  of_key = functools.partial(_fresh, cfg, task, optimizer)
-  state = jax.eval_shape(of_key, jax.random.key(0))
-  of_opt = sharding.of_state(state.opt_state, shapes, of_params, mesh)
-  everywhere = sharding.replicated(mesh)
-  of_ema = None if state.ema is None else of_params
-  placed = types.TrainState(everywhere, of_params, of_opt, of_ema)  # type: ignore[arg-type]
+  init = functools.partial(_init, cfg, task, optimizer)
+  state = jax.eval_shape(init, jax.random.key(0))
+  state_shardings = _state_shardings(cfg, mesh, shapes, state)
   frozen = tasks.frozen_shapes(cfg, vocabulary) if frozen is None else frozen
-  of_frozen = sharding.of_frozen(cfg.mesh.rules, frozen, mesh)
+  frozen_shardings = sharding.of_frozen(cfg.mesh.rules, frozen, mesh)
   batch = tasks.batch_shapes(cfg)
-  of_batch = jax.tree.map(lambda _: sharding.batch(mesh), batch)
+  batch_shardings = jax.tree.map(lambda _: sharding.batch(mesh), batch)
   step = jax.jit(
     sharding.with_mesh(mesh, make_train_step(cfg, task, optimizer)),
-    in_shardings=(placed, of_frozen, of_batch),
-    out_shardings=(placed, everywhere),
+    in_shardings=(state_shardings, frozen_shardings, batch_shardings),
+    out_shardings=(state_shardings, sharding.replicated(mesh)),
     donate_argnums=0,
   )
   return Program(
@@ -109,32 +108,46 @@ def program(
     task,
     optimizer,
     step,
-    checkpoint.abstract(state, placed),
-    checkpoint.abstract(frozen, of_frozen),
-    checkpoint.abstract(batch, of_batch),
+    checkpoint.abstract(state, state_shardings),
+    checkpoint.abstract(frozen, frozen_shardings),
+    checkpoint.abstract(batch, batch_shardings),
     flops.train_step(cfg, vocabulary).model,
   )
 
 
-def compile_step(made: Program, frozen: types.Params) -> Step:
-  """The step, compiled beforehand: the first one is then like any other."""
-  step = made.step.lower(made.state, made.frozen, made.batch).compile()
+def _state_shardings(
+  cfg: config.Config, mesh: Mesh, params: types.Params, state: types.TrainState
+) -> types.TrainState:
+  """The sharding of each array of `state`, whose parameters are `params`."""
+  everywhere: Any = sharding.replicated(mesh)
+  placed = sharding.of_params(cfg.mesh.rules, params, mesh)
+  optimizer = sharding.of_state(state.opt_state, params, placed, mesh)
+  ema = None if state.ema is None else placed
+  return types.TrainState(everywhere, placed, optimizer, ema)
+
+
+def compile_step(program: Program, frozen: types.Params) -> Step:
+  """Compiles the step ahead, so that the first one is like any other."""
+  shapes = program.state, program.frozen, program.batch
+  step = program.step.lower(*shapes).compile()
   return lambda state, batch: step(state, frozen, batch)
 
 
-def _holding(cfg: config.Config, task: types.Task) -> types.Task:
-  """The task whose frozen parameters have no gradient: none is computed."""
+def _stop_frozen(cfg: config.Config, task: types.Task) -> types.Task:
+  """`task` without gradients of the parameters that `cfg` freezes."""
   if not cfg.optim.freeze:
     return task
 
-  def held(trained: types.Params) -> types.Params:
-    hold = optim.frozen(cfg.optim, trained)
-    stop = jax.lax.stop_gradient
-    return jax.tree.map(lambda x, h: stop(x) if h else x, trained, hold)
+  def stop(trained: types.Params) -> types.Params:
+    return jax.tree.map(
+      lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x,
+      trained,
+      optim.frozen(cfg.optim, trained),
+    )
 
   return task._replace(
-    encode=lambda trained, *rest: task.encode(held(trained), *rest),
-    loss=lambda trained, *rest: task.loss(held(trained), *rest),
+    encode=lambda trained, *rest: task.encode(stop(trained), *rest),
+    loss=lambda trained, *rest: task.loss(stop(trained), *rest),
   )
 
 
@@ -148,11 +161,11 @@ def _check_batches(cfg: config.Config, mesh: Mesh) -> None:
     if cfg.distill.clusters % parts:
       raise ValueError(
         f"distill.clusters: must be divisible by train.accumulate={parts}; got "
-        f"{cfg.distill.clusters}. change either"
+        f"{cfg.distill.clusters}. set distill.clusters to a multiple of {parts}"
       )
 
 
-def _fresh(
+def _init(
   cfg: config.Config,
   task: types.Task,
   optimizer: optax.GradientTransformation,
@@ -165,18 +178,18 @@ def _fresh(
   return types.TrainState(step, params, optimizer.init(params), ema)
 
 
-def fresh(cfg: config.Config, made: Program) -> types.TrainState:
-  """A state before its first step, made where it will live."""
-  of_key = functools.partial(_fresh, cfg, made.task, made.optimizer)
-  placed = jax.tree.map(lambda x: x.sharding, made.state)
-  return jax.jit(of_key, out_shardings=placed)(jax.random.key(cfg.seed))
+def init(cfg: config.Config, program: Program) -> types.TrainState:
+  """The state before the first step, made on the devices it will live on."""
+  make = functools.partial(_init, cfg, program.task, program.optimizer)
+  shardings = jax.tree.map(lambda x: x.sharding, program.state)
+  return jax.jit(make, out_shardings=shardings)(jax.random.key(cfg.seed))
 
 
 def inherit(params: types.Params, donor: types.Params) -> types.Params:
   """`params` with the donor's values where names agree.
 
   Raises:
-    ValueError: the donor has a name that is not there, or another shape.
+    ValueError: the donor has a name that `params` lack, or another shape.
   """
   own = dict(zip(trees.names(params), jax.tree.leaves(params), strict=True))
   given = dict(zip(trees.names(donor), jax.tree.leaves(donor), strict=True))

@@ -24,12 +24,12 @@ def settled(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-  made = tmp_path / "pictures"
-  (made / "images").mkdir(parents=True)
+  root = tmp_path / "pictures"
+  (root / "images").mkdir(parents=True)
   for shade, name in enumerate(NAMES):
-    Image.new("RGB", (8, 8), (90 * shade,) * 3).save(made / "images" / name)
-  write_captions(made, "a red square", "a blue one")
-  return made
+    Image.new("RGB", (8, 8), (90 * shade,) * 3).save(root / "images" / name)
+  write_captions(root, "a red square", "a blue one")
+  return root
 
 
 def write_captions(folder: pathlib.Path, *captions: str) -> None:

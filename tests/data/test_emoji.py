@@ -87,8 +87,8 @@ def test_splits_by_base_sequence():
   for n in names:
     split = sequences.choose_split(n.sequence, 0, 0.1, 0.1)
     splits.setdefault(sequences.base(n.sequence), set()).add(split)
-  assert all(len(found) == 1 for found in splits.values())
-  share = np.mean([found == {"test"} for found in splits.values()])
+  assert all(len(names) == 1 for names in splits.values())
+  share = np.mean([names == {"test"} for names in splits.values()])
   assert 0.07 < share < 0.13
   moved = [
     n
@@ -100,15 +100,17 @@ def test_splits_by_base_sequence():
 
 
 def test_records(builder):
-  seen = {}
+  splits = {}
   for split in ("train", "validation", "test"):
     for r in records(builder, split):
       assert r["artist"] == b"openmoji"
       assert r["image"].shape == (32, 32, 3) and r["image"].dtype == np.uint8
       assert len(r["captions"]) == len(r["languages"]) > 0
       assert r["languages"][0] == b"en"
-      seen.setdefault(sequences.base(r["sequence"].decode()), set()).add(split)
-  assert all(len(found) == 1 for found in seen.values())
+      splits.setdefault(sequences.base(r["sequence"].decode()), set()).add(
+        split
+      )
+  assert all(len(names) == 1 for names in splits.values())
 
 
 def test_the_held_out_artist_draws_the_test_sequences(builder):
@@ -126,8 +128,8 @@ def test_same_seed_same_bytes(builder, tmp_path):
   again = prepare.prepare("emoji", tmp_path, progress=False, **SMALL)
 
   def shards(builder):
-    found = builder.data_path.glob("*array_record*")
-    return {p.name: p.read_bytes() for p in found}
+    paths = builder.data_path.glob("*array_record*")
+    return {p.name: p.read_bytes() for p in paths}
 
   assert shards(builder) == shards(again) and shards(again)
   other = prepare.prepare("emoji", tmp_path, progress=False, seed=1, **SMALL)

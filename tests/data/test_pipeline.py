@@ -99,10 +99,12 @@ def test_shapes_and_texts(source, tok):
     assert batch.visual_id.dtype == np.int32
     assert batch.mask.all() and batch.captions_per_visual == 2
     np.testing.assert_array_equal(batch.visual[:, 0, 0, 0, 1], batch.visual_id)
-    said = tok.decode(batch.text)
-    for r, text in enumerate(said):
+    decoded = tok.decode(batch.text)
+    for r, text in enumerate(decoded):
       assert text in captions_of(batch.visual_id[r // 2])
-    for a, b, i in zip(said[::2], said[1::2], batch.visual_id, strict=True):
+    for a, b, i in zip(
+      decoded[::2], decoded[1::2], batch.visual_id, strict=True
+    ):
       assert (a != b) == (i % 4 > 0)  # without replacement where possible
 
 
@@ -225,7 +227,7 @@ def test_clusters_are_whole_and_each_comes_once_an_epoch(source, tok):
     np.testing.assert_array_equal(
       judged.visual[:, 0, 0, 0, 1], judged.visual_id
     )
-    said = tok.decode(judged.text)
+    decoded = tok.decode(judged.text)
     for c in (0, 1):
       part = slice(4 * c, 4 * c + 4)
       rows = np.flatnonzero(
@@ -233,7 +235,7 @@ def test_clusters_are_whole_and_each_comes_once_an_epoch(source, tok):
       )
       assert len(rows) == 1
       seen.append(int(rows[0]))
-      for row, text in zip(clusters.text[rows[0]], said[part], strict=True):
+      for row, text in zip(clusters.text[rows[0]], decoded[part], strict=True):
         assert text in captions_of(row)
   assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
 
@@ -267,10 +269,10 @@ def test_the_last_padded_batch_counts_once(source, tok):
   assert not whole.visual[~whole.mask].any()
   assert (whole.text[-2:] == tok.pad).all()
   assert whole.text_id[-2:].tolist() == [-1, -1] and whole.visual_id[-1] == -1
-  said = tok.decode(whole.text)
+  decoded = tok.decode(whole.text)
   for i in range(N):
     texts = captions_of(i)
-    assert said[2 * i : 2 * i + 2] == [texts[0], texts[1 % len(texts)]]
+    assert decoded[2 * i : 2 * i + 2] == [texts[0], texts[1 % len(texts)]]
   halves = [
     list(pipeline.eval_batches(source, tok, cfg, BATCH, rows=rows))
     for rows in (slice(0, 4), slice(4, 8))

@@ -54,8 +54,8 @@ def texts(record):
 def random_layouts(n, seed=0):
   rng = np.random.default_rng(seed)
   roles = layout.assign_pairs(0, 0.2, 0.1)
-  found = [layout.sample_kinds(rng, n, roles, role) for role in (0, 1, 2)]
-  return layout.sample(rng, np.concatenate(found))
+  kinds = [layout.sample_kinds(rng, n, roles, role) for role in (0, 1, 2)]
+  return layout.sample(rng, np.concatenate(kinds))
 
 
 def random_clauses(rng, n):
@@ -217,16 +217,16 @@ def test_held_out_pairs(builder):
   upper = roles[np.triu_indices(len(roles), 1)]
   assert np.bincount(upper).tolist() == [193, 28, 55]
 
-  def found(record):
+  def roles_of(record):
     return {
       roles[a, b] for a, b in itertools.combinations(set(kinds(record)), 2)
     }
 
   for split in ("train", "uncaptioned"):
-    assert all(found(r) == {0} for r in records(builder, split))
-  assert all(2 in found(r) for r in records(builder, "test"))
+    assert all(roles_of(r) == {0} for r in records(builder, split))
+  assert all(2 in roles_of(r) for r in records(builder, "test"))
   for record in records(builder, "validation"):
-    assert 1 in found(record) and 2 not in found(record)
+    assert 1 in roles_of(record) and 2 not in roles_of(record)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -246,10 +246,10 @@ def test_each_caption_is_true_of_one_picture(builder, split):
 
 def test_the_builder_refuses_a_caption_of_two_pictures():
   scene = (truth.Thing(0, True, 10, 10), truth.Thing(1, False, 50, 50))
-  said = ["a tomato left of a fox"]
-  galleries.check_unique([said], truth.stack([scene]), "test")
+  texts = ["a tomato left of a fox"]
+  galleries.check_unique([texts], truth.stack([scene]), "test")
   with pytest.raises(ValueError, match="alone"):
-    galleries.check_unique([said, []], truth.stack([scene, scene]), "test")
+    galleries.check_unique([texts, []], truth.stack([scene, scene]), "test")
 
 
 def test_training_captions_are_true(builder):
@@ -268,7 +268,8 @@ def test_groups_are_the_same_objects_arranged_otherwise(builder):
     assert {int(r["group"]) for r in group} == {i // 4}
     assert len({tuple(kinds(r)) for r in group}) == 1
     boxes = [np.asarray(r["objects"]["box"]).tolist() for r in group]
-    assert boxes[0] == boxes[1] and boxes[2] == boxes[3]  # only who is where
+    assert boxes[0] == boxes[1]  # only the kinds' places differ
+    assert boxes[2] == boxes[3]
 
 
 def test_other_artist_draws_the_same(builder):
@@ -333,10 +334,10 @@ def test_relation_share_decides_how_many_relations():
   scene = layout.things(random_layouts(1))[0]
   for share, expected in ((0.0, False), (1.0, True)):
     draw = captions.uniforms(np.random.default_rng(0))
-    found = [
+    sampled = [
       captions.sample(scene, draw, share, lambda _: 0) for _ in range(40)
     ]
-    clauses = [clause for f in found if f for clause in f[0]]
+    clauses = [clause for f in sampled if f for clause in f[0]]
     assert {c.object is not None for c in clauses} == {expected}
 
 

@@ -80,18 +80,18 @@ def test_captions_are_read_without_decoding(folder):
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_the_cache_changes_nothing(folder, frames, resize):
-  told = []
+  reports = []
   cfg = data(folder, frames=frames, resize=resize)
   plain = sources.open_split(cfg, "train")
   cached = sources.open_split(
     data(folder, frames=frames, resize=resize, cache="ram"),
     "train",
-    progress=lambda done, total: told.append((done, total)),
+    progress=lambda done, total: reports.append((done, total)),
   )
   rows = np.array([2, 0, 0, 1])
   assert plain.visuals(rows).shape == (4, frames, 8, 8, 3)
   np.testing.assert_array_equal(plain.visuals(rows), cached.visuals(rows))
-  assert told == [(1, 3), (2, 3), (3, 3)]
+  assert reports == [(1, 3), (2, 3), (3, 3)]
   assert plain.visuals([]).shape == cached.visuals([]).shape
 
 

@@ -11,9 +11,9 @@ ONE, OTHER = ({"slow": {"digest": x}} for x in "ab")
 
 def test_a_step_is_done_once(tmp_path):
   done = []
-  first = checklist.Parts(tmp_path)
+  first = checklist.Checklist(tmp_path)
   seconds = first.do("a", ONE, lambda: done.append("a"))
-  again = checklist.Parts(tmp_path)  # as another process would
+  again = checklist.Checklist(tmp_path)  # as another process would
   assert again.do("a", ONE, lambda: done.append("a")) == seconds
   again.do("b", ONE, lambda: done.append("b"))
   assert done == ["a", "b"]
@@ -24,7 +24,7 @@ def test_a_step_that_failed_is_done_again(tmp_path):
     raise ZeroDivisionError
 
   done = []
-  some = checklist.Parts(tmp_path)
+  some = checklist.Checklist(tmp_path)
   with pytest.raises(ZeroDivisionError):
     some.do("a", ONE, fails)
   some.do("a", ONE, lambda: done.append("a"))
@@ -33,7 +33,7 @@ def test_a_step_that_failed_is_done_again(tmp_path):
 
 def test_a_step_is_done_again_with_something_else(tmp_path, capsys):
   done = []
-  some = checklist.Parts(tmp_path)
+  some = checklist.Checklist(tmp_path)
   for made_from in (ONE, OTHER, OTHER, ONE):
     some.do("a", made_from, lambda: done.append("a"))
   assert len(done) == 3
@@ -43,7 +43,9 @@ def test_a_step_is_done_again_with_something_else(tmp_path, capsys):
 def test_a_step_is_done_again_where_what_it_made_is_gone(tmp_path):
   done = []
   for _ in range(2):
-    checklist.Parts(tmp_path).do("a", ONE, lambda: done.append(1), lambda: True)
+    checklist.Checklist(tmp_path).do(
+      "a", ONE, lambda: done.append(1), lambda: True
+    )
   assert len(done) == 2
 
 
@@ -53,16 +55,16 @@ def test_a_tick_that_does_not_say_of_what_is_none(tmp_path, text):
   path = tmp_path / "parts" / "a.json"
   path.parent.mkdir()
   path.write_text(text)
-  checklist.Parts(tmp_path).do("a", ONE, lambda: done.append("a"))
+  checklist.Checklist(tmp_path).do("a", ONE, lambda: done.append("a"))
   assert done == ["a"]
   assert json.loads(path.read_text())["contract"] == ONE
 
 
 def test_seconds_are_of_every_step_in_the_order_they_were_finished(tmp_path):
-  some = checklist.Parts(tmp_path)
+  some = checklist.Checklist(tmp_path)
   took = {name: some.do(name, ONE, lambda: None) for name in ("z", "b", "a")}
   assert list(some.seconds().items()) == list(took.items())
-  again = checklist.Parts(tmp_path)
+  again = checklist.Checklist(tmp_path)
   for name in ("a", "z"):
     again.do(name, ONE, lambda: None)
   assert list(again.seconds()) == ["z", "a"]

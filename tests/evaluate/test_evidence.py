@@ -145,13 +145,13 @@ def test_the_control_has_all_the_time_and_little_more(tmp_path):
   lines.insert(1, {"R@1": 0.5})
   text = "\n".join(map(json.dumps, lines)) + "\n"
   (tmp_path / "fast" / "metrics.jsonl").write_text(text)
-  done = checklist.Parts(tmp_path)
+  done = checklist.Checklist(tmp_path)
   for number, (name, seconds) in enumerate(good()["seconds"].items()):
     said = {"seconds": seconds, "ended": number}
     path = tmp_path / "parts" / f"{name}.json"
     manifest.write_record(path, checklist.KIND, {"config": {"seed": 0}}, said)
     done.do(name, {"config": {"seed": 0}}, lambda: 1 / 0)
-  longer = evidence._as_long(cfg, done)
+  longer = evidence._match_time(cfg, done)
   assert 220 < longer.train.steps < 240
   assert longer.train.batch_size == 8 and longer.name == "fast_longer"
-  assert evidence._as_long(cfg, done) == longer
+  assert evidence._match_time(cfg, done) == longer

@@ -33,7 +33,7 @@ def test_cases_are_drawn_then_the_extremes():
   final[9, 0] = 100
   chosen = examples.choose_cases(found(*fast), found(*final), positives, 12, 3)
   drawn, picked = chosen[:12], chosen[12:]
-  assert {one.why for one in drawn} == {"drawn by chance"}
+  assert {one.reason for one in drawn} == {"drawn by chance"}
   assert len({one.query for one in drawn}) == 12
   again = examples.choose_cases(found(*final), found(*final), positives, 12, 3)
   assert [one.query for one in again] == [one.query for one in drawn]
@@ -72,7 +72,7 @@ def test_cases_show_what_was_listed():
 def test_sheet_frames_the_true_picture(tmp_path):
   path = tmp_path / "sheet.png"
   rows = [[picture(i) for i in range(12)], [picture(0, (16, 8))]]
-  sheets.contact_sheet(
+  sheets.draw(
     path, "a long query " * 30, rows, ["Fast", "Slow"], CREDIT, [2, None]
   )
   with Image.open(path) as image:
@@ -85,7 +85,7 @@ def test_sheet_frames_the_true_picture(tmp_path):
   assert 0.3 < column < 0.7  # one square, not two
   edge = sheets.SIDE + 8
   assert green[y.min()].sum() == edge
-  sheets.contact_sheet(path, "q", rows, ["Fast", "Slow"], CREDIT)
+  sheets.draw(path, "q", rows, ["Fast", "Slow"], CREDIT)
   with Image.open(path) as image:
     sheet = np.asarray(image)
   assert not np.all(sheet == (0x12, 0x7A, 0x3D), axis=-1).any()
@@ -95,7 +95,7 @@ def test_sheet_writes_scores_under_pictures(tmp_path):
   drawn = []
   for scores in (None, [[0.5, -1.25]], [[0.5, -1.5]]):
     path = tmp_path / f"{len(drawn)}.png"
-    sheets.contact_sheet(
+    sheets.draw(
       path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=scores
     )
     with Image.open(path) as image:
@@ -104,11 +104,11 @@ def test_sheet_writes_scores_under_pictures(tmp_path):
   assert (drawn[0] != drawn[1]).any()
   assert (drawn[1] != drawn[2]).any()
   with pytest.raises(ValueError, match=r"\[1\] scores for \[2\] pictures"):
-    sheets.contact_sheet(
+    sheets.draw(
       path, "q", [[picture(0), picture(1)]], ["Fast"], CREDIT, scores=[[1.0]]
     )
 
 
 def test_sheet_needs_a_label_a_row(tmp_path):
   with pytest.raises(ValueError, match="2 rows, 1 labels, 2 places"):
-    sheets.contact_sheet(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)
+    sheets.draw(tmp_path / "a.png", "q", [[], []], ["Fast"], CREDIT)

@@ -84,7 +84,7 @@ CURVES = {
 
 
 def write(path, report=REPORT, text="a <b>star</b> & more"):
-  shown = tuple(examples.Shown(picture(i), i == 1, -i / 4) for i in range(5))
+  shown = tuple(examples.Answer(picture(i), i == 1, -i / 4) for i in range(5))
   case = examples.Case(text, "drawn by chance", 9, 2, picture(1), (), shown)
   hidden = case._replace(final=(), before=None)
   maps = (np.ones((1, 1)), np.eye(2) / 2)

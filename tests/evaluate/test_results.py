@@ -1,11 +1,9 @@
-import io
 import json
 
 import numpy as np
 import pytest
-import rich.console
 
-from fs_jax.evaluate import metrics, results
+from fs_jax.evaluate import intervals, metrics, results
 from fs_jax.types import Candidates
 
 
@@ -23,7 +21,7 @@ def top(scores, k):
 def noisy(truth, noise, seed=0):
   """Scores [Q, C] that find the positive more or less often."""
   rng = np.random.default_rng(seed)
-  scores = noise * rng.normal(size=(len(truth.positives), truth.gallery))
+  scores = noise * rng.normal(size=(len(truth.positives), truth.gallery_size))
   scores[np.arange(len(scores)), truth.positives[:, 0]] += 1
   return scores.astype(np.float32)
 
@@ -39,7 +37,7 @@ def test_score_is_the_mean_of_metrics():
   for k in (1, 5, 10):
     per_query = metrics.recall_at(ranked, k)
     np.testing.assert_array_equal(result.per_query[f"R@{k}"], per_query)
-    assert result.intervals[f"R@{k}"] == metrics.interval(
+    assert result.intervals[f"R@{k}"] == intervals.interval(
       per_query, truth.clusters
     )
   hard, _ = metrics.group_recall_at_1(groups, own, groups, truth.positives)
@@ -107,7 +105,7 @@ def test_compare_is_paired():
   assert same == (0, 0, 0)
   with pytest.raises(ValueError, match="one of"):
     results.compare(better, worse, "hard_R@1")
-  other = results.score("c", top(a, 50), truth._replace(gallery=51))
+  other = results.score("c", top(a, 50), truth._replace(gallery_size=51))
   with pytest.raises(ValueError, match="same queries"):
     results.compare(better, other)
 
@@ -124,55 +122,10 @@ def test_score_refuses(queries, k, gallery, message):
   truth = truth_of(20)
   found = top(noisy(truth, 1.0)[:queries], k)
   with pytest.raises(ValueError, match=message):
-    results.score("x", found, truth._replace(gallery=gallery))
+    results.score("x", found, truth._replace(gallery_size=gallery))
 
 
 def test_a_small_gallery_needs_no_ten_candidates():
   truth = truth_of(4)
   result = results.score("x", top(noisy(truth, 1.0), 4), truth)
   assert result.intervals["R@10"] == (1, 1, 1)
-
-
-def test_table_and_report(tmp_path):
-  truth = truth_of(30)
-  rows = [
-    results.score("fast", top(noisy(truth, 0.6), 30), truth).to_row(),
-    results.score(
-      "slow", top(noisy(truth, -0.1), 12), truth, ms_per_query=3.0
-    ).to_row(),
-  ]
-  out = io.StringIO()
-  rich.console.Console(file=out, width=120).print(
-    results.table(rows, title="scenes")
-  )
-  assert "fast" in out.getvalue() and "100.0 [100.0, 100.0]" in out.getvalue()
-  path = tmp_path / "report.json"
-  keep = {
-    "gallery": 30,
-    "queries": 60,
-    "rows": rows,
-    "seed": 0,
-    "seconds": {"encode": 1.5},
-    "device": "cpu",
-  }
-  made_from = {"fast": {"digest": "ab"}}
-  results.write_report(path, made_from, **keep, chance=25.0)
-  written = path.read_text()
-  read = json.loads(written)
-  assert {k: read[k] for k in (*keep, "chance")} == {**keep, "chance": 25.0}
-  assert read["contract"] == made_from
-  with pytest.raises(ValueError, match="JSON"):
-    results.write_report(path, made_from, **keep, chance=float("nan"))
-  assert path.read_text() == written
-
-
-def test_a_log_file_gets_every_column_whole(capsys):
-  """Off a terminal rich takes 80 columns, which cuts names and intervals."""
-  truth = truth_of(300)
-  name = "fast_distilled_rerank@20"
-  row = results.score(name, top(noisy(truth, 1), 300), truth).to_row()
-  results.show({"queries": 600, "gallery": 300, "rows": [row]})
-  said = capsys.readouterr().out
-  assert name in said and "ms/query" in said
-  low, high = row["R@1"][1:]
-  assert f"{row['R@1'][0]:.1f} [{low:.1f}, {high:.1f}]" in said

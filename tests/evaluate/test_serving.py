@@ -7,7 +7,7 @@ import numpy as np
 
 from fs_jax.evaluate.speed import serving
 from fs_jax.gallery import memories as memory_store
-from fs_jax.search import fusion, scorer, searcher
+from fs_jax.search import fusion, loading, scorer, searcher
 from tests.search import test_rerank
 from tests.support import inprocess
 
@@ -31,7 +31,7 @@ class Searcher:
 class Judging(NamedTuple):
   """As much of a Searcher as the benchmark of padding asks for."""
 
-  judge: searcher.Judge
+  judge: loading.Judge
   scorer: scorer.Scorer
 
 
@@ -43,12 +43,14 @@ def test_first_answers_are_told_from_later_ones():
   made = served(Searcher())
   assert serving.warm_up(made) == {"warm_seconds": 1.5, "warm_programs": 1}
   made = served(Searcher())  # that nobody has warmed
-  rows = list(serving.waits(made, (1, 3), later=2))
+  rows = list(serving.measure_waits(made, (1, 3), later=2))
   assert [row.queries for row in rows] == [1, 3]
   for row in rows:
     assert (row.cold.programs, row.warm.programs) == (1, 0)
     assert row.cold.first_ms > 0 and row.warm.later_ms > 0
-    assert len(serving.line(row)) == len(serving.head().splitlines()[0])
+    assert len(serving.format_line(row)) == len(
+      serving.format_head().splitlines()[0]
+    )
 
 
 def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
@@ -60,9 +62,9 @@ def test_padded_lists_are_compared_with_their_own_shapes(tmp_path):
   memories = memory_store.Memories(tmp_path / "s")
   texts = ("1 2 3", "1", "4 5 6 7")
   weights = fusion.Weights(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
-  judge = searcher.Judge(run, memories, weights)
+  judge = loading.Judge(run, memories, weights)
   made = served(Judging(judge, scorer.Scorer(run, memories)), texts)
-  found = serving.padding(made, 3, 5, calls=2)
+  found = serving.measure_padding(made, 3, 5, calls=2)
   assert (found["queries"], found["k"]) == (3, 5)
   assert found["ratio"] > 0 and found["apart"] < 1e-5
 

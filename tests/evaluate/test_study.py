@@ -98,7 +98,7 @@ def test_a_study_leaves_its_report_and_its_page(whole):
   for row in made["rows"]:
     assert row["name"] in html
   for stage in STAGES:
-    assert stages.finished(folder / stage)
+    assert stages.is_finished(folder / stage)
 
 
 @pytest.mark.bitwise
@@ -112,7 +112,7 @@ def test_a_study_killed_on_its_way_ends_with_the_same_numbers(whole, killed):
       answers.read_answers(made.folder / "answers" / name)
       for made in (whole, killed)
     )
-    jax.tree.map(np.testing.assert_array_equal, a.found, b.found)
+    jax.tree.map(np.testing.assert_array_equal, a.candidates, b.candidates)
     jax.tree.map(np.testing.assert_array_equal, a.in_group, b.in_group)
 
 
@@ -166,6 +166,6 @@ def test_stages_of_a_study_validate_where_their_config_asks(tmp_path):
     train=dataclasses.replace(cfg.train, eval_every=2),
   )
   with mock.patch.object(jax, "devices", return_value=jax.devices()[:1]):
-    study.train_all(checklist.Parts(tmp_path), {"fast": cfg})
+    study.train_all(checklist.Checklist(tmp_path), {"fast": cfg})
   lines = journal.read(tmp_path / "fast")
   assert [x["step"] for x in lines if x["split"] == "validation"] == [2, 4]

@@ -18,7 +18,7 @@ WAYS = {"plain", "chunked", "ring"}
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_tiles_take_less_memory_than_all_pairs(kind):
-  cost = timing.loss_cost(512, embed=8, chunk=32, kind=kind, runs=1)
+  cost = timing.measure_loss(512, embed=8, chunk=32, kind=kind, runs=1)
   assert {f"{way}_{what}" for way in WAYS for what in ("bytes", "seconds")} < (
     cost.keys()
   )
@@ -33,7 +33,7 @@ def test_tiles_take_less_memory_than_all_pairs(kind):
 def test_a_plain_loss_that_does_not_fit_gets_no_time(monkeypatch):
   assert timing.free_bytes() > 2**20
   monkeypatch.setattr(timing, "free_bytes", lambda: 1000)
-  cost = timing.loss_cost(64, embed=8, chunk=32, runs=1)
+  cost = timing.measure_loss(64, embed=8, chunk=32, runs=1)
   assert cost["plain_bytes"] > 1000 and "plain_seconds" not in cost
   assert "chunked_bytes_of_plain" in cost
   assert "chunked_seconds_of_plain" not in cost
@@ -52,9 +52,9 @@ def test_what_compiles_again_is_not_timed():
 def test_pairs_and_searches_are_timed_without_compiling(monkeypatch):
   monkeypatch.setattr(timing, "_scann", lambda vectors: None)
   monkeypatch.setattr(timing, "RUNS", 2)
-  found = timing.search_speed(150, width=8, queries=3)
+  found = timing.measure_search(150, width=8, queries=3)
   assert found["exact_qps_1_at_10"] > 0 and found["exact_recall_at_100"] == 1
-  found = timing.rerank_speed(width=64, layers=1, words=4, tokens=4, pairs=2)
+  found = timing.measure_rerank(width=64, layers=1, words=4, tokens=4, pairs=2)
   assert found["pairs_per_second"] > 0
 
 

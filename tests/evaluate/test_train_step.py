@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fs_jax import configdict
-from fs_jax.evaluate.speed import baseline, train_step
+from fs_jax.evaluate.speed import baseline, pieces, train_step
 from fs_jax.machine import sharding
 from fs_jax.models import flops
 from fs_jax.train import step
@@ -73,7 +73,7 @@ class Counting:
 
 def test_sizes_are_those_of_open_clips_b_16():
   cfg = train_step.fast_config(12, 32, "float32")
-  asked = train_step.request(cfg)
+  asked = train_step.describe_model(cfg)
   assert asked["vision"] == {
     **{"width": 768, "layers": 12, "heads": 12, "hidden": 3072}
   }
@@ -107,14 +107,14 @@ def test_the_step_is_the_one_of_training():
   cfg = tiny()
   on = sharding.mesh(cfg.mesh, jax.devices()[:1])
   made = step.program(cfg, cfg.tokens.vocabulary, on)
-  state = step.fresh(cfg, made)
+  state = step.init(cfg, made)
   for mine, theirs in zip(
     *(jax.tree.leaves(x) for x in (state, made.state)), strict=True
   ):
     assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
     assert mine.sharding == theirs.sharding
-  called = train_step.pieces(cfg, made)
-  assert set(called) == set(train_step.times(cfg))
+  called = pieces.make(cfg, made)
+  assert set(called) == set(pieces.count_calls(cfg))
   losses = [float(called["step"]()) for _ in range(3)]
   assert losses[-1] < losses[0]  # each call goes on from the last
   assert int(called["optimiser"]().step) == 3
@@ -122,7 +122,7 @@ def test_the_step_is_the_one_of_training():
 
 def test_every_piece_runs_in_bfloat16():  # in float32: the program, below
   ours = train_step.Ours(dataclasses.replace(tiny(), compute="bfloat16"))
-  for name in train_step.times(tiny()):
+  for name in pieces.count_calls(tiny()):
     assert len(ours.run(name, 2)) == 2, name
     for leaf in jax.tree.leaves(ours.pieces[name]()):
       assert np.isfinite(np.asarray(leaf, np.float32)).all(), name
@@ -130,12 +130,12 @@ def test_every_piece_runs_in_bfloat16():  # in float32: the program, below
 
 def test_stage_slow_has_its_step_only():
   cfg = synthetic.cfg("slow", tokens={"vocabulary": synthetic.VOCABULARY})
-  names = list(train_step.times(cfg))
-  assert names == list(train_step.WHOLE)
+  names = list(pieces.count_calls(cfg))
+  assert names == list(pieces.WHOLE)
   ours = train_step.Ours(cfg)
   rows = list(train_step.compare(cfg, ours, None, 1))
   assert [row.name for row in rows] == names
-  found = train_step.summary(cfg, ours, rows)
+  found = train_step.summarise(cfg, ours, rows)
   assert found["examples_per_second"] > 0 and "ratio" not in found
   assert train_step.slow_config(4, 8, "bfloat16").slow.levels == 2
 
@@ -153,9 +153,9 @@ def test_sides_take_turns_and_make_as_many_calls():
 def test_ratio_is_by_round():
   row = train_step.Timed("step", 1, [1.0, 2.0, 1.0], [2.0, 2.0, 3.0])
   assert row.ratio == (2.0, 1.0, 3.0)
-  assert "2.00 (1.00 to 3.00)" in train_step.line(row, row)
+  assert "2.00 (1.00 to 3.00)" in train_step.format_line(row, row)
   alone = train_step.Timed("mlp", 4, [0.1], [])
-  assert train_step.line(alone, row._replace(peer=[])).endswith("40%")
+  assert train_step.format_line(alone, row._replace(peer=[])).endswith("40%")
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100"])
@@ -163,7 +163,7 @@ def test_mfu_is_told_where_the_peak_is_known(kind):
   side = Counting([], "a", 1.0)
   side.facts = {"flops": 989e12 / 4, "device": kind}
   row = train_step.Timed("step", 1, [0.5], [1.0])
-  found = train_step.summary(tiny(), side, [row])
+  found = train_step.summarise(tiny(), side, [row])
   assert found["ratio"] == 2.0
   assert found["examples_per_second"] == 8.0
   assert found["peer_tflops_per_second"] == 989 / 4
@@ -190,7 +190,7 @@ def test_program_prints_both_sides(command, tmp_path, monkeypatch):
   assert done.code == 0, done.err
   assert "peer: stand-in 1 on cpu, 1 threads; 5 parameters" in done.out
   assert "  it does nothing" in done.out
-  for name in train_step.times(tiny()):
+  for name in pieces.count_calls(tiny()):
     assert f"\n{name} " in done.out
   found = json.loads(done.out[done.out.index("\n{") :])
   assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]

@@ -66,7 +66,7 @@ def make_source(count=N):
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 256])
 def test_every_visual_has_one_vector_whatever_the_batch(fast, batch_size):
   source, asked = make_source()
-  got = encode.visual_vectors(fast, source, batch_size=batch_size)
+  got = encode.encode_visuals(fast, source, batch_size=batch_size)
   assert sorted(asked) == list(range(N))  # padding asks for none
   assert got.shape == (N, 8)
   assert got.dtype == np.float32
@@ -97,13 +97,13 @@ def test_memories_of_any_batch_are_those_of_all(slow):
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 70, 260])
 def test_any_number_of_texts_is_encoded_as_each_alone(fast, count):
   text = synthetic.text(np.random.default_rng(count), count)
-  encoder = encode.text_encoder(fast)
+  encoder = encode.make_text_encoder(fast)
   got = encoder(text)
   assert got.shape == (count, 8)
   few = np.unique([0, count // 2, count - 1])
   alone = np.concatenate([encoder(text[i : i + 1]) for i in few])
   np.testing.assert_allclose(got[few], alone, atol=1e-5)
-  np.testing.assert_array_equal(encode.text_vectors(fast, text), got)
+  np.testing.assert_array_equal(encode.encode_texts(fast, text), got)
 
 
 def test_texts_are_encoded_in_few_shapes(fast):
@@ -114,7 +114,7 @@ def test_texts_are_encoded_in_few_shapes(fast):
   )
   jax.clear_caches()  # of the true model
   with mock.patch.object(build, "fast_model", return_value=model):
-    encoder = encode.text_encoder(fast)
+    encoder = encode.make_text_encoder(fast)
     for count in range(1, 300, 7):
       assert len(encoder(np.ones((count, 7), np.int32))) == count
   assert shapes == {1, 8, 64, 256}

@@ -21,7 +21,7 @@ FAST = {"digest": "abc", "embed": 32}
 SIZE, WIDTH = 25_000, 32
 
 needs_scann = pytest.mark.skipif(
-  scann.module() is None, reason="no wheel of scann here"
+  scann.import_scann() is None, reason="no wheel of scann here"
 )
 
 
@@ -89,7 +89,7 @@ def small(tmp_path):
 @pytest.mark.parametrize("score_bytes", [1, 1 << 28])
 def test_exact_is_argsort(queries, size, k, score_bytes):
   vectors, asked = integers(size, seed=0), integers(queries, seed=1)
-  found = exact.index(vectors, score_bytes=score_bytes).search(asked, k)
+  found = exact.make_index(vectors, score_bytes=score_bytes).search(asked, k)
   rows, scores = sorted_by_score(asked, vectors, k)
   np.testing.assert_array_equal(found.rows, rows)
   np.testing.assert_array_equal(found.scores, scores)
@@ -98,13 +98,13 @@ def test_exact_is_argsort(queries, size, k, score_bytes):
 
 def test_equal_vectors_come_by_row():
   vectors = np.tile(units(7, 33), (30, 1))
-  found = exact.index(vectors, score_bytes=1).search(vectors[:7], 30)
+  found = exact.make_index(vectors, score_bytes=1).search(vectors[:7], 30)
   want = np.arange(7)[:, None] + 7 * np.arange(30)[None]
   np.testing.assert_array_equal(found.rows, want)
 
 
 def test_few_programs_serve_many_shapes():
-  find = exact.index(units(3000, 12)).search
+  find = exact.make_index(units(3000, 12)).search
   find(units(8, 12), 16)
   before = exact._top_k._cache_size()
   for count in range(2, 9):
@@ -119,7 +119,7 @@ def test_galleries_of_about_a_size_share_programs():
     before = None
     for size in (1985, 2000, 2047, 2048):
       vectors = integers(size, seed=0)
-      find = exact.index(vectors, score_bytes=score_bytes).search
+      find = exact.make_index(vectors, score_bytes=score_bytes).search
       for count, k in ((1, 1), (60, 100), (300, 20)):
         asked = integers(count, seed=1)
         rows, _ = sorted_by_score(asked, vectors, k)
@@ -142,7 +142,9 @@ def test_padding_is_never_an_answer():
   vectors *= np.sign(vectors[:, :1])
   asked = -np.eye(12, dtype=np.float32)[:1]
   for score_bytes in (1, 1 << 28):
-    found = exact.index(vectors, score_bytes=score_bytes).search(asked, 400)
+    found = exact.make_index(vectors, score_bytes=score_bytes).search(
+      asked, 400
+    )
     assert sorted(found.rows[0, :300]) == list(range(300))
     assert (found.rows[0, 300:] == -1).all()
     assert np.isneginf(found.scores[0, 300:]).all()
@@ -158,19 +160,19 @@ def test_vectors_travel_once(monkeypatch):
 
   monkeypatch.setattr(exact, "_top_k", watched)
   vectors, asked = units(500, 12), units(700, 12, seed=1)
-  exact.nearest(vectors, asked, 10)
+  exact.find_nearest(vectors, asked, 10)
   assert len(given) == 3
   assert isinstance(given[0], jax.Array)
   assert all(x is given[0] for x in given)
   placed = exact.place(vectors)
   for _ in range(2):
-    exact.nearest(placed, asked, 10)
+    exact.find_nearest(placed, asked, 10)
   assert all(x is placed.vectors for x in given[3:])
 
 
 @pytest.mark.parametrize("size, score_bytes", [(3000, 1 << 28), (700, 1 << 18)])
 def test_nothing_is_compiled_after_warming(size, score_bytes):
-  found = exact.index(units(size, 12), score_bytes=score_bytes)
+  found = exact.make_index(units(size, 12), score_bytes=score_bytes)
   found.warm(256)
   random = np.random.default_rng(0)
   dtypes = np.float32, np.float64, np.float16, jnp.bfloat16
@@ -191,11 +193,11 @@ def test_queries_of_jax_compile_nothing_of_their_own():
   exact.warm(placed, 16)
   asked = jnp.asarray(units(300, 12), jnp.bfloat16)
   with compilations.none():
-    exact.nearest(placed, asked, 5)
+    exact.find_nearest(placed, asked, 5)
 
 
 def test_short_rows_are_filled():
-  found = exact.index(units(3, 4)).search(units(2, 4), 5)
+  found = exact.make_index(units(3, 4)).search(units(2, 4), 5)
   assert (found.rows[:, 3:] == -1).all()
   assert np.isneginf(found.scores[:, 3:]).all()
   assert (found.rows[:, :3] >= 0).all()
@@ -204,7 +206,7 @@ def test_short_rows_are_filled():
 def test_queries_may_be_of_jax_and_of_lower_precision():
   vectors = units(20, 4)
   for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
-    found = exact.index(vectors).search(jnp.asarray(vectors, dtype), 1)
+    found = exact.make_index(vectors).search(jnp.asarray(vectors, dtype), 1)
     np.testing.assert_array_equal(found.rows[:, 0], np.arange(20))
 
 
@@ -283,9 +285,9 @@ def test_unknown_kinds_are_refused(small, tmp_path):
 
 def test_without_scann(small, monkeypatch):
   folder = None
-  if scann.module() is not None:
+  if scann.import_scann() is not None:
     folder = small("scann")
-  monkeypatch.setattr(scann, "module", lambda: None)
+  monkeypatch.setattr(scann, "import_scann", lambda: None)
   if folder:
     with pytest.raises(ValueError, match="needs the package scann"):
       index.load(folder)
@@ -311,7 +313,7 @@ def test_tree_recall(tree):
   queries = units(200, WIDTH, seed=2)  # not those that the tree was tuned on
   got = found.search(queries, 10)
   rows, _ = sorted_by_score(queries, vectors, 10)
-  assert exact.recall(got.rows, rows) >= 0.95
+  assert exact.measure_recall(got.rows, rows) >= 0.95
   assert (np.diff(got.scores, axis=1) <= 0).all()
   picked = np.einsum("qe,qke->qk", queries, vectors[got.rows])
   np.testing.assert_allclose(got.scores, picked, rtol=1e-4, atol=1e-5)
@@ -385,7 +387,7 @@ def test_both_knobs_are_turned(tmp_path):
   queries, _ = index._sample(clustered().vectors, None)
   for k in (5, 15, 35, 100, 256):  # between the depths, and past the last
     truth, _ = sorted_by_score(queries, clustered().vectors, k)
-    assert exact.recall(found.search(queries, k).rows, truth) >= 0.995
+    assert exact.measure_recall(found.search(queries, k).rows, truth) >= 0.995
 
 
 @needs_scann
@@ -399,7 +401,7 @@ def test_an_older_index_still_opens(tree, tmp_path):
   queries = units(20, WIDTH, seed=2)
   rows, _ = sorted_by_score(queries, gallery(SIZE).vectors, 10)
   found = index.load(folder)
-  assert exact.recall(found.search(queries, 10).rows, rows) >= 0.95
+  assert exact.measure_recall(found.search(queries, 10).rows, rows) >= 0.95
   found.warm(100)
 
 
@@ -444,7 +446,7 @@ def test_what_is_not_reached_is_no_answer(tree):
   """ScaNN itself answers row 0 with a score of NaN."""
   searcher = scann.load(files.epath.Path(tree) / "scann")
   queries = units(5, WIDTH, seed=4)
-  rows, scores = scann.nearest(searcher, lambda k: (1, k), queries, 5000)
+  rows, scores = scann.find_nearest(searcher, lambda k: (1, k), queries, 5000)
   missing = rows == -1
   assert missing.any()
   assert (np.isneginf(scores) == missing).all()
@@ -520,8 +522,8 @@ def test_full_disk_keeps_the_old_index(small, tmp_path, monkeypatch):
 def test_tensorflow_stays_hidden_from_scann(monkeypatch):
   theirs = python_types.ModuleType("tensorflow")
   monkeypatch.setitem(sys.modules, "tensorflow", theirs)
-  assert scann.module.__wrapped__() is not None
+  assert scann.import_scann.__wrapped__() is not None
   assert sys.modules["tensorflow"] is theirs
   monkeypatch.delitem(sys.modules, "tensorflow")
-  assert scann.module.__wrapped__() is not None
+  assert scann.import_scann.__wrapped__() is not None
   assert "tensorflow" not in sys.modules

@@ -54,7 +54,7 @@ def test_thumbnails_are_kept_where_they_are_wanted(tmp_path):
   items.write(
     tmp_path / "items",
     source := source_of(3),
-    items.contract_of(source),
+    items.make_contract(source),
     thumbnail=lambda row: bytes([row]),
   )
   shown = items.Items(tmp_path / "items")
@@ -83,7 +83,7 @@ def test_captions_that_changed_make_other_items(tmp_path):
   encode.write_items(source_of(3), tmp_path / "items")
   assert (tmp_path / "items" / "manifest.json").stat().st_mtime_ns == before
   other = source_of(3, all_captions=(("a dog",),) * 3)
-  expected = items.contract_of(other)
+  expected = items.make_contract(other)
   with pytest.raises(ValueError, match=r"^captions\.texts: "):
     items.Items(tmp_path / "items", expected)
   encode.write_items(other, tmp_path / "items")

@@ -60,7 +60,7 @@ def test_what_is_given_stays():
   found = tuner.tune(TREE, measure, 0.9, reorder=60)
   assert found["reorder"] == 60
   given = found | {"leaves": 475}
-  assert [tuner.setting(given, 10**5, k)[1] for k in (1, 60, 90)] == [
+  assert [tuner.choose_setting(given, 10**5, k)[1] for k in (1, 60, 90)] == [
     60,
     60,
     90,
@@ -74,7 +74,7 @@ def test_settings_between_and_past_the_depths():
     "leaves_to_search": [10, 14, 25, 40],
     "reorder": [30, 40, 150, 300],
   }
-  ask = lambda k: tuner.setting(settings, 10_000, k)
+  ask = lambda k: tuner.choose_setting(settings, 10_000, k)
   assert ask(1) == ask(10) == (10, 30)
   assert ask(11) == ask(20) == (14, 40)
   assert ask(51) == ask(100) == (40, 300)
@@ -88,5 +88,5 @@ def test_settings_between_and_past_the_depths():
 
 def test_an_older_index_is_searched_as_it_was():
   settings = {"leaves": 475, "leaves_to_search": 60, "reorder": 100}
-  assert tuner.setting(settings, 10**5, 10) == (60, 100)
-  assert tuner.setting(settings, 10**5, 100) == (60, 400)
+  assert tuner.choose_setting(settings, 10**5, 10) == (60, 100)
+  assert tuner.choose_setting(settings, 10**5, 100) == (60, 400)

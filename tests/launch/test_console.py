@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from fs_jax.machine import commands
-from launch import cli, console
+from launch import console, recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
 STARTED = "/usr/bin/fs-jax"
@@ -31,9 +31,9 @@ def test_every_program_is_listed_with_what_it_does(started, capsys):
   console.main()
   out = capsys.readouterr().out
   for path in (ROOT / "launch").glob("*.py"):
-    if path.stem not in ("__init__", "cli", "console"):
+    if path.stem not in ("__init__", "cli", "console", "recipes"):
       assert f"\n  {path.stem} " in out
-  assert all(console.programs().values())
+  assert all(console.list_programs().values())
 
 
 def test_a_program_gets_its_arguments(started, capsys):
@@ -80,11 +80,11 @@ def test_commands_are_printed_in_the_form_that_was_typed(started):
   ],
 )
 def test_a_recipe_of_the_package_has_a_name(word, becomes):
-  assert cli._packaged(word) == becomes
+  assert recipes._resolve_word(word) == becomes
 
 
 def test_a_recipe_may_be_named_in_two_words():
   argv = ["train", "--config", "scenes:fast", "--workdir=W"]
   path = f"--config={ROOT}/configs/scenes.py:fast"
-  assert cli._with_packaged(argv) == ["train", path, "--workdir=W"]
-  assert cli._with_packaged(["train", "--config"]) == ["train", "--config"]
+  assert recipes.resolve(argv) == ["train", path, "--workdir=W"]
+  assert recipes.resolve(["train", "--config"]) == ["train", "--config"]

@@ -87,7 +87,7 @@ def second(tmp_path_factory):
     encode.write_memories(
       stages.load(workdir / "slow"), source, gallery.memories
     )
-    parts = encode.contracts_of(fast, source)
+    parts = encode.make_contract(fast, source)
     index.build(made, gallery.index, parts)
   return opened(workdir, source)
 
@@ -187,7 +187,7 @@ def test_answers_are_what_the_parts_say(second, queries, search):
   answers = search.search(queries, k=4, rerank=6)
   fast, weights = second.runs["distill"], search.judge.weights
   text = fast.tokenizer.encode(queries)
-  dots = encode.text_vectors(fast, text) @ second.corpus.vectors.T
+  dots = encode.encode_texts(fast, text) @ second.corpus.vectors.T
   near = np.argsort(-dots, axis=1, kind="stable")[:, :6]
   for answer, rows in zip(answers, near, strict=True):
     assert answer.fast_rows == tuple(rows)

@@ -41,7 +41,7 @@ def test_training_says_what_to_do_next(workdir):
 
 def test_training_leaves_every_stage_ready(workdir):
   for stage in ("fast", "slow", "distill"):
-    assert stages.finished(workdir / stage)
+    assert stages.is_finished(workdir / stage)
     run = stages.load(workdir / stage)
     assert run.step == run.cfg.train.steps
   judge = stages.load(workdir / "slow").slow_contract

@@ -165,7 +165,7 @@ def test_answers_of_anything_else_are_asked_for_again(evaluated, change):
     asked.append(part)
     raise Asked
 
-  steps = study.checklist.Parts(kept)
+  steps = study.checklist.Checklist(kept)
   answers.rank(steps, "rerank@20", manifest["contract"], make, make, None)
   assert not asked
   with pytest.raises(Asked):

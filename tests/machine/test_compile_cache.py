@@ -37,31 +37,31 @@ def files_after_a_run(folder, **environ):
     text=True,
     check=True,
   )
-  made = {p.name for p in folder.rglob("*-cache")}
-  return made, done.stdout
+  programs = {p.name for p in folder.rglob("*-cache")}
+  return programs, done.stdout
 
 
 def test_a_second_start_loads_what_the_first_compiled(tmp_path):
-  first, said = files_after_a_run(tmp_path / "a")
+  first, output = files_after_a_run(tmp_path / "a")
   assert first
-  assert said.endswith("True\n")  # and so say those that only load
-  assert files_after_a_run(tmp_path / "a") == (first, said)
+  assert output.endswith("True\n")  # and so say those that only load
+  assert files_after_a_run(tmp_path / "a") == (first, output)
   (tmp_path / "a").rename(tmp_path / "moved")
-  assert files_after_a_run(tmp_path / "moved") == (first, said)
+  assert files_after_a_run(tmp_path / "moved") == (first, output)
   for path in (tmp_path / "moved").rglob("*-cache"):
     path.write_bytes(path.read_bytes()[:9])  # killed while it was written
-  assert files_after_a_run(tmp_path / "moved") == (first, said)
+  assert files_after_a_run(tmp_path / "moved") == (first, output)
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(tmp_path):
   folder = tmp_path / "fs_jax" / "compiled"
   folder.mkdir(parents=True)
   folder.chmod(0o777)
-  made, _ = files_after_a_run(tmp_path)
-  assert not made
+  programs, _ = files_after_a_run(tmp_path)
+  assert not programs
   folder.chmod(0o700)
-  made, _ = files_after_a_run(tmp_path)
-  assert made
+  programs, _ = files_after_a_run(tmp_path)
+  assert programs
 
 
 def test_a_folder_that_the_environment_names_is_used(tmp_path):

@@ -165,9 +165,9 @@ def test_manifest_lists_everything(tmp_path):
   assert manifests.read_manifest(tmp_path / "out", "corpus") == manifest
   assert manifest["schema"] == 1
   assert set(manifest["files"]) == {"a.txt", "deep/b.npy"}
-  listed = manifest["files"]["a.txt"]
-  assert listed["bytes"] == 3
-  assert listed["sha256"] == files.sha256(tmp_path / "out/a.txt")
+  entry = manifest["files"]["a.txt"]
+  assert entry["bytes"] == 3
+  assert entry["sha256"] == files.sha256(tmp_path / "out/a.txt")
 
 
 def damage(how, folder):
@@ -187,7 +187,7 @@ def damage(how, folder):
 
 
 @pytest.mark.parametrize(
-  "how, says",
+  "how, message",
   [
     ("missing", r"'deep/b\.npy' is listed; got no such file"),
     ("unlisted", r"got 'deep/c\.npy'"),
@@ -197,12 +197,12 @@ def damage(how, folder):
     ("files", r"must be JSON that this program wrote"),
   ],
 )
-def test_damage_is_named(tmp_path, how, says):
+def test_damage_is_named(tmp_path, how, message):
   make(tmp_path / "out")
   damage(how, tmp_path / "out")
-  with pytest.raises(ValueError, match=says):
+  with pytest.raises(ValueError, match=message):
     manifests.read_manifest(tmp_path / "out", "corpus")
-  if how == "changed":  # of equal length: only told by its hash
+  if how == "changed":  # of equal length: only its hash tells
     manifests.read_manifest(tmp_path / "out", "corpus", hashes=False)
 
 

@@ -43,7 +43,7 @@ def test_an_accelerator_type_stands_for_one_shape(version):
 
 
 @pytest.mark.parametrize(
-  ("topology", "said"),
+  ("topology", "message"),
   [
     ("", "must begin with one of v4, v5e, v5p, v6e; got ''"),
     ("v9:2x2", "must begin with"),
@@ -55,8 +55,8 @@ def test_an_accelerator_type_stands_for_one_shape(version):
     ("h100:4x8", "must begin with"),
   ],
 )
-def test_a_slice_that_nobody_sells(topology, said):
-  with pytest.raises(ValueError, match=said):
+def test_a_slice_that_nobody_sells(topology, message):
+  with pytest.raises(ValueError, match=message):
     hardware.parse_slice(topology)
 
 
@@ -84,7 +84,7 @@ def test_gpus_that_are_none(topology):
     ("TPU v5p", 459e12),
     ("TPU v6 lite", 918e12),
     ("NVIDIA H100 80GB HBM3", 989e12),
-    ("NVIDIA H100 PCIe", 756e12),  # not what its beginning alone says
+    ("NVIDIA H100 PCIe", 756e12),  # not as its prefix alone
     ("NVIDIA H200", 989e12),
     ("NVIDIA A100-SXM4-80GB", 312e12),
     ("cpu", None),

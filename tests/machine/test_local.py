@@ -31,15 +31,15 @@ sys.exit(int(codes[0]))
 
 
 def run(tmp_path, *codes, **how):
-  """Exit code, starts of each process, and what was said."""
-  for index, listed in enumerate(codes):
-    (tmp_path / str(index)).write_text(listed)
-  said = []
+  """Exit code, starts of all processes, messages, and addresses."""
+  for index, words in enumerate(codes):
+    (tmp_path / str(index)).write_text(words)
+  messages = []
   command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
   job = local.Job(command, len(codes), **{"grace": 10.0} | how)
-  code = local.run(job, said.append)
+  code = local.run(job, messages.append)
   starts = (tmp_path / "starts").read_text().splitlines()
-  return code, len(starts), "\n".join(said), {x.split()[1] for x in starts}
+  return code, len(starts), "\n".join(messages), {x.split()[1] for x in starts}
 
 
 def test_what_is_done_is_done(tmp_path):
@@ -47,17 +47,17 @@ def test_what_is_done_is_done(tmp_path):
 
 
 def test_a_dead_peer_takes_the_others_and_all_start_again(tmp_path):
-  code, starts, said, addresses = run(tmp_path, "wait 0", "kill 0")
+  code, starts, messages, addresses = run(tmp_path, "wait 0", "kill 0")
   assert (code, starts) == (0, 4)
-  assert "died of SIGKILL (1 of 5 crashes)" in said
+  assert "died of SIGKILL (1 of 5 crashes)" in messages
   assert len(addresses) == 2  # the old port may still be taken
 
 
 def test_preempted_starts_again_and_is_no_crash(tmp_path):
   # One process: a second would be told to stop before it has read its codes.
-  code, starts, said, _ = run(tmp_path, "75 75 0", restarts=0)
+  code, starts, messages, _ = run(tmp_path, "75 75 0", restarts=0)
   assert (code, starts) == (0, 3)
-  assert "crash" not in said
+  assert "crash" not in messages
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -98,7 +98,7 @@ def test_one_too_young_to_hear_is_told_to_stop_all_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("codes", "tells"),
+  ("codes", "telling"),
   [
     ([0, 0], 0),
     ([2, -signal.SIGKILL], -signal.SIGKILL),  # lost it while it saved
@@ -109,8 +109,8 @@ def test_one_too_young_to_hear_is_told_to_stop_all_the_same(tmp_path):
     ([], 75),
   ],
 )
-def test_what_several_codes_say(codes, tells):
-  assert local._most_telling(codes) == tells
+def test_what_several_codes_say(codes, telling):
+  assert local._most_telling(codes) == telling
 
 
 def test_no_process_is_refused():

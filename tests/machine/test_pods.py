@@ -33,7 +33,7 @@ GPU = dataclasses.replace(TPU, workdir="/shared/x", topology="h100:2x4")
 
 
 def shellcheck(script):
-  """What shellcheck says: nothing if all is well."""
+  """Shellcheck's findings: none if all is well."""
   tool = pathlib.Path(sys.executable).parent / "shellcheck"
   done = subprocess.run(
     # SC2016 warns of the $ in COMMAND, which is there to be taken as it is.
@@ -112,8 +112,8 @@ def manifest(**changes):
   [("v5e:2x4", 1), ("v5e:4x4", 2), ("v5p:4x4x4", 1), ("v6e:16x16", 3)],
 )
 def test_a_jobset_is_what_kubernetes_reads(topology, slices):
-  made = manifest(topology=topology, slices=slices, spot=True, account="a")
-  read = kubernetes.read(made)
+  jobset = manifest(topology=topology, slices=slices, spot=True, account="a")
+  read = kubernetes.read(jobset)
   (replicated,) = read.spec.replicatedJobs
   job = replicated.template.spec
   pod = job.template.spec
@@ -148,7 +148,7 @@ def test_a_jobset_is_what_kubernetes_reads(topology, slices):
 def test_a_jobset_with_a_mistake_is_not_read(path):
   *keys, last = (int(k) if k.isdigit() else k for k in path.split("."))
   for spoil in ("value", "name"):
-    made = at = manifest(slices=2)
+    jobset = at = manifest(slices=2)
     for key in keys:
       at = at[key]
     if spoil == "value":
@@ -156,13 +156,13 @@ def test_a_jobset_with_a_mistake_is_not_read(path):
     else:
       at[f"{last}s"] = at.pop(last)
     with pytest.raises(ValueError, match=r"Invalid|Expected|unknown|missing"):
-      kubernetes.read(made)
+      kubernetes.read(jobset)
 
 
 def job_message(code=None, condition=None):
   """Why a Job failed, as Kubernetes' controller writes it; None: no rule."""
-  made = manifest()["spec"]["replicatedJobs"][0]["template"]["spec"]
-  for index, rule in enumerate(made["podFailurePolicy"]["rules"]):
+  job_spec = manifest()["spec"]["replicatedJobs"][0]["template"]["spec"]
+  for index, rule in enumerate(job_spec["podFailurePolicy"]["rules"]):
     end = f"matching {rule['action']} rule at index {index}"
     codes = rule.get("onExitCodes", {}).get("values", [])
     if code is not None and code in codes:
@@ -189,7 +189,7 @@ def test_what_a_jobset_does_when_a_pod_fails(failure, action):
   message = job_message(**failure)
   reason = "PodFailurePolicy" if message else "BackoffLimitExceeded"
   policy = kubernetes.read(manifest()).spec.failurePolicy
-  found = [
+  actions = [
     rule.action
     for rule in policy.rules
     if reason in rule.onJobFailureReasons
@@ -197,14 +197,14 @@ def test_what_a_jobset_does_when_a_pod_fails(failure, action):
       re.search(p, message or "") for p in rule.onJobFailureMessagePatterns
     )
   ]
-  assert found[:1] == ([action] if action else [])
+  assert actions[:1] == ([action] if action else [])
   assert policy.maxRestarts == TPU.restarts
 
 
 def test_jax_numbers_the_processes_of_two_slices(monkeypatch):
-  made = manifest(slices=2)["spec"]["replicatedJobs"][0]["template"]["spec"]
-  hosts = made["parallelism"]
-  (container,) = made["template"]["spec"]["containers"]
+  job_spec = manifest(slices=2)["spec"]["replicatedJobs"][0]["template"]["spec"]
+  hosts = job_spec["parallelism"]
+  (container,) = job_spec["template"]["spec"]["containers"]
   numbers = []
   for index in range(2):
     for e in container["env"]:
@@ -220,7 +220,7 @@ def test_jax_numbers_the_processes_of_two_slices(monkeypatch):
   assert numbers == list(range(2 * hosts))
 
 
-# SLURM: the script, with srun and scontrol that only note what they are told.
+# SLURM: the script, with an srun and a scontrol that only note their calls.
 
 
 def test_slurm_asks_for_a_task_a_gpu():
@@ -430,7 +430,7 @@ def test_systemd_reads_the_service(run, tmp_path):
   text, _ = service(run, tmp_path, "v5e:4x4")
   path = tmp_path / "demo.service"
 
-  def said(unit):
+  def errors_of(unit):
     path.write_text(unit)
     done = subprocess.run(
       ["systemd-analyze", "verify", path],
@@ -440,15 +440,15 @@ def test_systemd_reads_the_service(run, tmp_path):
     )
     return [line for line in done.stderr.splitlines() if path.name in line]
 
-  assert said(text) == []
-  assert said(text.replace("Restart=", "Restarts="))
+  assert errors_of(text) == []
+  assert errors_of(text.replace("Restart=", "Restarts="))
 
 
 # What is refused.
 
 
 @pytest.mark.parametrize(
-  ("render", "changes", "said"),
+  ("render", "changes", "message"),
   [
     (tpu_vm.script, {"zone": ""}, "zone: "),
     (tpu_vm.script, {"workdir": "/runs/x"}, "give --workdir=gs://"),
@@ -478,8 +478,8 @@ def test_systemd_reads_the_service(run, tmp_path):
     ),
   ],
 )
-def test_an_engine_refuses(render, changes, said):
-  with pytest.raises(ValueError, match=re.escape(said)):
+def test_an_engine_refuses(render, changes, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
     render(dataclasses.replace(TPU, **changes))
 
 

@@ -1,4 +1,4 @@
-"""How processes meet, and what is said when one does not come."""
+"""How processes meet, and the error when one does not come."""
 
 import contextlib
 import http.server
@@ -26,8 +26,8 @@ with open(sys.argv[1], "a") as lock:
 
 
 def environment(**values):
-  kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  return kept | {"JAX_PLATFORMS": "cpu", **values}
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return env | {"JAX_PLATFORMS": "cpu", **values}
 
 
 def ran(program, env):
@@ -84,7 +84,7 @@ def main(argv):
     os.kill(os.getpid(), signal.SIGKILL)
   if argv[0] == "busy":
     time.sleep(600)
-  cli.only([], "say what")
+  cli.take_argument([], "say what")
 processes._HEARTBEAT, processes._MARGIN = 10, 5
 cli.run(main, "")
 """
@@ -95,7 +95,7 @@ cli.run(main, "")
   [
     ("bad bad bad", [2, 2, 2]),
     ("bad busy", [2]),
-    ("bad die", [1]),  # said by JAX or by us, whoever hears of it first
+    ("bad die", [1]),  # ended by JAX or by us, whichever notices first
   ],
 )
 def test_bad_input_is_believed_where_no_peer_died(words, ends):
@@ -115,12 +115,12 @@ def test_bad_input_is_believed_where_no_peer_died(words, ends):
     for index, word in enumerate(words.split())
   ]
   try:
-    heard = [p.communicate(timeout=120)[1] for p in started[: len(ends)]]
+    errors = [p.communicate(timeout=120)[1] for p in started[: len(ends)]]
   finally:
     for process in started:
       process.kill()
       process.wait()
-  assert all("error: arguments: one is wanted" in said for said in heard)
+  assert all("error: arguments: one is wanted" in error for error in errors)
   assert [p.returncode for p in started[: len(ends)]] == ends
 
 
@@ -189,14 +189,14 @@ ctypes.CDLL(None).malloc_stats()
   ("set_to", "most"), [({}, 2), ({"MALLOC_ARENA_MAX": "3"}, 3)]
 )
 def test_threads_share_what_was_freed(set_to, most):
-  """glibc itself says how many arenas it made."""
+  """glibc reports how many arenas it made."""
   done = ran(ALLOCATE, environment(**set_to))
   assert done.returncode == 0
   assert done.stderr.count("Arena ") == most
 
 
 def test_hosts_that_do_not_meet_say_so():
-  """Where JAX finds its peers by itself, as on a pod, it says as much."""
+  """A process that discovers its peers, as on a pod, names the host."""
   env = environment(
     FS_JAX_MULTIHOST="1",
     FS_JAX_PEER_TIMEOUT="2",
@@ -213,17 +213,17 @@ def test_hosts_that_do_not_meet_say_so():
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
-  """What a host is told: nothing, then no answer, then that it has to go."""
+  """A metadata server: no event, then no answer, then maintenance."""
 
   asked: ClassVar[list] = []
 
   def do_GET(self):
     self.asked.append((self.path, self.headers["Metadata-Flavor"]))
     times = len(self.asked)
-    said = "NONE" if times < 7 else "TERMINATE_ON_HOST_MAINTENANCE"
+    event = "NONE" if times < 7 else "TERMINATE_ON_HOST_MAINTENANCE"
     self.send_response(503 if 1 < times < 7 else 200)
     self.end_headers()
-    self.wfile.write(said.encode())
+    self.wfile.write(event.encode())
 
   def log_message(self, *_):
     pass

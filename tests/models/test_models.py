@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from fs_jax import config, types
-from fs_jax.models import build, fast, layers, slow, vision
+from fs_jax.models import (
+  attention,
+  blocks,
+  build,
+  fast,
+  layers,
+  slow,
+  vision,
+)
 from fs_jax.train import gradients, tasks
 from tests.support import lowered, synthetic
 
@@ -312,6 +320,7 @@ def test_finer_levels_keep_every_other_frame(pool):
   coarse, fine = encode(model, params, image).levels
   assert coarse.latent.shape == (2, 3 * 4, 8)
   assert fine.latent.shape == (2, 2 * 16, 8)
+  assert cfg.grids(image.shape[2], 3) == ((3, 2, 2), (2, 4, 4))
   assert coarse.mask.all() and fine.mask.all()
   # Of a class token nothing is stored.
   tower = vision.Vision(cfg.vision, SINGLE)
@@ -383,13 +392,13 @@ def test_bfloat16_words_are_as_exact_as_sums_in_float32(
 @pytest.mark.parametrize("long", [False, True])
 def test_bfloat16_attention_weighs_as_sums_in_float32_do(monkeypatch, long):
   """Scores of 30 and more, rounded to bfloat16, change weights by a tenth."""
-  monkeypatch.setattr(layers, "SHORT", 0 if long else 64)
+  monkeypatch.setattr(attention, "SHORT", 0 if long else 64)
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(0, 4, shape), jnp.bfloat16)
   q, k = draw(2, 5, 2, 16), draw(2, 16, 2, 16)
   each = np.eye(16, dtype=np.float32)[None, :, None]  # values: who is mixed in
   v = jnp.asarray(np.broadcast_to(each, (2, 16, 2, 16)))
-  fresh = lambda *args: layers.attend(*args)
+  fresh = lambda *args: attention.attend(*args)
   got = quick(fresh)(q, k, v, None)
   whole = lambda x: np.asarray(x.astype(jnp.float32), np.float64)
   scores = np.einsum("blhd,bnhd->blhn", whole(q), whole(k)) / 4
@@ -402,7 +411,7 @@ def test_bfloat16_latents_are_weighed_as_sums_in_float32_do():
   rng = np.random.default_rng(0)
   draw = lambda s, *shape: jnp.asarray(rng.normal(0, s, shape), jnp.bfloat16)
   x, latent = draw(1, 2, 3, 4), draw(9, 2, 7, 16)
-  module = layers.LatentAttention(2, jnp.dtype("bfloat16"))
+  module = attention.LatentAttention(2, jnp.dtype("bfloat16"))
   # Queries that are numbers of x, one each: no product before the scores.
   kernel = np.eye(4, 32, dtype=np.float32).reshape(4, 2, 16)
   params = {
@@ -450,7 +459,7 @@ def test_products_of_bfloat16_are_float32(monkeypatch, stage, fields, short):
 
   Its gradients of attention may be bfloat16: no softmax reads them.
   """
-  monkeypatch.setattr(layers, "SHORT", short)
+  monkeypatch.setattr(attention, "SHORT", short)
   cfg = synthetic.cfg(stage, compute="bfloat16", **fields)
   task = tasks.make(cfg, synthetic.VOCABULARY)
   params = jax.eval_shape(task.init, jax.random.key(0))
@@ -647,7 +656,7 @@ def test_latent_attention_is_attention_with_explicit_keys(d_mem):
     },
   }
   single = lambda tree: jax.tree.map(np.float32, tree)
-  module = layers.LatentAttention(heads, SINGLE)
+  module = attention.LatentAttention(heads, SINGLE)
   got = quick(module.apply)({"params": single(params)}, *single((x, m)), mask)
   close(got, want)
 
@@ -657,7 +666,7 @@ def test_attention_of_a_long_row_is_that_of_a_short_one(monkeypatch):
   q, k, v = rng.normal(size=(3, 2, 5, 2, 4)).astype(np.float32)
   mask = np.tril(np.ones((5, 5), bool))[None, None]
   for where in (mask, None):
-    short = quick(layers.attend)(q, k, v, where)
+    short = quick(attention.attend)(q, k, v, where)
     want = np.zeros((2, 5, 2, 4))
     for b, l, h in np.ndindex(2, 5, 2):
       seen = slice(0, l + 1 if where is not None else 5)
@@ -665,8 +674,10 @@ def test_attention_of_a_long_row_is_that_of_a_short_one(monkeypatch):
       want[b, l, h] = weight @ v[b, seen, h] / weight.sum()
     close(short, want)
     with monkeypatch.context() as patch:
-      patch.setattr(layers, "SHORT", 0)
-      fused = lambda *args: layers.attend(*args)  # not the one compiled above
+      patch.setattr(attention, "SHORT", 0)
+      fused = lambda *args: attention.attend(
+        *args
+      )  # not the one compiled above
       close(quick(fused)(q, k, v, where), want)
 
 
@@ -692,9 +703,9 @@ def test_a_kernel_is_asked_for_what_it_takes(
   monkeypatch.setattr(jax, "local_devices", lambda: [device])
   kernel = lambda q, k, v, implementation: asked.append(implementation) or q
   monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-  x = jnp.zeros((1, layers.SHORT + 1, 2, width), dtype)
-  mask = jnp.ones((1, 1, 1, layers.SHORT + 1), bool) if masked else None
-  layers.attend(x, x, x, mask)
+  x = jnp.zeros((1, attention.SHORT + 1, 2, width), dtype)
+  mask = jnp.ones((1, 1, 1, attention.SHORT + 1), bool) if masked else None
+  attention.attend(x, x, x, mask)
   assert asked == ["cudnn"] * fused
 
 
@@ -703,7 +714,7 @@ def test_pools(kind):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 5, 4)), "float32")
   mask = jnp.asarray([[True] * 3 + [False] * 2, [True] * 5])
-  pool = layers.Pool(kind, 2, 6, SINGLE)
+  pool = blocks.Pool(kind, 2, 6, SINGLE)
   shapes = jax.eval_shape(pool.init, jax.random.key(0), x)
   params = filled(shapes)
   run = quick(pool.apply)
@@ -834,7 +845,7 @@ def test_recomputing_changes_no_gradient(remat):
 
   def gradient(kind):
     cfg = dataclasses.replace(synthetic.stack(2), remat=kind)
-    module = layers.Stack(cfg, SINGLE)
+    module = blocks.Stack(cfg, SINGLE)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     loss = lambda p: (module.apply(p, x) ** 2).mean()
     return quick(jax.grad(loss))(filled(shapes))

@@ -109,10 +109,10 @@ def test_a_recipe_has_every_field_that_decides_a_result(cfg):
   fields = contract.recipe(cfg)
   assert json.loads(json.dumps(fields)) == fields
   assert all(not isinstance(v, (list, dict)) for v in fields.values())
-  left_out = set(configdict.flat(cfg)) - set(fields)
+  left_out = set(configdict.flatten(cfg)) - set(fields)
   assert left_out == {
     name
-    for name in configdict.flat(cfg)
+    for name in configdict.flatten(cfg)
     if name in contract.UNCOMPARED or name.startswith(("mesh.", "weights."))
   }
   assert {"seed", "distill.alpha", "data.mean", "compute"} <= set(fields)
@@ -122,9 +122,9 @@ def test_a_recipe_has_every_field_that_decides_a_result(cfg):
 
 def test_what_may_change_while_a_run_goes_on_is_in_no_contract(cfg):
   """Or a gallery would be refused for how often its model was saved."""
-  free = {x for x in configdict.flat(cfg) if x.startswith(stages.FREE)}
+  free = {x for x in configdict.flatten(cfg) if x.startswith(stages.FREE)}
   # Which step later programs read is part of what they read.
-  assert free - {"train.keep_best"} <= set(configdict.flat(cfg)) - set(
+  assert free - {"train.keep_best"} <= set(configdict.flatten(cfg)) - set(
     contract.recipe(cfg)
   )
 
@@ -148,5 +148,5 @@ def test_a_flag_is_what_a_shell_and_the_config_take(cfg):
     (word,) = shlex.split(contract.flag(field, contract.recipe(cfg)[field]))
     name, _, text = word.removeprefix("--config.").partition("=")
     assert name == field
-    want = configdict.flat(cfg)[field]
+    want = configdict.flatten(cfg)[field]
     assert (text if isinstance(want, str) else ast.literal_eval(text)) == want

@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
-  made = journal.Report(tmp_path, "fast", 0, 10)
+  made = journal.Journal(tmp_path, "fast", 0, 10)
   yield made
   made.close()
 
@@ -45,10 +45,10 @@ def test_a_folder_of_a_store_gets_whole_files(bucket):
   """Nothing can be appended there: lines and events are written together."""
   where = epath.Path("gs://bucket/W/fast")
   (where / layout.METRICS).write_text('{"step": 2, "split": "train"}\n')
-  log = journal.Report(where, "fast", 4, 10)
+  log = journal.Journal(where, "fast", 4, 10)
   log.train(6, WINDOW, 8)
   assert steps(where) == [2]  # at the next upload
-  log.keep()
+  log.flush()
   assert steps(where) == [2, 6]
   log.train(8, WINDOW, 8)
   log.close()
@@ -67,8 +67,8 @@ def test_nobody_waits_for_a_slow_store(bucket, monkeypatch):
     sent.append(text.count('"split": "train"'))
 
   where = epath.Path("gs://bucket/W/fast")
-  log = journal.Report(where, "fast", 0, 10)
-  log.keep()
+  log = journal.Journal(where, "fast", 0, 10)
+  log.flush()
   monkeypatch.setattr(uploads, "EVERY", -1.0)
   monkeypatch.setattr(uploads.files, "write_text", slowly)
   log.train(2, WINDOW, 8)
@@ -77,7 +77,7 @@ def test_nobody_waits_for_a_slow_store(bucket, monkeypatch):
     log.train(step, WINDOW, 8)
   assert sent == []
   goes_on.set()
-  log.keep()
+  log.flush()
   assert sent == [1, 4]
   log.close()
 
@@ -93,7 +93,7 @@ def test_a_store_that_failed_for_a_while_has_all_lines(
   """Only a save insists: it must not be known before its lines are."""
   monkeypatch.setattr(uploads, "EVERY", -1.0)
   where = epath.Path("gs://bucket/W/fast")
-  log = journal.Report(where, "fast", 0, 10)
+  log = journal.Journal(where, "fast", 0, 10)
   with monkeypatch.context() as during:
 
     def fails(path, text):
@@ -102,9 +102,9 @@ def test_a_store_that_failed_for_a_while_has_all_lines(
     during.setattr(uploads.files, "write_text", fails)
     log.train(2, WINDOW, 8)
     with pytest.raises(RuntimeError, match=r"must answer; got 503. start ag"):
-      log.keep()
+      log.flush()
   log.train(4, WINDOW, 8)
-  log.keep()
+  log.flush()
   assert steps(where) == [2, 4]
   with monkeypatch.context() as during:
 
@@ -113,7 +113,7 @@ def test_a_store_that_failed_for_a_while_has_all_lines(
 
     during.setattr(uploads.files, "write_text", refuses)
     with pytest.raises(PermissionError):  # a user has to mend that
-      log.keep()
+      log.flush()
   log.close()
 
 
@@ -156,7 +156,7 @@ def test_lines_past_the_checkpoint_are_dropped(folder, start, kept):
   before = (folder / layout.METRICS).read_text().splitlines()
   with open(folder / layout.METRICS, "a") as file:
     file.write('{"step": 8, "lo')
-  log = journal.Report(folder, "fast", start, 10)
+  log = journal.Journal(folder, "fast", start, 10)
   after = (folder / layout.METRICS).read_text().splitlines()
   assert after[:-1] == before[: len(kept)]
   assert json.loads(after[-1])["split"] == journal.START
@@ -187,7 +187,7 @@ def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
   now = [100.0]
   monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
   monkeypatch.setattr(journal.time, "time", lambda: 1000 + now[0])
-  log = journal.Report(tmp_path, "fast", 0, 10, flops=3e12, peak=1e13)
+  log = journal.Journal(tmp_path, "fast", 0, 10, flops=3e12, peak=1e13)
 
   def takes(seconds):
     now[0] += seconds
@@ -214,7 +214,7 @@ def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
   assert got["host_memory_gib"] > 0.01
   # Started again, what was of use stays so, and the pause does not count.
   takes(20)
-  log = journal.Report(tmp_path, "fast", 4, 10)
+  log = journal.Journal(tmp_path, "fast", 4, 10)
   log.begin()
   takes(10)
   assert log.train(6, WINDOW, 16)["goodput"] == pytest.approx(16 / 50)
@@ -224,12 +224,12 @@ def test_a_line_says_where_the_time_went(tmp_path, monkeypatch):
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(processes, "is_first", lambda: False)
-  log = journal.Report(tmp_path, "fast", 0, 10)
+  log = journal.Journal(tmp_path, "fast", 0, 10)
   log.begin()
   assert log.train(2, WINDOW, 8)["loss"] == 3.0
   log.write(2, "validation", {"R@1": 0.5})
   log.say("anything")
-  log.keep()
+  log.flush()
   with pytest.raises(errors.NonFinite):  # all of them stop
     log.train(4, [WINDOW[0] | {"loss": np.nan}], 8)
   log.close()

@@ -15,25 +15,25 @@ def workdir(tmp_path):
 
 
 def test_the_better_fast_serves(workdir, tmp_path):
-  assert layout.serving(tmp_path / "empty") is None
-  assert layout.serving(workdir) == "fast"
+  assert layout.best_fast(tmp_path / "empty") is None
+  assert layout.best_fast(workdir) == "fast"
   layout.stage(workdir, "distill").mkdir()
-  assert layout.serving(workdir) == "fast"  # not trained to its end
+  assert layout.best_fast(workdir) == "fast"  # not trained to its end
   (layout.stage(workdir, "distill") / layout.DONE).touch()
-  assert layout.serving(workdir) == "distill"
+  assert layout.best_fast(workdir) == "distill"
 
 
 def test_a_fast_that_is_only_compared_lies_below(workdir):
   own = layout.gallery(workdir, "test")
-  assert layout.compared(workdir, "test", "fast") == own
-  assert layout.compared(workdir, "test", "longer").folder == (
+  assert layout.fast_gallery(workdir, "test", "fast") == own
+  assert layout.fast_gallery(workdir, "test", "longer").folder == (
     own.folder / "longer"
   )
 
 
 def test_no_two_things_lie_in_one_place(workdir):
   own = layout.gallery(workdir, "test")
-  below = layout.compared(workdir, "test", "longer")
+  below = layout.fast_gallery(workdir, "test", "longer")
   places = [
     *(own.items, own.vectors, own.memories, own.index, below.vectors),
     *(below.index, layout.queries(workdir, "test", 9)),

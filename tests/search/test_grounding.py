@@ -69,7 +69,7 @@ def run() -> stages.Run:
 @pytest.mark.parametrize(("separate", "frames"), [(False, 1), (True, 2)])
 def test_each_token_has_a_distribution_per_level(separate, frames):
   run = make_run(separate, frames)
-  words = grounding.word_attention(run, picture(0, frames), TEXTS[0])
+  words = grounding.ground_words(run, picture(0, frames), TEXTS[0])
   forward, backward = reading(words, "forward"), reading(words, "backward")
   assert [word.token for word in forward] == [*TEXTS[0].split(), "</s>"]
   backwards = [*reversed(TEXTS[0].split()), "</s>"]
@@ -83,7 +83,7 @@ def test_each_token_has_a_distribution_per_level(separate, frames):
 
 
 def test_log_p_is_that_of_both_readings(run):
-  words = grounding.word_attention(run, picture(0), TEXTS[0])
+  words = grounding.ground_words(run, picture(0), TEXTS[0])
   model = build.slow_model(run.cfg, run.tokenizer.vocab_size)
   text = jnp.asarray(run.tokenizer.encode([TEXTS[0]]))
 
@@ -108,8 +108,8 @@ def test_log_p_is_that_of_both_readings(run):
 def test_a_word_sees_only_the_words_read_before_it(run):
   """Maps lie at the input before their token: another token changes later."""
   one, two = "a red circle above", "a red square above"
-  first = grounding.word_attention(run, picture(0), one)
-  second = grounding.word_attention(run, picture(0), two)
+  first = grounding.ground_words(run, picture(0), one)
+  second = grounding.ground_words(run, picture(0), two)
   for direction, changed in (("forward", 2), ("backward", 1)):
     ours, theirs = reading(first, direction), reading(second, direction)
     assert ours[changed].token == "circle"
@@ -125,8 +125,8 @@ def test_a_word_sees_only_the_words_read_before_it(run):
 
 
 def test_attention_follows_the_picture(run):
-  first = grounding.word_attention(run, picture(0), TEXTS[0])
-  second = grounding.word_attention(run, picture(1), TEXTS[0])
+  first = grounding.ground_words(run, picture(0), TEXTS[0])
+  second = grounding.ground_words(run, picture(1), TEXTS[0])
   assert np.abs(first[1].maps[1] - second[1].maps[1]).max() > 1e-3
   assert first[1].log_p != second[1].log_p
 
@@ -137,4 +137,4 @@ def test_a_matching_slow_is_refused(run):
   cfg = dataclasses.replace(run.cfg, slow=slow, init=init)
   other = run._replace(cfg=cfg)
   with pytest.raises(ValueError, match="predicts words"):
-    grounding.word_attention(other, picture(0), TEXTS[0])
+    grounding.ground_words(other, picture(0), TEXTS[0])

@@ -43,12 +43,12 @@ class Judge:
     h = np.take_along_axis(self.table, np.maximum(rows, 0), axis=1)
     return np.where(rows >= 0, h, -np.inf)
 
-  def everything(self, text, progress=None):
+  def score_all(self, text, progress=None):
     if progress is not None:
       progress(self.table.size)
     return self.table
 
-  def shapes(self, text, k=None):
+  def list_shapes(self, text, k=None):
     return {(len(text), k)}
 
   def warm(self, shapes):
@@ -74,7 +74,7 @@ class Base:
     return types.Candidates(self.rows, dots)
 
 
-def fit_of(gamma=0.5, beta=3.0):
+def weights_of(gamma=0.5, beta=3.0):
   return fusion.Weights(gamma, beta, 1.0, 0.0, (), 5, Q, 0)
 
 
@@ -83,16 +83,16 @@ def judge():
 
 
 def test_reranked_orders_k_and_leaves_the_rest_behind():
-  scorer, base, fit, text = Judge(), Base(), fit_of(), text_of(Q)
+  scorer, base, weights, text = Judge(), Base(), weights_of(), text_of(Q)
   k = 5
-  ranker = rankers.Reranked(base, cast(scorers.Scorer, scorer), fit, k)
+  ranker = rankers.Reranker(base, cast(scorers.Scorer, scorer), weights, k)
   found = ranker(text)
   assert [a.shape for a in scorer.asked] == [(Q, k)]
   n = rerank.count_targets(text)
   for q in range(Q):
     both = {
-      row: scorer.table[q, row] / n[q] ** fit.gamma
-      + fit.beta * base.dots[q, row]
+      row: scorer.table[q, row] / n[q] ** weights.gamma
+      + weights.beta * base.dots[q, row]
       for row in base.rows[q, :k]
     }
     assert list(found.rows[q, :k]) == sorted(both, key=lambda r: -both[r])
@@ -105,8 +105,8 @@ def test_reranked_orders_k_and_leaves_the_rest_behind():
 def test_equal_scores_keep_the_order_of_fast():
   scorer, base = Judge(), Base()
   scorer.table[:] = -1
-  ranker = rankers.Reranked(
-    base, cast(scorers.Scorer, scorer), fit_of(beta=0.0), 8
+  ranker = rankers.Reranker(
+    base, cast(scorers.Scorer, scorer), weights_of(beta=0.0), 8
   )
   np.testing.assert_array_equal(ranker(text_of(Q)).rows, base.rows)
 
@@ -129,13 +129,15 @@ def encoded(monkeypatch):
   """Text vectors of a stand-in for Fast."""
   rng = np.random.default_rng(2)
   queries = rng.normal(size=(Q, 4)).astype(np.float32)
-  monkeypatch.setattr(rankers.encode, "text_vectors", lambda run, text: queries)
+  monkeypatch.setattr(rankers.encode, "encode_texts", lambda run, text: queries)
   return queries
 
 
 def test_fast_is_the_index(encoded):
   vectors = np.random.default_rng(3).normal(size=(C, 4)).astype(np.float32)
-  ranker = rankers.Fast(lambda text: encoded, exact.index(vectors), depth=9)
+  ranker = rankers.Fast(
+    lambda text: encoded, exact.make_index(vectors), depth=9
+  )
   found = ranker(text_of(Q))
   order = np.argsort(-encoded @ vectors.T, axis=1)[:, :9]
   np.testing.assert_array_equal(found.rows, order)
@@ -147,11 +149,13 @@ def test_in_group_scores_every_member_and_only_those(encoded):
   rng = np.random.default_rng(4)
   groups = np.stack([rng.permutation(C)[:5] for _ in range(Q)]).astype(np.int32)
   groups[2, 3:] = -1  # a smaller group
-  text, scorer, fit = text_of(Q), Judge(), fit_of()
-  fast = rankers.fast_in_group(cast(stages.Run, None), vectors, text, groups)
+  text, scorer, weights = text_of(Q), Judge(), weights_of()
+  fast = rankers.score_groups_with_fast(
+    cast(stages.Run, None), vectors, text, groups
+  )
   slow = cast(scorers.Scorer, scorer)
-  both = rankers.reranked_in_group(fast, slow, fit, text)
-  alone = rankers.slow_in_group(slow, text, groups)
+  both = rankers.rerank_groups(fast, slow, weights, text)
+  alone = rankers.score_groups_with_slow(slow, text, groups)
   n = rerank.count_targets(text)
   for found in (fast, both, alone):
     np.testing.assert_array_equal(found.rows, groups)
@@ -161,11 +165,11 @@ def test_in_group_scores_every_member_and_only_those(encoded):
       if row < 0:
         continue
       dot, h = encoded[q] @ vectors[row], scorer.table[q, row]
-      u = h / n[q] ** fit.gamma
+      u = h / n[q] ** weights.gamma
       np.testing.assert_allclose(fast.scores[q, i], dot, rtol=1e-5)
       np.testing.assert_allclose(alone.scores[q, i], h)
       np.testing.assert_allclose(
-        both.scores[q, i], u + fit.beta * dot, rtol=1e-4, atol=1e-5
+        both.scores[q, i], u + weights.beta * dot, rtol=1e-4, atol=1e-5
       )
 
 
@@ -175,9 +179,9 @@ def test_in_group_scores_every_member_and_only_those(encoded):
 def test_what_is_warmed_is_what_will_be_asked():
   scorer, base = Judge(), Base(depth=12)
   slow = cast(scorers.Scorer, scorer)
-  rankers.Reranked(base, slow, fit_of(), 5).warm(text_of(Q))
+  rankers.Reranker(base, slow, weights_of(), 5).warm(text_of(Q))
   assert base.warmed == Q and scorer.warmed == {(Q, 5)}
-  rankers.Reranked(base, slow, fit_of(), 20).warm(text_of(Q))
+  rankers.Reranker(base, slow, weights_of(), 20).warm(text_of(Q))
   assert scorer.warmed == {(Q, 12)}  # more than there are
   rankers.Slow(slow).warm(text_of(Q))
   assert scorer.warmed == {(Q, None)}
@@ -191,8 +195,8 @@ def test_a_ranker_that_still_compiles_gets_no_time():
       return super().__call__(text)
 
   with pytest.raises(RuntimeError, match=r"^7 queries to Cold: .* got 1 that"):
-    rankers.timed(Cold(), text_of(Q))
-  found, stages_ms = rankers.timed(Base(), text_of(Q))
+    rankers.time_answers(Cold(), text_of(Q))
+  found, stages_ms = rankers.time_answers(Base(), text_of(Q))
   assert found.rows.shape == (Q, 12)
   assert stages_ms == {"encode": 1.0, "search": 2.0}
 
@@ -209,21 +213,21 @@ def small_gallery(tmp_path):
 
 def test_slow_over_few_visuals_is_timed_without_compiling(small_gallery):
   text = synthetic.text(np.random.default_rng(0), 20)
-  found, stages_ms = rankers.timed(rankers.Slow(small_gallery, 10), text)
+  found, stages_ms = rankers.time_answers(rankers.Slow(small_gallery, 10), text)
   assert found.rows.shape == (20, 10) and stages_ms["score"] > 0
 
 
 def test_all_candidates_re_ranked_are_timed_without_compiling(small_gallery):
   text = synthetic.text(np.random.default_rng(0), 20)
   base = rankers.Slow(small_gallery, 10)
-  ranker = rankers.Reranked(base, small_gallery, fit_of(), 7)
-  _, stages_ms = rankers.timed(ranker, text)
+  ranker = rankers.Reranker(base, small_gallery, weights_of(), 7)
+  _, stages_ms = rankers.time_answers(ranker, text)
   assert list(stages_ms) == ["score", "rerank"]
 
 
 def test_slow_says_how_far_it_is_only_if_that_takes_long(capsys, monkeypatch):
   rankers.Slow(judge())(text_of(Q))
-  rankers.Reranked(Base(), judge(), fit_of(), 5)(text_of(Q))
+  rankers.Reranker(Base(), judge(), weights_of(), 5)(text_of(Q))
   assert capsys.readouterr() == ("", "")
   monkeypatch.setattr(rankers, "PATIENCE", 1e-9)
   rankers.Slow(judge())(text_of(Q))

@@ -23,7 +23,7 @@ from tests.support import synthetic
 C = 11
 
 
-def fit_of(gamma=0.5, beta=3.0):
+def weights_of(gamma=0.5, beta=3.0):
   return fusion.Weights(gamma, beta, 1.0, 0.0, (), 5, 1, 0)
 
 
@@ -113,20 +113,20 @@ def test_the_whole_gallery_is_scored_as_lists_of_all(memories, monkeypatch):
     memories, "read", lambda rows: read.extend(rows) or real(rows)
   )
   scorer = scorers.Scorer(judge()[0], memories, pairs=4)
-  got = scorer.everything(text, told.append)
+  got = scorer.score_all(text, told.append)
   np.testing.assert_allclose(got, h, rtol=1e-4, atol=1e-4)
   assert sorted(row for row in read if row >= 0) == list(range(C))  # once each
   assert told[-1] == h.size and told == sorted(told)
-  assert scorer.everything(text[:0]).shape == (0, C)
+  assert scorer.score_all(text[:0]).shape == (0, C)
 
 
 def test_what_is_warmed_is_what_is_asked(memories):
   text, _ = table()
   scorer = scorers.Scorer(judge()[0], memories, pairs=8)
-  scorer.warm(scorer.shapes(text, 3) | scorer.shapes(text))
+  scorer.warm(scorer.list_shapes(text, 3) | scorer.list_shapes(text))
   with compile_cache.counting() as count:
     scorer(text, np.zeros((len(text), 3), int))
-    scorer.everything(text)
+    scorer.score_all(text)
   assert count.programs == 0
 
 
@@ -142,7 +142,7 @@ def test_a_text_that_no_model_reads_is_refused(memories):
   scorer = scorers.Scorer(judge()[0], memories)
   with pytest.raises(ValueError, match=r"at most 7 tokens; got 8\. encode it"):
     scorer(np.full((1, 8), 5), np.zeros((1, 1), int))
-  with pytest.raises(ValueError, match=r"pairs: must be >= 1; got 0\. raise"):
+  with pytest.raises(ValueError, match=r"pairs: must be >= 1; got 0\. pass"):
     scorers.Scorer(judge()[0], memories, pairs=0)
 
 
@@ -208,7 +208,7 @@ def h_of(queries, k, seed=1):
 @pytest.mark.parametrize(("gamma", "beta"), [(0.0, 0.0), (0.5, 3.0), (1, 0.1)])
 def test_the_first_k_are_sorted_by_what_both_say(k, gamma, beta):
   found, h, n = candidates(), h_of(4, k), np.array([2.0, 4.0, 6.0, 8.0])
-  got = rerank.rerank(found, h, n, fit_of(gamma, beta))
+  got = rerank.rerank(found, h, n, weights_of(gamma, beta))
   for q in range(4):
     both = h[q] / n[q] ** gamma + beta * found.scores[q, :k].astype(float)
     order = sorted(range(k), key=lambda i: (-both[i], i))
@@ -219,7 +219,7 @@ def test_the_first_k_are_sorted_by_what_both_say(k, gamma, beta):
 @pytest.mark.parametrize("k", [1, 5])
 def test_the_others_stay_behind_in_their_order(k):
   found, h = candidates(), h_of(4, k)
-  got = rerank.rerank(found, h, np.full(4, 6.0), fit_of())
+  got = rerank.rerank(found, h, np.full(4, 6.0), weights_of())
   np.testing.assert_array_equal(got.rows[:, k:], found.rows[:, k:])
   assert (np.diff(got.scores, axis=1) <= 0).all()
   assert (got.scores[:, k] < got.scores[:, k - 1]).all()
@@ -235,7 +235,7 @@ def test_small_differences_of_fast_survive_behind_large_scores(k):
   dots = 0.5 - 1e-6 * np.array([[0, 1, 2, 3, 4, 4, 5, 6, 7]], np.float32)
   found = found._replace(scores=dots)
   h = np.full((1, k), -1e4, np.float32)
-  got = rerank.rerank(found, h, np.array([6.0]), fit_of(gamma=0.0))
+  got = rerank.rerank(found, h, np.array([6.0]), weights_of(gamma=0.0))
   fell = np.diff(dots[0, k:]) < 0
   np.testing.assert_array_equal(np.diff(got.scores[0, k:]) < 0, fell)
   assert (got.scores[0, k:] < got.scores[0, k - 1]).all()
@@ -245,23 +245,23 @@ def test_a_slow_without_opinion_keeps_fasts_order():
   found = candidates(depth=40)  # short lists are sorted stably by any sort
   flat = np.full((4, 30), -7.0, np.float32)
   for beta in (0.0, 2.0):
-    got = rerank.rerank(found, flat, np.full(4, 6.0), fit_of(beta=beta))
+    got = rerank.rerank(found, flat, np.full(4, 6.0), weights_of(beta=beta))
     np.testing.assert_array_equal(got.rows, found.rows)
   two = flat.copy()
   two[:, ::3] = -6
-  got = rerank.rerank(found, two, np.full(4, 6.0), fit_of(beta=0.0))
+  got = rerank.rerank(found, two, np.full(4, 6.0), weights_of(beta=0.0))
   order = [*range(0, 30, 3), *(i for i in range(30) if i % 3), *range(30, 40)]
   np.testing.assert_array_equal(got.rows, found.rows[:, order])
   tied = found._replace(scores=np.zeros_like(found.scores))
-  got = rerank.rerank(tied, flat, np.full(4, 6.0), fit_of())
+  got = rerank.rerank(tied, flat, np.full(4, 6.0), weights_of())
   np.testing.assert_array_equal(got.rows, found.rows)
 
 
 def test_a_huge_beta_is_fasts_order():
   found, h = candidates(), h_of(4, 6)
-  got = rerank.rerank(found, h, np.full(4, 6.0), fit_of(beta=1e9))
+  got = rerank.rerank(found, h, np.full(4, 6.0), weights_of(beta=1e9))
   np.testing.assert_array_equal(got.rows, found.rows)
-  other = rerank.rerank(found, h, np.full(4, 6.0), fit_of(beta=0.0))
+  other = rerank.rerank(found, h, np.full(4, 6.0), weights_of(beta=0.0))
   assert (other.rows != found.rows).any()
 
 
@@ -274,7 +274,7 @@ def test_short_rows_end_in_nothing(k):
     np.where(gone, -1, found.rows), np.where(gone, -np.inf, found.scores)
   )
   h = np.where(gone[:, :k], -np.inf, h)
-  got = rerank.rerank(found, h, np.full(4, 6.0), fit_of())
+  got = rerank.rerank(found, h, np.full(4, 6.0), weights_of())
   np.testing.assert_array_equal(got.rows < 0, gone)
   assert not np.isnan(got.scores).any()
   np.testing.assert_array_equal(got.scores == -np.inf, gone)

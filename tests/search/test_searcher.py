@@ -21,7 +21,7 @@ from fs_jax.machine import compile_cache
 from fs_jax.models import build
 from fs_jax.models.text import PAD
 from fs_jax.runs import stages
-from fs_jax.search import fusion, rerank, searcher
+from fs_jax.search import fusion, loading, rerank, searcher
 from fs_jax.search import scorer as scorers
 from fs_jax.train import tasks
 from tests.support import synthetic
@@ -63,7 +63,7 @@ def shown(folder):
     attribution="drawn by nobody",
     paths=tuple(f"/pictures/{i}.png" for i in range(C)),
   )
-  items.write(folder.parent / "items", source, items.contract_of(source))
+  items.write(folder.parent / "items", source, items.make_contract(source))
   return items.Items(folder.parent / "items")
 
 
@@ -85,8 +85,10 @@ def made(tmp_path_factory):
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   VECTORS.append(vectors)
   weights = fusion.Weights(0.5, 3.0, 1.0, 0.0, (), 5, 1, 0)
-  judge = searcher.Judge(slow, memories, weights)
-  search = searcher.Searcher(fast, exact.index(vectors), shown(folder), judge)
+  judge = loading.Judge(slow, memories, weights)
+  search = searcher.Searcher(
+    loading.Gallery(fast, exact.make_index(vectors), shown(folder), judge)
+  )
   search.scorer = scorers.Scorer(slow, memories, pairs=64)
   return Made(search, search.scorer, fast, slow, memories)
 
@@ -150,7 +152,7 @@ def test_answers_are_those_of_unpadded_shapes(warm, queries, k):
   )
   vectors = np.asarray(jax.jit(embed)(text))
   np.testing.assert_allclose(
-    encode.text_vectors(warm.fast, text), vectors, atol=1e-5
+    encode.encode_texts(warm.fast, text), vectors, atol=1e-5
   )
   model = build.slow_model(warm.slow.cfg, synthetic.VOCABULARY)
 
@@ -170,7 +172,7 @@ def test_an_answer_says_what_each_part_said(made):
   query = "1 2 3"
   answer = made.search(query, k=6, rerank=4)
   text = made.fast.tokenizer.encode([query])
-  dots = encode.text_vectors(made.fast, text) @ VECTORS[0].T
+  dots = encode.encode_texts(made.fast, text) @ VECTORS[0].T
   order = np.argsort(-dots[0], kind="stable")[:6]
   assert answer.fast_rows == tuple(order)
   np.testing.assert_allclose(answer.fast_scores, dots[0, order], atol=1e-5)
@@ -215,7 +217,9 @@ def test_what_cannot_be_answered_is_refused(made, query, how, message):
 
 
 def test_fast_alone_answers_and_refuses_to_re_rank(made, tmp_path):
-  alone = searcher.Searcher(made.fast, made.search.index, made.search.items)
+  alone = searcher.Searcher(
+    loading.Gallery(made.fast, made.search.index, made.search.items)
+  )
   alone.warm()
   with compile_cache.counting() as count:
     for queries in (1, 5, 65):

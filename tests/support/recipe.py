@@ -19,7 +19,7 @@ SIZES = (
 )
 
 
-def get_config(stage: str = "fast"):
+def get_config(stage: str = "fast") -> configdict.ConfigDict:
   """Stages as in configs/scenes.py, of width 16, for a few steps."""
   cfg = configdict.parse(scenes.get_config(stage))
   slow = config.Slow(VISION, decoder=STACK, d_mem=8)

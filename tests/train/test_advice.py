@@ -108,7 +108,7 @@ def test_changes_are_configs_of_which_their_flags_speak(stage):
     # And nothing else: what a flag does not say is as it was.
     assert configdict.parse(configdict.edit(change.cfg)) == change.cfg
   again = dict(found)[found[0].flags]
-  assert advice._recomputed(again) is None
+  assert advice._recompute(again) is None
 
 
 def test_what_fits_is_written_beside_what_does_not(

@@ -54,7 +54,7 @@ def clusters(folder, run=None, more=MORE, cfg=None, captioned=CAPTIONED):
   cfg = cfg_of() if cfg is None else cfg
   others = source(more, "more", 0) if more else None
   with mock.patch.object(
-    encode, "visual_vectors", side_effect=vectors_of
+    encode, "encode_visuals", side_effect=vectors_of
   ) as of:
     made = clustering.mine(
       run, source(captioned, "own"), others, cfg, epath.Path(folder)

@@ -47,7 +47,7 @@ def entry(body, more=""):
 
 def test_all_reduce():
   made = compiled(lambda x: jax.lax.psum(x, "data"), P("data"), P())
-  (one,) = hlo.collectives(made)
+  (one,) = hlo.find_collectives(made)
   # Four rows a device: three quarters of them go out, and their sums again.
   assert (one.kind, one.group, one.times) == ("all-reduce", 4, 1)
   assert one.bytes == 2 * 3 / 4 * 4 * ROW
@@ -55,21 +55,21 @@ def test_all_reduce():
 
 def test_all_gather():
   gather = lambda x: jax.lax.all_gather(x, "fsdp", tiled=True)
-  (one,) = hlo.collectives(compiled(gather, P("fsdp"), P()))
+  (one,) = hlo.find_collectives(compiled(gather, P("fsdp"), P()))
   # Each of two has eight rows and sends them.
   assert (one.kind, one.group, one.bytes) == ("all-gather", 2, 8 * ROW)
 
 
 def test_reduce_scatter():
   scatter = lambda x: jax.lax.psum_scatter(x, "data", tiled=True)
-  (one,) = hlo.collectives(compiled(scatter, P(), P("data")))
+  (one,) = hlo.find_collectives(compiled(scatter, P(), P("data")))
   # Of sixteen rows a device keeps four, and sends three others their four.
   assert (one.kind, one.group, one.bytes) == ("reduce-scatter", 4, 12 * ROW)
 
 
 def test_all_to_all():
   swap = lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True)
-  made = hlo.collectives(compiled(swap, P("data"), P("data")))
+  made = hlo.find_collectives(compiled(swap, P("data"), P("data")))
   # Four rows a device, of which three go to others.
   assert {one.kind for one in made} == {"all-to-all"}
   assert sum(one.bytes for one in made) == 3 * ROW
@@ -80,10 +80,10 @@ def test_a_permutation_in_a_scan_runs_as_often_as_the_scan():
     step = lambda x, _: (2 * jax.lax.ppermute(x, "data", RING), None)
     return jax.lax.scan(step, x, length=7)[0]
 
-  (one,) = hlo.collectives(compiled(local, P("data"), P("data")))
+  (one,) = hlo.find_collectives(compiled(local, P("data"), P("data")))
   assert (one.kind, one.times, one.backward) == ("collective-permute", 7, False)
   assert one.bytes == 7 * 4 * ROW
-  assert "ppermute" in one.where
+  assert "ppermute" in one.source
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 5), (3, 11)])
@@ -93,7 +93,7 @@ def test_a_loop_inside_a_loop_multiplies(first, last):
     step = lambda x, _: (jax.lax.fori_loop(first, last, inner, 2 * x), None)
     return jax.lax.scan(step, x, length=3)[0]
 
-  (one,) = hlo.collectives(compiled(local, P("data"), P("data")))
+  (one,) = hlo.find_collectives(compiled(local, P("data"), P("data")))
   assert (one.times, one.backward) == (3 * (last - first), True)
   assert one.bytes == one.times * 4 * ROW
 
@@ -104,21 +104,21 @@ def test_bytes_of_a_kind_add_up():
     x = jax.lax.ppermute(jnp.sin(x), "fsdp", [(0, 1), (1, 0)])
     return jax.lax.psum(x, "data")
 
-  found = hlo.collectives(compiled(local, P("data"), P()))
-  assert hlo.bytes_by_kind(found) == {
+  found = hlo.find_collectives(compiled(local, P("data"), P()))
+  assert hlo.sum_by_kind(found) == {
     "all-reduce": 6 * ROW,
     "collective-permute": 8 * ROW,
   }
-  assert hlo.bytes_by_kind([]) == {}
+  assert hlo.sum_by_kind([]) == {}
 
 
 def test_one_device_sends_nothing_and_reads_what_it_multiplies():
   x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   made = jax.jit(lambda x, y: x @ y).lower(x, x).compile()
   made = hlo.parse(made.as_text())
-  assert hlo.collectives(made) == []
-  assert hlo.cycles(made) == 0
-  assert hlo.hbm_bytes(made) == 3 * 8 * 8 * 4  # two read, one written
+  assert hlo.find_collectives(made) == []
+  assert hlo.count_cycles(made) == 0
+  assert hlo.count_hbm_bytes(made) == 3 * 8 * 8 * 4  # two read, one written
 
 
 # What a TPU's compiler writes and the CPU's does not, as libtpu 0.0.42 does.
@@ -144,7 +144,7 @@ def test_groups_however_they_are_written(groups, size):
     ROOT %r = f32[1000]{{0:T(1024)}} all-reduce(%p), channel_id=1, \
 replica_groups={groups}, use_global_device_ids=true, to_apply=%add
   """)
-  (one,) = hlo.collectives(made)
+  (one,) = hlo.find_collectives(made)
   assert one.group == size
   assert one.bytes == pytest.approx(2 * ROW * (size - 1) / size)
 
@@ -160,7 +160,7 @@ source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
 channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
     ROOT %h = s32[4000]{0:T(1024)} all-gather-done(%g)
   """)
-  assert hlo.bytes_by_kind(hlo.collectives(made)) == {
+  assert hlo.sum_by_kind(hlo.find_collectives(made)) == {
     "collective-permute": ROW,
     "all-gather": 3 * ROW,
   }
@@ -182,7 +182,7 @@ def test_which_way_a_permutation_goes(pairs, backward):
     ROOT %r = f32[1000]{{0}} collective-permute(%p), channel_id=1, \
 source_target_pairs={{{pairs}}}
   """)
-  (one,) = hlo.collectives(made)
+  (one,) = hlo.find_collectives(made)
   assert one.backward == backward
 
 
@@ -207,7 +207,7 @@ def test_what_is_fused_with_what_hides_it_counts_once():
     """,
     "".join(fused(name) for name in ("start", "middle", "end")),
   )
-  (one,) = hlo.collectives(made)
+  (one,) = hlo.find_collectives(made)
   assert (one.kind, one.bytes) == ("all-gather", 2000)  # half of 4000 bytes
 
 
@@ -224,7 +224,7 @@ _xla_host_transfer_handler_name="xla_megascale_runtime"}
     %h = (f32[1000]{0:T(1024)}, u32[], token[]) send(%p, %t), channel_id=5, \
 is_host_transfer=true
   """)
-  assert hlo.bytes_by_kind(hlo.collectives(made)) == {hlo.SLICES: ROW}
+  assert hlo.sum_by_kind(hlo.find_collectives(made)) == {hlo.SLICES: ROW}
 
 
 LOOP = """
@@ -269,9 +269,9 @@ body=%body{known}
     """,
     more,
   )
-  (one,) = hlo.collectives(made)
+  (one,) = hlo.find_collectives(made)
   assert (one.times, one.bytes) == (times, times * ROW)
-  assert hlo.cycles(made) == times * 100
+  assert hlo.count_cycles(made) == times * 100
 
 
 def test_what_stays_in_the_core_is_not_read_from_memory():
@@ -280,7 +280,7 @@ def test_what_stays_in_the_core_is_not_read_from_memory():
     %q = f32[1000]{0:T(1024)S(1)} copy(%p)
     ROOT %r = f32[1000]{0:T(1024)S(1)} negate(%q)
   """)
-  assert hlo.hbm_bytes(made) == ROW
+  assert hlo.count_hbm_bytes(made) == ROW
 
 
 def test_of_a_slice_only_the_slice_is_read():
@@ -299,10 +299,12 @@ def test_of_a_slice_only_the_slice_is_read():
     """,
     body,
   )
-  assert hlo.hbm_bytes(made) == pytest.approx(2 * ROW, abs=8)  # read, written
+  assert hlo.count_hbm_bytes(made) == pytest.approx(
+    2 * ROW, abs=8
+  )  # read, written
 
 
 def test_a_text_without_a_program_does_nothing():
   made = hlo.parse("")
-  assert hlo.collectives(made) == []
-  assert hlo.hbm_bytes(made) == hlo.cycles(made) == 0
+  assert hlo.find_collectives(made) == []
+  assert hlo.count_hbm_bytes(made) == hlo.count_cycles(made) == 0

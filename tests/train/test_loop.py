@@ -166,7 +166,7 @@ def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
 
   with mock.patch.object(checkpoint, "Checkpoints", here):
     with (
-      mock.patch.object(journal.Report, "close", lambda self: None),
+      mock.patch.object(journal.Journal, "close", lambda self: None),
       pytest.raises(Killed),
     ):
       fit(where, die_at=6, die=killed)
@@ -233,7 +233,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(whole, tmp_path, at):
   undisturbed, want = whole
   with pytest.raises(Killed):
     fit(tmp_path, die_at=at, die=killed)
-  assert not stages.finished(tmp_path / "fast")
+  assert not stages.is_finished(tmp_path / "fast")
   got = fit(tmp_path)
   assert_same(want, got)  # with the optimiser, bit for bit
   assert lines(tmp_path) == lines(undisturbed)
@@ -286,7 +286,7 @@ def test_told_to_stop_it_saves_and_goes_on_as_if_nothing_was(whole, tmp_path):
     fit(tmp_path, cfg, die_at=5, die=stop)
   assert signal.getsignal(signal.SIGTERM) == before
   assert saved_steps(tmp_path) == [5]  # heard on the way to it, kept after it
-  assert not stages.finished(tmp_path / "fast")
+  assert not stages.is_finished(tmp_path / "fast")
   assert_same(want, fit(tmp_path))
   assert lines(tmp_path) == lines(undisturbed)
 
@@ -401,7 +401,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path, how, save_every):
   assert first <= bad + 1 <= last <= first + 3
   good = max(saved_steps(tmp_path))
   assert good == bad // save_every * save_every
-  assert not stages.finished(tmp_path / "fast")
+  assert not stages.is_finished(tmp_path / "fast")
   assert all(np.isfinite(line["loss"]) for line in lines(tmp_path))
   state = fit(tmp_path, cfg)  # from there, on better data
   assert int(state.step) == STEPS

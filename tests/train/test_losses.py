@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -90,22 +91,14 @@ def naive_sigmoid(visual, text, visual_id, text_id, mask):
   return total / max(mask.sum() * m, 1)
 
 
-def info_nce(visual, text, visual_id, text_id, mask):
-  ids = map(jnp.asarray, (visual_id, text_id, mask))
-  return losses.info_nce(
-    jnp.asarray(visual), jnp.asarray(text), jnp.float32(SCALE), *ids
-  )
+def info_nce(*pairs):
+  pairs = losses.Pairs(*map(jnp.asarray, pairs))
+  return losses.info_nce(pairs, jnp.float32(SCALE))
 
 
-def sigmoid(visual, text, visual_id, text_id, mask):
-  ids = map(jnp.asarray, (visual_id, text_id, mask))
-  return losses.sigmoid(
-    jnp.asarray(visual),
-    jnp.asarray(text),
-    jnp.float32(SCALE),
-    jnp.float32(BIAS),
-    *ids,
-  )
+def sigmoid(*pairs):
+  pairs = losses.Pairs(*map(jnp.asarray, pairs))
+  return losses.sigmoid(pairs, jnp.float32(SCALE), jnp.float32(BIAS))
 
 
 CONTRASTIVE = [(info_nce, naive_info_nce), (sigmoid, naive_sigmoid)]
@@ -226,6 +219,19 @@ def test_batch_recall_counts_texts_that_find_their_own(loss, _):
   np.testing.assert_allclose(recall, 1 / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("loss", "_"), CONTRASTIVE)
+@pytest.mark.parametrize("field", losses.Pairs._fields)
+def test_a_field_of_another_shape_is_refused(loss, _, field, visual, text):
+  """By its annotation, which tests check at run time."""
+  pairs = losses.Pairs(visual, text, VISUAL_ID, TEXT_ID, MASK)
+  loss(*pairs)
+  wrong = getattr(pairs, field)[:-1]
+  if field == "text":  # R goes by text_id too: another width
+    wrong = text[:, :-1]
+  with pytest.raises(jaxtyping.TypeCheckError, match=f"'?{field}'?"):
+    loss(*pairs._replace(**{field: wrong}))
+
+
 def test_captioning_has_one_divisor_for_the_batch():
   rng = np.random.default_rng(0)
   lengths = np.array([[1, 4], [2, 3], [5, 1]])  # [B,S] words and EOS
@@ -313,11 +319,13 @@ def test_matching_is_binary_cross_entropy():
 
 def test_large_scores_stay_finite():
   visual = text = np.eye(4, dtype=np.float32)[:, :E]
-  ids, mask = jnp.arange(4), jnp.ones(4, bool)
+  pairs = losses.Pairs(
+    *map(jnp.asarray, (visual, text, np.arange(4), np.arange(4))),
+    jnp.ones(4, bool),
+  )
   for scale in (1e-3, 100.0):
     value, grad = jax.value_and_grad(
-      lambda v, s: losses.info_nce(v, jnp.asarray(text), s, ids, ids, mask)[0],
-      (0, 1),
-    )(jnp.asarray(visual), jnp.float32(scale))
+      lambda v, s: losses.info_nce(pairs._replace(visual=v), s)[0], (0, 1)
+    )(pairs.visual, jnp.float32(scale))
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in grad)

@@ -21,7 +21,7 @@ def collective(kind, size, group=4, backward=False):
 
 
 def times(*found, sides=(16, 16), flops=0.0, memory=0.0, cycles=0.0):
-  return plan.times(V5E, sides, flops, memory, cycles, list(found))
+  return plan.estimate_times(V5E, sides, flops, memory, cycles, list(found))
 
 
 def test_each_part_of_a_chip_is_busy_for_as_long_as_its_peak_takes():
@@ -49,8 +49,8 @@ def test_a_side_whose_ends_do_not_meet_is_gone_along_one_way():
   gathered = collective("all-gather", 50e9, group=4)
   assert times(gathered, sides=(2, 4)).interconnect == 1
   v5p = hardware.tpu("v5p:4x4x4")
-  cube = plan.times(v5p, (4, 4, 4), 0, 0, 0, [gathered])
-  small = plan.times(v5p, (2, 2, 1), 0, 0, 0, [gathered])
+  cube = plan.estimate_times(v5p, (4, 4, 4), 0, 0, 0, [gathered])
+  small = plan.estimate_times(v5p, (2, 2, 1), 0, 0, 0, [gathered])
   assert small.interconnect == 50e9 / (3 * v5p.link)
   assert cube.interconnect == 50e9 / (2 * v5p.link)
 
@@ -71,8 +71,8 @@ def test_what_goes_between_slices_takes_the_network():
 
 
 def test_sides():
-  assert plan.sides("v5e:16x16") == (16, 16)
-  assert plan.sides("v5p:4x4x8") == (4, 4, 8)
+  assert plan.torus_sides("v5e:16x16") == (16, 16)
+  assert plan.torus_sides("v5p:4x4x8") == (4, 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -99,22 +99,22 @@ def test_sides():
   ],
 )
 def test_a_refusal_says_what_was_needed(said, needed, available):
-  found = plan.refused(said, 1000)
+  found = plan.parse_refusal(said, 1000)
   assert found == (0, needed, available)
   assert not found.fits
 
 
 def test_another_error_of_the_compiler_is_no_refusal():
   with pytest.raises(RuntimeError, match="INTERNAL: Used"):
-    plan.refused("INTERNAL: Used 17.50G of 15.75G hbm", 1000)
+    plan.parse_refusal("INTERNAL: Used 17.50G of 15.75G hbm", 1000)
 
 
 def test_devices_need_the_compiler(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"libtpu: .*got a machine without.*aot"):
-    plan.devices("v5e:2x4")
+    plan.describe_devices("v5e:2x4")
   with pytest.raises(ValueError, match=r"must begin with one of v4, v5e.*'v9"):
-    plan.devices("v9:2x4")
+    plan.describe_devices("v9:2x4")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_devices_are_asked_for_by_name(monkeypatch, topology, slices, asked):
   with pytest.raises(
     ValueError, match=rf"got '{topology}' \(NOT_FOUND: no such"
   ):
-    plan.devices(topology, slices)
+    plan.describe_devices(topology, slices)
 
 
 def test_a_plan_is_for_a_topology():
@@ -220,10 +220,10 @@ def test_the_step_of_a_sharded_ring_holds_no_table_of_pairs():
   """On data=4 x fsdp=2: parameters are gathered, texts travel."""
   made, step = compiled(lowered.step())
   text = step.as_text()
-  found = hlo.collectives(hlo.parse(text))
+  found = hlo.find_collectives(hlo.parse(text))
   assert lowered.tables(text, lowered.B) == set()
   permuted = [c for c in found if c.kind == "collective-permute"]
-  assert {c.times for c in permuted if "ppermute" in c.where} == {8}
+  assert {c.times for c in permuted if "ppermute" in c.source} == {8}
   assert all(c.group == 2 for c in found if c.kind == "all-gather")
   # What fsdp splits is gathered: no less than all of it once.
   split = sum(
@@ -231,7 +231,7 @@ def test_the_step_of_a_sharded_ring_holds_no_table_of_pairs():
     for x in jax.tree.leaves(made.state.params)
     if not x.sharding.is_fully_replicated
   )
-  gathered = hlo.bytes_by_kind(found)["all-gather"]
+  gathered = hlo.sum_by_kind(found)["all-gather"]
   assert split
   assert gathered >= split / 2
 
@@ -241,8 +241,8 @@ def test_the_plain_loss_holds_one():
   _, step = compiled(lowered.step(chunk=0))
   text = step.as_text()
   assert lowered.tables(text, lowered.B)
-  found = hlo.collectives(hlo.parse(text))
-  assert not [c for c in found if "ppermute" in c.where]
+  found = hlo.find_collectives(hlo.parse(text))
+  assert not [c for c in found if "ppermute" in c.source]
 
 
 def test_plan_and_fit_lower_the_same_step(monkeypatch, tmp_path):
@@ -266,7 +266,7 @@ def test_plan_and_fit_lower_the_same_step(monkeypatch, tmp_path):
 
   programs = []
   monkeypatch.setattr(step, "program", spied)
-  monkeypatch.setattr(plan, "devices", lambda *_: jax.devices())
+  monkeypatch.setattr(plan, "describe_devices", lambda *_: jax.devices())
   cfg = lowered.meant_for(lowered.step(), "v5e:2x4")
   cfg = dataclasses.replace(
     cfg,

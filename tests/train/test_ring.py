@@ -10,6 +10,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -55,7 +56,10 @@ def program(kind, mesh=None, chunk=None):
   @jax.jit
   def run(visual, text, *ids):
     learned = (visual, text, *scalars)
-    value = lambda *x: loss(*x, *ids)
+
+    def value(visual, text, *scalars):
+      return loss(losses.Pairs(visual, text, *ids), *scalars)
+
     return jax.value_and_grad(value, range(count), has_aux=True)(*learned)
 
   return run
@@ -188,13 +192,22 @@ def test_no_array_holds_all_pairs_nor_a_device_s_share_of_them(kind, sizes):
 
 
 def test_bad_sizes_are_refused():
-  case = [jnp.asarray(x) for x in batch(1)]
-  case.insert(2, jnp.float32(1))
+  pairs = losses.Pairs(*map(jnp.asarray, batch(1)))
+  scale = jnp.float32(1)
   with pytest.raises(ValueError, match=r"chunk: must be at least 1.*got 0\. "):
-    ring.info_nce(*case, mesh=mesh(1, 1, 1), chunk=0)
-  short = [x[:20] if x.ndim else x for x in case]
+    ring.info_nce(pairs, scale, mesh=mesh(1, 1, 1), chunk=0)
+  short = losses.Pairs(*(x[:20] for x in pairs))
   with pytest.raises(ValueError, match="batch: must be divisible by the 8"):
-    ring.info_nce(*short, mesh=mesh(8, 1, 1), chunk=4)
+    ring.info_nce(short, scale, mesh=mesh(8, 1, 1), chunk=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_field_of_another_shape_is_refused(kind):
+  pairs = losses.Pairs(*map(jnp.asarray, batch(2)))
+  scalars = map(jnp.float32, SCALARS[kind])
+  short = pairs._replace(mask=pairs.mask[:-1])
+  with pytest.raises(jaxtyping.TypeCheckError, match="mask"):
+    getattr(ring, kind)(short, *scalars, mesh=mesh(1, 1, 1), chunk=5)
 
 
 PROCESS = """

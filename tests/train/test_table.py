@@ -1,4 +1,4 @@
-"""Plans in words: the table, and the rows that are kept."""
+"""Plans that are kept: named, read back, made anew where something changed."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from fs_jax.machine import compile_cache
-from fs_jax.train.plan import plan, table
+from fs_jax.train.plan import plan, render, table
 from tests.support import lowered
 from tests.train.test_plan import made
 
@@ -31,88 +31,16 @@ def test_a_plan_s_file_is_named_after_it(name, file):
   assert table.file_name(name) == file
 
 
-def test_a_table_is_rewritten_between_its_markers():
-  text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
-  new = table.rewrite(text, "| new |")
-  assert new == f"before\n{table.BEGIN}\n| new |\n{table.END}\nafter\n"
-  assert table.rewrite(new, "| new |") == new
-
-
-@pytest.mark.parametrize(
-  "text", ["", table.BEGIN, table.END, f"{table.END} {table.BEGIN}"]
-)
-def test_a_text_without_markers_is_left_alone(text):
-  with pytest.raises(ValueError, match=r"must hold .*put them back"):
-    table.rewrite(text, "| new |")
-
-
-REFUSED = made(
-  memory=plan.Memory(0, 20 * 2**30, 15 * 2**30), times=None, validation=None
-)
-
-
-@pytest.mark.parametrize("it", [made(), REFUSED])
-def test_a_row_has_the_table_s_columns(it):
-  row = table.row(it)
-  assert len(row) == len(table.COLUMNS)
-  lines = table.table([row]).splitlines()
-  assert len({line.count("|") for line in lines}) == 1
-  assert lines[0].startswith("| config | topology |")
-
-
-def test_a_row_and_a_summary_say_what_fits():
-  row = dict(zip(table.COLUMNS, table.row(made()), strict=True))
-  assert row["config"] == "x.py:fast"
-  assert row["mesh"] == "data=4 fsdp=2"
-  assert row["GiB/chip of"] == "2.00 / 15.75"
-  assert (row["step s"], row["bound by"]) == ("2.000", "compute")
-  assert (row["MFU"], row["days"]) == ("50%", "1.00")
-  said = table.summary(made())
-  assert "fits: 2.00 of 15.75 GiB a chip" in said
-  assert "8 chips as data 4 x fsdp 2" in said
-
-
-def test_a_row_and_a_summary_say_what_does_not():
-  row = table.row(REFUSED)
-  assert "20.00 / 15.00: does not fit" in row
-  assert set(row[row.index("MB sent/chip") :] if "-" not in row else "-") == {
-    "-"
-  }
-  said = table.summary(REFUSED)
-  assert "DOES NOT FIT: needs 20.00 of 15.00 GiB a chip, 5.00 too many" in said
-  assert "steps" not in said
-
-
-def test_a_row_and_a_summary_say_whether_validation_fits():
-  of = lambda it: dict(zip(table.COLUMNS, table.row(it), strict=True))
-  assert of(made())["validating"] == "3.00"
-  assert of(REFUSED)["validating"] == "-"
-  said = table.summary(made())
-  assert "validation     fits: 3.00 of 15.75 GiB a chip at its peak" in said
-  assert "train.eval_every=0 leaves it out" in said
-  assert "leaves it out" not in table.summary(made(validates=True))
-  large = made(validation=plan.Memory(0, 20 * 2**30, 15 * 2**30))
-  assert of(large)["validating"] == "20.00: does not fit"
-  assert of(large)["GiB/chip of"] == "2.00 / 15.75"
-  assert "validation     DOES NOT FIT: needs 20.00 of" in table.summary(large)
-  assert "validation" not in table.summary(REFUSED)
-
-
-def test_a_plan_of_several_slices_says_so():
-  assert table.place(made()) == "v5e:2x4"
-  assert table.place(made(slices=2)) == "2 x v5e:2x4"
-
-
 def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
   cfg, path = lowered.step(), epath.Path(tmp_path) / "row.json"
-  assert table.kept(path, cfg) is None
-  table.keep(path, made(), cfg)
-  assert table.kept(path, cfg) == made(steps=cfg.train.steps)
+  assert table.read_row(path, cfg) is None
+  table.write_row(path, made(), cfg)
+  assert table.read_row(path, cfg) == made(steps=cfg.train.steps)
   other = dataclasses.replace(cfg, seed=1)
-  assert table.kept(path, other) is None
+  assert table.read_row(path, other) is None
   with monkeypatch.context() as newer:
     newer.setattr(compile_cache, "versions", lambda: {"jax": "newer"})
-    assert table.kept(path, cfg) is None
+    assert table.read_row(path, cfg) is None
   values = json.loads(path.read_text())
   for spoilt in (
     json.dumps(values)[:-20],
@@ -122,7 +50,7 @@ def test_a_row_is_kept_until_something_changes(tmp_path, monkeypatch):
     json.dumps(values | {"plan": {"memory": {"needed": 1}}}),
   ):
     path.write_text(spoilt)
-    assert table.kept(path, cfg) is None, spoilt
+    assert table.read_row(path, cfg) is None, spoilt
 
 
 def test_code_that_moved_changes_nothing_and_another_program_does(
@@ -130,7 +58,7 @@ def test_code_that_moved_changes_nothing_and_another_program_does(
 ):
   """A source that changed is lowered again, and its program compared."""
   cfg, path = lowered.step(), epath.Path(tmp_path) / "row.json"
-  table.keep(path, made(program="one"), cfg)
+  table.write_row(path, made(program="one"), cfg)
   asked = []
 
   def fingerprint(cfg):
@@ -138,7 +66,7 @@ def test_code_that_moved_changes_nothing_and_another_program_does(
     return "one"
 
   monkeypatch.setattr(plan, "fingerprint", fingerprint)
-  assert table.kept(path, cfg) and not asked  # the source is what it was
+  assert table.read_row(path, cfg) and not asked  # the source is what it was
   table._source.cache_clear()
   with monkeypatch.context() as edited:
     real = pathlib.Path.read_bytes
@@ -147,12 +75,12 @@ def test_code_that_moved_changes_nothing_and_another_program_does(
       "read_bytes",
       lambda path: real(path) + b"#" * (path.name == "losses.py"),
     )
-    assert table.kept(path, cfg) and len(asked) == 1
-    assert table.kept(path, cfg) and len(asked) == 1  # noted
+    assert table.read_row(path, cfg) and len(asked) == 1
+    assert table.read_row(path, cfg) and len(asked) == 1  # noted
     edited.setattr(plan, "fingerprint", lambda cfg: "another")
     table._source.cache_clear()
     edited.setattr(pathlib.Path, "read_bytes", lambda path: b"")
-    assert table.kept(path, cfg) is None
+    assert table.read_row(path, cfg) is None
   table._source.cache_clear()
 
 
@@ -177,7 +105,7 @@ def test_only_what_changed_is_compiled_again(tmp_path, monkeypatch, capsys):
 
   monkeypatch.setattr(plan, "plan", compiled)
   readme = tmp_path / "README.md"
-  readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+  readme.write_text(f"{render.BEGIN}\n{render.END}\n")
   recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
   for _ in range(2):
     table.plan_all(recipes, str(tmp_path), str(readme))
@@ -197,7 +125,7 @@ def test_a_table_is_replaced_by_a_whole_one_only(tmp_path, monkeypatch):
 
   monkeypatch.setattr(plan, "plan", compiled)
   readme = tmp_path / "README.md"
-  readme.write_text(f"{table.BEGIN}\n| all of them |\n{table.END}\n")
+  readme.write_text(f"{render.BEGIN}\n| all of them |\n{render.END}\n")
   recipes = {"a.py:fast": lowered.step(), "b.py:slow": lowered.step("slow")}
   with pytest.raises(RuntimeError, match="failed"):
     table.plan_all(recipes, str(tmp_path), str(readme))
@@ -253,7 +181,7 @@ def test_configs_of_one_step_are_compiled_once(tmp_path, monkeypatch):
 
   monkeypatch.setattr(plan, "plan", compiled)
   readme = tmp_path / "README.md"
-  readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+  readme.write_text(f"{render.BEGIN}\n{render.END}\n")
   recipes = {"a.py:fast": cfg, "b.py:fast": same, "c.py:fast": other}
   for _ in range(2):
     rows = table.plan_all(recipes, str(tmp_path), str(readme))
@@ -273,5 +201,5 @@ def test_several_are_compiled_at_once():
   """In processes of their own, and in no order; what fails is not hidden."""
   cfg = lowered.step()  # has no topology: libtpu is not asked
   with pytest.raises(ValueError, match="a plan is for a topology"):
-    list(table._compiled({"a.py:fast": cfg, "b.py:fast": cfg}, 2))
-  assert 1 <= table.at_once() <= (os.cpu_count() or 1)
+    list(table._compile({"a.py:fast": cfg, "b.py:fast": cfg}, 2))
+  assert 1 <= table.count_jobs() <= (os.cpu_count() or 1)

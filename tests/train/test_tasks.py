@@ -44,7 +44,7 @@ def test_each_pair_is_scored_with_a_hard_text_and_a_hard_visual():
   texts = jnp.asarray([3, 4, 0, 7, 1, 2, 5, 6])
   visuals = jnp.asarray([5, 5, 6, 1, 0, 7, 3, 2])
   drawn = texts, visuals, jnp.ones((B, 3))
-  with mock.patch.object(tasks, "_hard_negatives", return_value=drawn):
+  with mock.patch.object(tasks, "_draw_negatives", return_value=drawn):
     # Not the function itself: what is traced of it here is of this test.
     rows = quick(lambda *args: task.encode(*args))(
       params, frozen, batch, jax.random.key(0)
@@ -81,7 +81,7 @@ def test_visuals_are_drawn_as_texts_are_by_fast_s_scores():
   batch = jax.tree.map(jnp.asarray, batch)
   keys = jax.random.split(jax.random.key(0), 4000)
   draw = functools.partial(
-    tasks._hard_negatives, cfg, synthetic.VOCABULARY, frozen["fast"], batch
+    tasks._draw_negatives, cfg, synthetic.VOCABULARY, frozen["fast"], batch
   )
   texts, visuals, found = quick(lambda k: jax.lax.map(draw, k))(keys)
   assert np.asarray(found).all()
@@ -109,7 +109,7 @@ def test_a_pair_without_another_has_no_negatives():
   batch = batch._replace(mask=jnp.arange(B) == 2)
   rows = quick(task.encode)(params, frozen, batch, jax.random.key(0))
   loss, _ = task.loss(params, rows, batch)
-  assert np.asarray(rows["found"])[2].tolist() == [1, 0, 0]
+  assert np.asarray(rows["is_pair"])[2].tolist() == [1, 0, 0]
   own = np.asarray(rows["logits"])[2, 0]
   np.testing.assert_allclose(loss, np.log1p(np.exp(-own)), rtol=1e-5)
 

@@ -1,8 +1,8 @@
 """Results as a page to look at.
 
 sheet     lists of pictures as one PNG
-examples  queries whose answers are shown
+examples  queries to show, with their answers
 svg       bars and curves
-sections  parts of the page
+sections  sections of the page
 page      the page as one HTML file
 """

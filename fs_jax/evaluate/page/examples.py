@@ -1,6 +1,6 @@
-"""Queries to show with their first answers, and a sheet of pictures.
+"""Queries to show, with their first answers.
 
-Which queries is decided here: by chance first, then the extremes, said to be.
+Chooses some queries by chance, then the extremes, which are labelled as such.
 The HTML around them is left to `page`.
 """
 
@@ -13,22 +13,24 @@ from jaxtyping import Int
 from fs_jax import types
 
 SHOWN = 5  # answers of each list, side by side
-EXTREMES = 3  # queries that re-ranking hurt most, and as many it helped most
+EXTREMES = 3  # queries that re-ranking hurt most, and as many that it helped
 DRAWN = "drawn by chance"
 
 
 class Choice(NamedTuple):
-  """A query to show, and why this one."""
+  """A query to show, and the reason."""
 
   query: int
-  why: str
+  reason: str
   before: int | None  # rank of the true picture, from 1; None = not listed
   after: int | None
 
 
-class Shown(NamedTuple):
+class Answer(NamedTuple):
+  """A picture of a list."""
+
   picture: np.ndarray  # uint8 [T,H,W,3]
-  true: bool
+  true: bool  # whether the query was written for it
   score: float | None = None
 
 
@@ -36,12 +38,14 @@ class Case(NamedTuple):
   """A query with the first answers of both lists."""
 
   text: str
-  why: str
+  reason: str
   before: int | None
   after: int | None
-  true: np.ndarray  # uint8 [T,H,W,3]: the picture meant
-  fast: tuple[Shown, ...]
-  final: tuple[Shown, ...]
+  true: (
+    np.ndarray
+  )  # uint8 [T,H,W,3]: the picture that the query was written for
+  fast: tuple[Answer, ...]
+  final: tuple[Answer, ...]
 
 
 def choose_cases(
@@ -51,27 +55,29 @@ def choose_cases(
   count: int = 12,
   seed: int = 0,
 ) -> list[Choice]:
-  """Queries to show: some that nobody picked, then the extremes, said to be.
+  """Chooses queries to show: some by chance, then the extremes, labelled so.
 
-  First `count` of a seeded shuffle. Then, of all queries, the three whose rank
-  grew by the largest factor between the lists and the three where it shrank by
-  the largest; what is not listed counts as one past the list's end. A query
-  that is both drawn and extreme comes once and says both.
+  First come `count` queries of a seeded shuffle. Then come, of all queries, the
+  three whose rank grew by the largest factor between the lists and the three
+  whose rank shrank by the largest; a positive that is not listed counts as one
+  past the list's end. A query that is both comes once, with both reasons.
 
   Args:
-    fast: before re-ranking.
-    final: after it; the same queries.
+    fast: the lists before re-ranking.
+    final: the same queries' lists after it.
     positives: rows that answer each query; -1 pads.
+    count: queries to draw.
+    seed: the shuffle's seed.
   """
-  before, after = (_ranks(found.rows, positives) for found in (fast, final))
+  before, after = _ranks(fast.rows, positives), _ranks(final.rows, positives)
   order = np.random.default_rng(seed).permutation(len(before))
-  ends = [np.asarray(found.rows).shape[1] + 1 for found in (fast, final)]
+  ends = [np.asarray(lists.rows).shape[1] + 1 for lists in (fast, final)]
   ratio = np.log(np.where(after > 0, after, ends[1]))
   ratio -= np.log(np.where(before > 0, before, ends[0]))
 
-  def choice(query: int, why: str) -> Choice:
+  def choice(query: int, reason: str) -> Choice:
     ranks = (int(before[query]) or None, int(after[query]) or None)
-    return Choice(int(query), why, *ranks)
+    return Choice(int(query), reason, *ranks)
 
   rising = order[np.argsort(ratio[order], kind="stable")]
   hurt = [q for q in rising[::-1][:EXTREMES] if ratio[q] > 0]
@@ -79,14 +85,16 @@ def choose_cases(
   extremes = {int(q): "re-ranking hurt most" for q in hurt}
   extremes |= {int(q): "re-ranking helped most" for q in helped}
   drawn = [int(q) for q in order[:count]]
-  chosen = [
+  choices = [
     choice(q, f"{DRAWN}; also: {extremes[q]}" if q in extremes else DRAWN)
     for q in drawn
   ]
-  chosen += [
-    choice(q, f"picked: {why}") for q, why in extremes.items() if q not in drawn
+  choices += [
+    choice(q, f"picked: {reason}")
+    for q, reason in extremes.items()
+    if q not in drawn
   ]
-  return chosen
+  return choices
 
 
 def show_cases(
@@ -97,28 +105,36 @@ def show_cases(
   positives: Int[np.ndarray, "Q P"],
   visuals: Callable[[Sequence[int]], np.ndarray],
 ) -> list[Case]:
-  """Choices with their pictures: `visuals` is `Source.visuals`."""
+  """Adds the pictures to choices; `visuals` is `Source.visuals`."""
   cases = []
   for choice in choices:
     true = [int(row) for row in positives[choice.query] if row >= 0]
     lists = []
-    for found in (fast, final):
-      rows = [int(r) for r in found.rows[choice.query][:SHOWN] if r >= 0]
-      scores = found.scores[choice.query][: len(rows)]  # padding is last
+    for candidates in (fast, final):
+      rows = [int(r) for r in candidates.rows[choice.query][:SHOWN] if r >= 0]
+      scores = candidates.scores[choice.query][: len(rows)]  # padding is last
       pictures = visuals(rows) if rows else ()
       lists.append(
         tuple(
-          Shown(picture, row in true, float(score))
+          Answer(picture, row in true, float(score))
           for picture, row, score in zip(pictures, rows, scores, strict=True)
         )
       )
-    meant = visuals(true[:1])[0]
-    cases.append(Case(texts[choice.query], *choice[1:], meant, *lists))
+    cases.append(
+      Case(
+        texts[choice.query],
+        choice.reason,
+        choice.before,
+        choice.after,
+        visuals(true[:1])[0],
+        *lists,
+      )
+    )
   return cases
 
 
 def _ranks(rows: Any, positives: Int[np.ndarray, "Q P"]) -> np.ndarray:
-  """Place of the first positive of each list, from 1; 0 = none listed."""
+  """Rank of the first positive of each list, from 1; 0 = none listed."""
   rows, positives = np.asarray(rows), np.asarray(positives)
   hit = (rows[:, :, None] == positives[:, None]) & (rows[:, :, None] >= 0)
   hit = hit.any(axis=2)

@@ -1,14 +1,14 @@
-"""What a study measured, as one page to look at.
+"""A study's results as one page.
 
-`index.html` needs nothing beside it: pictures and plots are inside, there is no
-script. Everything that came from data is escaped.
+`index.html` is self-contained: pictures and plots are inside, and there is no
+script. Everything that comes from data is escaped.
 """
 
 import base64
 import html
 import io
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -17,14 +17,14 @@ from etils import epath
 from PIL import Image
 
 from fs_jax.data import tokenizer as tokenizers
-from fs_jax.evaluate.page import examples
-from fs_jax.evaluate.page import sections as sections_module
+from fs_jax.evaluate import reports
+from fs_jax.evaluate.page import examples, sections
 from fs_jax.machine import files
 from fs_jax.search import grounding
 
 
 class Look(NamedTuple):
-  """A picture, what is said of it, and where each word looked."""
+  """A picture with a query, and the attention of each word."""
 
   text: str
   picture: np.ndarray  # uint8 [T,H,W,3]
@@ -33,59 +33,59 @@ class Look(NamedTuple):
 
 def write(
   path: epath.PathLike,
-  report: Mapping[str, Any],
+  report: reports.Report,
   curves: Mapping[str, Sequence[Mapping[str, Any]]],
-  answers: Sequence[examples.Case],
-  attentions: Sequence[Look],
+  cases: Sequence[examples.Case],
+  looks: Sequence[Look],
   attribution: str,
   lists: tuple[str, str] = ("Fast", "Re-ranked"),
 ) -> None:
   """Writes the page, all of it or nothing.
 
   Args:
-    path: index.html.
-    report: of report.json; its extras may be missing.
-    curves: `journal.read` of each stage's folder.
-    answers: of `cases.show_cases`.
-    attentions: of `attention.word_attention`.
-    attribution: of the pictures, with their licence.
-    lists: what the two lists of every case are called.
+    path: the file, index.html.
+    report: report.json; its extras may be missing.
+    curves: by stage, what `journal.read` returns for its folder.
+    cases: what `examples.show_cases` returns.
+    looks: pictures with the words of `grounding.ground_words`.
+    attribution: the pictures' authors and licence.
+    lists: the names of the two lists of every case.
   """
   credit = _credit(attribution)
-  sections = (
-    ("How well, and how fast", sections_module.table(report)),
-    ("What the time buys", sections_module.trade(report)),
-    ("Compared on the same queries", sections_module.paired(report)),
-    ("Answers", _answers(answers, lists, report["queries"], credit)),
-    ("Where Slow looks", _looks(attentions, credit)),
-    ("Training", sections_module.training(curves)),
-    ("Time", sections_module.times(report)),
-    ("Limits", sections_module.limits(report)),
+  bodies = (
+    ("How well, and how fast", sections.table(report)),
+    ("What the time buys", sections.trade(report)),
+    ("Compared on the same queries", sections.paired(report)),
+    ("Answers", _answers(cases, lists, report["queries"], credit)),
+    ("Where Slow looks", _looks(looks, credit)),
+    ("Training", sections.training(curves)),
+    ("Time", sections.times(report)),
+    ("Limits", sections.limits(report)),
   )
   body = "\n".join(
     f"<section>\n<h2>{name}</h2>\n{inside}\n</section>"
-    for name, inside in sections
+    for name, inside in bodies
     if inside
   )
   template = (
     resources.files(__package__).joinpath("page.html").read_text("utf-8")
   )
   page = string.Template(template).substitute(
-    what=sections_module.summary(report), sections=body
+    what=sections.summary(report), sections=body
   )
   files.write_text(path, page)
 
 
 def _answers(
-  answers: Sequence[examples.Case],
+  cases: Sequence[examples.Case],
   names: tuple[str, str],
   queries: int,
   credit: str,
 ) -> str:
-  if not answers:
+  if not cases:
     return ""
-  drawn = sum(case.why.startswith(examples.DRAWN) for case in answers)
-  parts = [
+  drawn = sum(case.reason.startswith(examples.DRAWN) for case in cases)
+  blocks = [
     f"<p>{drawn} queries are the first of a seeded shuffle, whatever came of "
     f"them. The others were picked: of all {queries:,}, at most "
     f"{examples.EXTREMES} where re-ranking moved the picture meant down by the "
@@ -94,44 +94,47 @@ def _answers(
     "compare within a list only. The picture that the query was written for is "
     "framed: others may fit its words as well.</p>"
   ]
-  for case in answers:
+  for case in cases:
     moved = f"rank {_rank(case.before)} → {_rank(case.after)}"
     lists = "".join(
-      f"<figure><figcaption>{whose}</figcaption>{_shown(whose, shown)}</figure>"
-      for whose, shown in zip(
+      f"<figure><figcaption>{name}</figcaption>{_pictures(name, answers)}"
+      "</figure>"
+      for name, answers in zip(
         map(html.escape, names), (case.fast, case.final), strict=True
       )
     )
-    missing = not any(s.true for s in (*case.fast, *case.final))
-    meant = "<figcaption>Meant, in neither</figcaption>" + _list(
-      [_item(case.true, "the picture meant", "", True)]
-    )
-    parts.append(
+    meant = ""
+    if not any(answer.true for answer in (*case.fast, *case.final)):
+      picture = _item(case.true, "the picture meant", "", True)
+      meant = (
+        "<figure><figcaption>Meant, in neither</figcaption>"
+        f"{_list([picture])}</figure>"
+      )
+    blocks.append(
       f"<article><h3>“{html.escape(case.text)}” "
-      f'<span class="why">{moved}; {html.escape(case.why)}</span></h3>'
-      f'<div class="lists">{lists}</div>'
-      f"{f'<figure>{meant}</figure>' if missing else ''}</article>"
+      f'<span class="why">{moved}; {html.escape(case.reason)}</span></h3>'
+      f'<div class="lists">{lists}</div>{meant}</article>'
     )
-  return "\n".join([*parts, credit])
+  return "\n".join([*blocks, credit])
 
 
-def _shown(whose: str, shown: Sequence[examples.Shown]) -> str:
+def _pictures(name: str, answers: Sequence[examples.Answer]) -> str:
   return _list(
     _item(
-      one.picture,
-      f"{whose}, answer {i}{', the picture meant' if one.true else ''}",
-      f"{i}{_score(one.score)}",
-      one.true,
+      answer.picture,
+      f"{name}, answer {i}{', the picture meant' if answer.true else ''}",
+      f"{i}{_score(answer.score)}",
+      answer.true,
     )
-    for i, one in enumerate(shown, 1)
+    for i, answer in enumerate(answers, 1)
   )
 
 
 def _score(score: float | None) -> str:
-  return "" if score is None else f"<br/>{sections_module.minus(score, '.2f')}"
+  return "" if score is None else f"<br/>{sections.minus(score, '.2f')}"
 
 
-def _list(items: Any) -> str:
+def _list(items: Iterable[str]) -> str:
   return f'<ol class="shown">{"".join(items)}</ol>'
 
 
@@ -147,7 +150,7 @@ def _rank(rank: int | None) -> str:
 def _looks(looks: Sequence[Look], credit: str) -> str:
   if not looks:
     return ""
-  parts = [
+  blocks = [
     "<p>To predict each word of a query Slow looks at the picture, first at "
     "coarse tokens, then at finer ones: one map each, from the top. Light is "
     "where its attention lies, the mean over heads and layers of the forward "
@@ -161,25 +164,25 @@ def _looks(looks: Sequence[Look], credit: str) -> str:
     items = [f"<li>{_image(frame, 'the picture')}</li>"]
     for i, word in enumerate(forward):
       maps = "".join(
-        _image(_lit(frame, m), f"attention to “{word.token}”: {_where(m)}")
+        _image(_lit(frame, m), f"attention to “{word.token}”: {_place(m)}")
         for m in word.maps
       )
-      said = f"→ {sections_module.minus(word.log_p, '.2f')}"
+      log_p = f"→ {sections.minus(word.log_p, '.2f')}"
       if backward:
-        said += f"<br/>← {sections_module.minus(backward[i].log_p, '.2f')}"
+        log_p += f"<br/>← {sections.minus(backward[i].log_p, '.2f')}"
       items.append(
         f"<li>{maps}{html.escape(word.token)}<br/>"
-        f'<span class="dim">{said}</span></li>'
+        f'<span class="dim">{log_p}</span></li>'
       )
     total = sum(word.log_p for word in look.words)
     both = "both readings" if backward else "the forward reading"
-    parts.append(
+    blocks.append(
       f"<article><h3>“{html.escape(look.text)}” "
       f'<span class="why">all words of {both} and the ends: '
-      f"{sections_module.minus(total, '.1f')} nats</span></h3>"
+      f"{sections.minus(total, '.1f')} nats</span></h3>"
       f'<ol class="words">{"".join(items)}</ol></article>'
     )
-  return "\n".join([*parts, credit])
+  return "\n".join([*blocks, credit])
 
 
 def _readings(
@@ -195,7 +198,7 @@ def _readings(
 
 
 def _lit(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """A frame, dark where weights are small; a token's square is one shade."""
+  """Darkens a frame where weights are small; a token's square is one shade."""
   height, width = frame.shape[:2]
   h, w = weights.shape
   rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
@@ -203,7 +206,7 @@ def _lit(frame: np.ndarray, weights: np.ndarray) -> np.ndarray:
   return (frame * (0.12 + 0.88 * shade[..., None])).astype(np.uint8)
 
 
-def _where(weights: np.ndarray) -> str:
+def _place(weights: np.ndarray) -> str:
   """The place of the largest weight, in words."""
   h, w = weights.shape
   tokens = f"of {h} × {w} tokens"
@@ -214,7 +217,7 @@ def _where(weights: np.ndarray) -> str:
 
 
 def _credit(text: str) -> str:
-  """Who made the pictures: goes below them, wherever they are shown."""
+  """The pictures' attribution, for below them wherever they are shown."""
   lines = (html.escape(line) for line in text.splitlines() if line.strip())
   return f'<div class="credit">{"".join(f"<p>{x}</p>" for x in lines)}</div>'
 

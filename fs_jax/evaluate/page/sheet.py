@@ -1,9 +1,9 @@
-"""Lists of pictures as one PNG: what each ranker answered to a query."""
+"""Lists of pictures as one PNG: each ranker's answers to a query."""
 
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -11,8 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fs_jax.machine import files
 
+SIDE = 128  # pixels of a picture on a sheet
+COLUMNS = 10  # pictures in a row of a sheet
+FRAME = "#127a3d"  # around the true picture
+_GAP, _MARGIN = 10, 16  # pixels
+_HEADING, _ROW, _CREDIT = 28, SIDE + 30, 16  # pixels of a line of each
 
-def contact_sheet(
+
+def draw(
   path: epath.PathLike,
   title: str,
   rows: Sequence[Sequence[np.ndarray]],
@@ -21,75 +27,127 @@ def contact_sheet(
   framed: Sequence[int | None] | None = None,
   scores: Sequence[Sequence[float]] | None = None,
 ) -> None:
-  """A PNG with a row of answers per ranker, best first, at most ten.
+  """Draws a contact sheet: a row of answers per ranker, best first.
+
+  A row shows at most ten pictures.
 
   Args:
-    path: of the file.
+    path: the PNG file.
     title: the query.
-    rows: uint8 [T,H,W,3] pictures of each ranker; the first frame is shown.
-    labels: a ranker's name each.
-    attribution: of the pictures, at the bottom.
-    framed: place of the true picture in each row, from 0; None = unknown.
-    scores: of the pictures of each row; None = ranks alone.
+    rows: each ranker's pictures, uint8 [T,H,W,3]; the first frame is shown.
+    labels: each ranker's name.
+    attribution: the pictures' attribution, for the bottom.
+    framed: the true picture's place in each row, from 0; None = unknown.
+    scores: the scores of each row's pictures; None = show ranks only.
 
   Raises:
-    ValueError: as many labels and frames as rows are needed, and one row.
+    ValueError: no rows, or not as many labels, frames and scores as rows.
   """
   framed = [None] * len(rows) if framed is None else framed
+  _check(rows, labels, framed, scores)
+  page = _lay_out(title, rows, labels, attribution)
+  image = Image.new("RGB", (page.width, page.height), "white")
+  pen = ImageDraw.Draw(image)
+  fonts = page.fonts
+  for i, line in enumerate(page.heading):
+    pen.text((_MARGIN, _MARGIN + _HEADING * i), line, "black", fonts.large)
+  for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+    y = page.top + _ROW * i
+    pen.text((_MARGIN, y + SIDE // 2), label, "black", fonts.middle, "lm")
+    for j, picture in enumerate(row[:COLUMNS]):
+      corner = (page.left + j * (SIDE + _GAP), y)
+      caption = f"{j + 1}"
+      if scores is not None:
+        # A hyphen, not a minus sign: the font has none.
+        caption += f"   ({scores[i][j]:.2f})"
+      image.paste(_scaled(picture), corner)
+      _draw_frame(pen, corner, caption, framed[i] == j, fonts.small)
+  for i, line in enumerate(page.credit):
+    y = page.top + _ROW * len(rows) + _CREDIT * i
+    pen.text((_MARGIN, y), line, "#555", fonts.small)
+  file = io.BytesIO()
+  image.save(file, "PNG")
+  files.write_bytes(path, file.getvalue())
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class _Fonts(NamedTuple):
+  large: Font
+  middle: Font
+  small: Font
+
+
+class _Page(NamedTuple):
+  """Sizes and wrapped texts of a sheet."""
+
+  width: int
+  height: int
+  left: int  # x of the first picture
+  top: int  # its y
+  heading: list[str]
+  credit: list[str]
+  fonts: _Fonts
+
+
+def _check(
+  rows: Sequence[Sequence[np.ndarray]],
+  labels: Sequence[str],
+  framed: Sequence[int | None],
+  scores: Sequence[Sequence[float]] | None,
+) -> None:
   if not rows or not len(rows) == len(labels) == len(framed):
     raise ValueError(
-      "contact_sheet: needs rows, a label and a place to frame each; got "
-      f"{len(rows)} rows, {len(labels)} labels, {len(framed)} places. give one "
-      "of each per ranker"
+      "contact sheet: needs rows, and a label and a place to frame for each; "
+      f"got {len(rows)} rows, {len(labels)} labels, {len(framed)} places. give "
+      "one of each per ranker"
     )
   if scores is not None and any(
-    len(some) < min(len(row), COLUMNS)
-    for some, row in zip(scores, rows, strict=True)
+    len(values) < min(len(row), COLUMNS)
+    for values, row in zip(scores, rows, strict=True)
   ):
     raise ValueError(
-      "contact_sheet: every picture shown needs a score; got "
-      f"{[len(some) for some in scores]} scores for {[len(r) for r in rows]} "
+      "contact sheet: every picture shown needs a score; got "
+      f"{[len(x) for x in scores]} scores for {[len(r) for r in rows]} "
       "pictures. give one each, or leave scores out"
     )
-  large, middle, small = (ImageFont.load_default(s) for s in (22, 15, 12))
-  gap, margin = 10, 16
-  left = margin + max(round(middle.getlength(name)) for name in labels) + gap
+
+
+def _lay_out(
+  title: str,
+  rows: Sequence[Sequence[np.ndarray]],
+  labels: Sequence[str],
+  attribution: str,
+) -> _Page:
+  fonts = _Fonts(*(ImageFont.load_default(size) for size in (22, 15, 12)))
+  label = max(round(fonts.middle.getlength(name)) for name in labels)
+  left = _MARGIN + label + _GAP
   columns = max(1, min(COLUMNS, max(len(row) for row in rows)))
-  width = max(left + columns * (SIDE + gap) + margin, 480)
-  room = width - 2 * margin
-  heading = _wrapped(title, large, room)
-  credit = _wrapped(attribution, small, room)
-  top = margin + 28 * len(heading) + gap
-  each = SIDE + 30
-  height = top + each * len(rows) + 16 * len(credit) + margin
-  sheet = Image.new("RGB", (width, height), "white")
-  draw = ImageDraw.Draw(sheet)
-  for i, line in enumerate(heading):
-    draw.text((margin, margin + 28 * i), line, "black", large)
-  for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
-    y = top + i * each
-    draw.text((margin, y + SIDE // 2), label, "black", middle, "lm")
-    for j, picture in enumerate(row[:COLUMNS]):
-      x = left + j * (SIDE + gap)
-      true = framed[i] == j
-      sheet.paste(_scaled(picture), (x, y))
-      if true:
-        edge = (x - 4, y - 4, x + SIDE + 3, y + SIDE + 3)
-        draw.rectangle(edge, outline=FRAME, width=4)
-      else:  # white pictures end somewhere too
-        edge = (x - 1, y - 1, x + SIDE, y + SIDE)
-        draw.rectangle(edge, outline="#ddd")
-      colour = FRAME if true else "#555"
-      under = f"{j + 1}"
-      if scores is not None:
-        under += f"   ({scores[i][j]:.2f})"  # a hyphen: the font has no minus
-      draw.text((x + SIDE // 2, y + SIDE + 6), under, colour, small, "mt")
-  for i, line in enumerate(credit):
-    y = top + each * len(rows) + 16 * i
-    draw.text((margin, y), line, "#555", small)
-  file = io.BytesIO()
-  sheet.save(file, "PNG")
-  files.write_bytes(path, file.getvalue())
+  width = max(left + columns * (SIDE + _GAP) + _MARGIN, 480)
+  heading = _wrapped(title, fonts.large, width - 2 * _MARGIN)
+  credit = _wrapped(attribution, fonts.small, width - 2 * _MARGIN)
+  top = _MARGIN + _HEADING * len(heading) + _GAP
+  height = top + _ROW * len(rows) + _CREDIT * len(credit) + _MARGIN
+  return _Page(width, height, left, top, heading, credit, fonts)
+
+
+def _draw_frame(
+  pen: ImageDraw.ImageDraw,
+  corner: tuple[int, int],
+  caption: str,
+  true: bool,
+  font: Font,
+) -> None:
+  """Frames a picture and writes its caption below it."""
+  x, y = corner
+  if true:
+    edge = (x - 4, y - 4, x + SIDE + 3, y + SIDE + 3)
+    pen.rectangle(edge, outline=FRAME, width=4)
+  else:  # shows where a white picture ends
+    pen.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline="#ddd")
+  colour = FRAME if true else "#555"
+  pen.text((x + SIDE // 2, y + SIDE + 6), caption, colour, font, "mt")
 
 
 def _scaled(picture: np.ndarray) -> Image.Image:
@@ -106,17 +164,12 @@ def _scaled(picture: np.ndarray) -> Image.Image:
   return square
 
 
-def _wrapped(text: str, font: Any, room: float) -> list[str]:
-  """Lines of a text that are at most `room` wide."""
-  each = max(font.getlength(text) / max(len(text), 1), 1)
-  letters = max(int(room / each * 0.95), 8)
+def _wrapped(text: str, font: Font, width: float) -> list[str]:
+  """Wraps a text into lines of at most `width` pixels."""
+  letter = max(font.getlength(text) / max(len(text), 1), 1)
+  letters = max(int(width / letter * 0.95), 8)
   return [
     line
     for paragraph in text.splitlines()
     for line in textwrap.wrap(paragraph, letters) or [""]
   ]
-
-
-SIDE = 128  # pixels of a picture on a sheet
-COLUMNS = 10  # pictures in a row of a sheet
-FRAME = "#127a3d"  # of the true picture

@@ -1,11 +1,11 @@
-"""Numbers to inline SVG: no scripts; the page's style colours it."""
+"""Plots as inline SVG, without scripts; the page's style colours them."""
 
 import html
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_LETTER, _LINE = 7.4, 14.0  # width and height of a label's letter, units
+_LETTER, _LINE = 7.4, 14.0  # width and height of a label's letter, SVG units
 
 
 class Point(NamedTuple):
@@ -53,10 +53,10 @@ def scatter(
 
   Args:
     points: x above 0.
-    title: read aloud instead of the plot.
-    x_label: of the axis.
-    y_label: of the axis.
-    joined: names of points that a line connects, by x.
+    title: what screen readers read instead of the plot.
+    x_label: the x axis's label.
+    y_label: the y axis's label.
+    joined: names of points that a line connects, in order of x.
   """
   xs = [p.x for p in points]
   ys = [y for p in points for y in (p.low, p.high)]
@@ -65,23 +65,24 @@ def scatter(
   decades = max(math.log10(max(xs) / min(xs)), 0.5)
   x_range = (min(xs) / 10 ** (0.1 * decades), max(xs) * 10 ** (0.25 * decades))
   frame = _Frame(460, 320, x_range, (y_ticks[0], y_ticks[-1]), True)
-  parts = _axes(frame, _log_ticks(*frame.x), y_ticks, x_label, y_label)
+  shapes = _axes(frame, _log_ticks(*frame.x), y_ticks, x_label, y_label)
   line = sorted((p for p in points if p.name in joined), key=lambda p: p.x)
   if len(line) > 1:
-    parts.append(_path(frame, [(p.x, p.y) for p in line], "joined"))
+    shapes.append(_path(frame, [(p.x, p.y) for p in line], "joined"))
   taken = []
   for point in points:
-    (x, y), (_, high) = frame.at(*point[1:3]), frame.at(point.x, point.high)
+    x, y = frame.at(point.x, point.y)
+    high = frame.at(point.x, point.high)[1]
     low = frame.at(point.x, point.low)[1]
-    parts.append(
+    shapes.append(
       f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}'
       f'M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"/>'
       f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
     )
     taken.append((x - 5, high - 2, x + 5, low + 2))
   for point in points:
-    parts.append(_label(frame, point, taken))
-  return _svg(frame, title, parts)
+    shapes.append(_label(frame, point, taken))
+  return _svg(frame, title, shapes)
 
 
 def curve(
@@ -90,7 +91,7 @@ def curve(
   x_label: str,
   y_label: str,
 ) -> str:
-  """One line over a linear x axis; at least one point."""
+  """A line of at least one point over a linear x axis."""
   xs, ys = [x for x, _ in line], [y for _, y in line]
   x_ticks, y_ticks = ticks(0, max(xs), 4), ticks(min(ys), max(ys))
   frame = _Frame(
@@ -102,11 +103,11 @@ def curve(
     right=18,
   )
   x_ticks = [x for x in x_ticks if x <= frame.x[1]]
-  parts = _axes(frame, x_ticks, y_ticks, x_label, y_label)
-  parts.append(_path(frame, line, "line"))
+  shapes = _axes(frame, x_ticks, y_ticks, x_label, y_label)
+  shapes.append(_path(frame, line, "line"))
   x, y = frame.at(*line[-1])
-  parts.append(f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-  return _svg(frame, title, parts)
+  shapes.append(f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+  return _svg(frame, title, shapes)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -136,32 +137,32 @@ def _axes(
   x_label: str,
   y_label: str,
 ) -> list[str]:
-  parts = []
+  shapes = []
   floor = frame.height - frame.bottom
   right = frame.width - frame.right
   for value in y_ticks:
     y = frame.at(frame.x[0], value)[1]
-    parts.append(
+    shapes.append(
       f'<path class="grid" d="M{frame.left} {y:.1f}H{right}"/>'
       f'<text x="{frame.left - 6}" y="{y + 4:.1f}" text-anchor="end">'
       f"{value:g}</text>"
     )
   for value in x_ticks:
     x = frame.at(value, frame.y[0])[0]
-    parts.append(
+    shapes.append(
       f'<path class="grid" d="M{x:.1f} {frame.top}V{floor}"/>'
       f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{value:g}'
       "</text>"
     )
   middle = (frame.left + right) / 2
   half = (frame.top + floor) / 2
-  parts.append(
+  shapes.append(
     f'<text x="{middle:.1f}" y="{frame.height - 8}" text-anchor="middle">'
     f"{html.escape(x_label)}</text>"
     f'<text transform="translate(12 {half:.1f}) rotate(-90)" '
     f'text-anchor="middle">{html.escape(y_label)}</text>'
   )
-  return parts
+  return shapes
 
 
 def _path(frame: _Frame, line: Sequence[tuple[float, float]], kind: str) -> str:
@@ -173,12 +174,12 @@ def _path(frame: _Frame, line: Sequence[tuple[float, float]], kind: str) -> str:
 def _label(
   frame: _Frame, point: Point, taken: list[tuple[float, float, float, float]]
 ) -> str:
-  """The name beside its mark, inside the plot, where it covers least."""
+  """A name beside its mark, inside the plot, where it overlaps least."""
   x, y = frame.at(point.x, point.y)
   width = _LETTER * len(point.name)
   boxes = []
-  for away in (0, 12, -12, 24, -24, 36, -36, 50, -50):
-    top = y + away - _LINE / 2
+  for offset in (0, 12, -12, 24, -24, 36, -36, 50, -50):
+    top = y + offset - _LINE / 2
     boxes.append((x + 9, top, x + 9 + width, top + _LINE))
     boxes.append((x - 9 - width, top, x - 9, top + _LINE))
   above = frame.at(point.x, point.high)[1]
@@ -215,9 +216,9 @@ def _overlap(
   return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _svg(frame: _Frame, title: str, parts: Sequence[str]) -> str:
-  said = html.escape(title)
+def _svg(frame: _Frame, title: str, shapes: Sequence[str]) -> str:
+  text = html.escape(title)
   return (
     f'<svg viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" '
-    f'aria-label="{said}"><title>{said}</title>{"".join(parts)}</svg>'
+    f'aria-label="{text}"><title>{text}</title>{"".join(shapes)}</svg>'
   )

@@ -1,8 +1,9 @@
-"""How fast the parts run, beside others.
+"""How fast the components run, beside others.
 
-timing              indices, losses and products, before and after
+timing              indices, losses and matrix products
 serving             the latency of queries, warmed up and not
-baseline            a process of another framework that is timed
+baseline            a process of another framework, to be timed
 baseline_open_clip  open_clip on PyTorch as such a process
-train_step          a train step beside the baseline
+pieces              a train step and its pieces, as calls to time
+train_step          a train step timed beside the baseline
 """

@@ -1,8 +1,8 @@
-"""A peer of a benchmark: a process of its own that answers requests.
+"""A peer of a benchmark: a separate process that answers requests.
 
-Two frameworks in one process share its threads and its memory, and each slows
-the other. Requests and answers are JSON, a line each; while nobody asks, a peer
-waits for its next line, so that two sides can take turns.
+Two frameworks in one process share its threads and its memory, and slow each
+other down. Requests and answers are JSON, one per line. Between requests the
+peer waits for its next line, so that two sides can take turns.
 """
 
 import contextlib
@@ -11,52 +11,52 @@ import pathlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 Ask = Callable[..., dict[str, Any]]
 
 
 @contextlib.contextmanager
 def start(command: Sequence[str], mend: str) -> Iterator[Ask]:
-  """Starts a peer, and ends it; yields ask(do, **what) -> answer.
+  """Starts a peer and ends it; yields ask(do, **arguments) -> answer.
 
   Args:
-    command: the interpreter, a path, and its arguments.
-    mend: the end of every message: what to do about a peer that fails.
+    command: the interpreter's path and its arguments.
+    mend: the end of every message: what to do if the peer fails.
 
   Raises:
-    ValueError: no such interpreter; a peer that leaves, or answers an error.
+    ValueError: the interpreter does not exist; the peer exits or answers with
+      an error.
   """
   if not pathlib.Path(command[0]).is_file():
     raise ValueError(
-      f"peer: must be a Python with what it needs; got {command[0]!r}, which "
+      f"peer: must be a Python with its packages; got {command[0]!r}, which "
       f"does not exist. {mend}"
     )
-  with tempfile.TemporaryFile("w+") as heard:
+  with tempfile.TemporaryFile("w+") as log:
     process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=heard,
+      stderr=log,
       text=True,
     )
     assert process.stdin and process.stdout
-    to, answers = process.stdin, process.stdout
+    requests, answers = process.stdin, process.stdout
 
-    def ask(do: str, **what: Any) -> dict[str, Any]:
+    def ask(do: str, **arguments: Any) -> dict[str, Any]:
       with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"do": do} | what), file=to, flush=True)
+        print(json.dumps({"do": do} | arguments), file=requests, flush=True)
       line = answers.readline()
       if not line:
         raise ValueError(
           f"peer: must answer; got exit code {process.wait()} and "
-          f"{_last(heard)!r}. {mend}"
+          f"{_last_line(log)!r}. {mend}"
         )
       answer = json.loads(line)
       if "error" in answer:
         raise ValueError(
-          f"peer: must do what is asked, {do!r}; got {answer['error']!r}. "
-          f"{mend}"
+          f"peer: must do as requested, {do!r}; got {answer['error']!r}. {mend}"
         )
       return answer
 
@@ -64,7 +64,7 @@ def start(command: Sequence[str], mend: str) -> Iterator[Ask]:
       yield ask
     finally:
       with contextlib.suppress(BrokenPipeError):
-        to.close()
+        requests.close()
       answers.close()
       try:
         process.wait(timeout=10)
@@ -73,8 +73,8 @@ def start(command: Sequence[str], mend: str) -> Iterator[Ask]:
         process.wait()
 
 
-def _last(heard: Any) -> str:
-  """The last thing a process said before it left."""
-  heard.seek(0)
-  lines = heard.read().strip().splitlines()
+def _last_line(log: IO[str]) -> str:
+  """The last line that a process printed before it exited."""
+  log.seek(0)
+  lines = log.read().strip().splitlines()
   return lines[-1] if lines else ""

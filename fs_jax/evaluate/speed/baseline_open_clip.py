@@ -1,13 +1,13 @@
-"""open_clip on PyTorch, the peer of `launch.bench train`: a program of its own.
+"""open_clip on PyTorch, the peer of `launch.bench train`: a separate program.
 
-It runs in an environment that has torch and open_clip_torch and no JAX (`make
-bench-train` makes one), and imports nothing of this project. Every line on
+It runs in an environment that has torch and open_clip_torch but no JAX (`make
+bench-train` builds one), and imports nothing of this project. Every line on
 stdin is a request, every line on stdout its answer, both JSON:
 
-  {"do": "make", ...sizes}               what it is: versions, parameters, FLOPs
+  {"do": "make", ...sizes}               the facts: versions, parameters, FLOPs
   {"do": "run", "what": X, "runs": n}    {"seconds": [n of them]}
 
-What went wrong is {"error": "..."}. Libraries that print reach stderr only.
+An error is {"error": "..."}. What libraries print goes to stderr.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -29,29 +29,29 @@ STAND_IN = (
 
 def main() -> None:
   answers = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # what libraries print is no answer
-  made: Peer | None = None
+  os.dup2(2, 1)  # what libraries print must not look like an answer
+  peer: Peer | None = None
   for line in sys.stdin:
     request = json.loads(line)
-    what = request.pop("do")
+    do = request.pop("do")
     try:
-      if what == "make":
-        made = Peer(**request)
-        answer = made.facts()
-      elif made is None:
+      if do == "make":
+        peer = Peer(**request)
+        answer = peer.facts()
+      elif peer is None:
         raise ValueError("do: 'make' comes first; got 'run'. send 'make'")
       else:
-        answer = {"seconds": made.run(**request)}
+        answer = {"seconds": peer.run(**request)}
     except Exception as error:
       answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), file=answers, flush=True)
 
 
-def open_clip() -> tuple[Any, str]:
-  """The package, and a note on what stands in for torchvision, if anything.
+def import_open_clip() -> tuple[Any, str]:
+  """Returns the package, and a note if a stand-in replaces torchvision.
 
-  open_clip needs torchvision to prepare pictures. Where torch is a build that
-  torchvision has none for, its import fails, with torch's own RuntimeError.
+  open_clip needs torchvision to prepare pictures. If torchvision has no build
+  for this torch, its import fails with torch's own RuntimeError.
   """
   try:
     importlib.import_module("torchvision")
@@ -59,16 +59,22 @@ def open_clip() -> tuple[Any, str]:
   except (ImportError, RuntimeError):
     for name in [n for n in sys.modules if n.startswith("torchvision")]:
       del sys.modules[name]
-    parts = ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc")
-    for part in parts:
-      sys.modules[f"torchvision{part}"] = mock.MagicMock()
-    sys.modules["timm"] = None  # type: ignore[assignment]  # it wants it too
+    for name in (
+      "",
+      ".transforms",
+      ".transforms.functional",
+      ".ops",
+      ".ops.misc",
+    ):
+      sys.modules[f"torchvision{name}"] = mock.MagicMock()
+    # timm needs torchvision too; open_clip goes without timm.
+    sys.modules["timm"] = None  # type: ignore[assignment]
     note = STAND_IN
   return importlib.import_module("open_clip"), note
 
 
 class Peer:
-  """The model, its step and pieces of it, each a call without arguments."""
+  """The model, its step and pieces of it, each as a call without arguments."""
 
   def __init__(
     self,
@@ -91,67 +97,55 @@ class Peer:
   ):
     import torch
 
-    self.torch, (self.clip, self.note) = torch, open_clip()
-    self.on = "cuda" if torch.cuda.is_available() else "cpu"
+    self.torch, (self.clip, self.note) = torch, import_open_clip()
+    self.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    # As JAX: products of float32 in TF32, where a GPU has it.
+    # As in JAX: float32 products in TF32, where a GPU has it.
     torch.set_float32_matmul_precision("high")
     self.dtype = getattr(torch, compute)
     # The tanh form of gelu, and no norm before the first block: as Fast.
     act = {"approximate": "tanh"}
-    model = self.clip.CLIP(
+    self.model = self.clip.CLIP(
       embed,
-      {
-        "image_size": image,
-        "patch_size": patch,
-        "width": vision["width"],
-        "layers": vision["layers"],
-        "head_width": vision["width"] // vision["heads"],
-        "mlp_ratio": vision["hidden"] / vision["width"],
-        "no_ln_pre": True,
-        "act_kwargs": act,
-      },
-      {
-        "context_length": length,
-        "vocab_size": vocabulary,
-        "width": text["width"],
-        "layers": text["layers"],
-        "heads": text["heads"],
-        "mlp_ratio": text["hidden"] / text["width"],
-        "act_kwargs": act,
-      },
+      _vision_config(image, patch, vision) | {"act_kwargs": act},
+      _text_config(length, vocabulary, text) | {"act_kwargs": act},
       init_logit_scale=math.log(scale),
       cast_dtype=None if compute == "float32" else self.dtype,
-    ).to(self.on)
-    self.model = model
+    ).to(self.device)
     # A step under autocast, as open_clip's own: parameters stay float32.
-    self.call = torch.compile(model) if compiled else model
+    self.call = torch.compile(self.model) if compiled else self.model
     self.compiled = compiled
     self.loss = self.clip.ClipLoss()
-    self.pixels = torch.randn(batch, 3, image, image, device=self.on)
-    self.ids = torch.randint(1, vocabulary, (batch, length), device=self.on)
-    whole = [p for p in model.parameters() if p.ndim >= 2]
-    small = [p for p in model.parameters() if p.ndim < 2]
-    self.optimizer = torch.optim.AdamW(
-      [
-        {"params": small, "weight_decay": 0.0},
-        {"params": whole, "weight_decay": weight_decay},
-      ],
-      lr=learning_rate,
-      betas=(b1, b2),
-      fused=True,  # the fastest it has, on a CPU too
-    )
+    self.pixels = torch.randn(batch, 3, image, image, device=self.device)
+    self.ids = torch.randint(1, vocabulary, (batch, length), device=self.device)
+    self.optimizer = self._make_optimizer(learning_rate, (b1, b2), weight_decay)
     self.pieces = self._pieces(batch, vision, embed)
 
+  def _make_optimizer(
+    self, learning_rate: float, betas: tuple[float, float], weight_decay: float
+  ) -> Any:
+    """AdamW that decays matrices only."""
+    parameters = list(self.model.parameters())
+    matrices = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    return self.torch.optim.AdamW(
+      [
+        {"params": others, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay},
+      ],
+      lr=learning_rate,
+      betas=betas,
+      fused=True,  # the fastest it has, on a CPU too
+    )
+
   def facts(self) -> dict[str, Any]:
-    model = self.model
     return {
       "versions": f"open_clip {self.clip.__version__}, torch "
       f"{self.torch.__version__}{', compiled' if self.compiled else ''}",
-      "device": self.on,
+      "device": self.device,
       "threads": self.torch.get_num_threads(),
-      "parameters": sum(p.numel() for p in model.parameters()),
+      "parameters": sum(p.numel() for p in self.model.parameters()),
       "flops": self._flops(),
       "note": self.note,
     }
@@ -169,15 +163,15 @@ class Peer:
     return time.perf_counter() - began
 
   def _wait(self) -> None:
-    if self.on == "cuda":
+    if self.device == "cuda":
       self.torch.cuda.synchronize()
 
   def _flops(self) -> float:
-    """Of a step, as torch counts its matrix products while they run."""
+    """FLOPs of a step: torch counts its matrix products while they run."""
     from torch.nn import attention
     from torch.utils import flop_counter
 
-    compiled, self.call = self.call, self.model  # it counts what runs eagerly
+    compiled, self.call = self.call, self.model  # only eager calls are counted
     with (
       # The fused kernel of a CPU has no count; the plain one has the same.
       attention.sdpa_kernel(attention.SDPBackend.MATH),
@@ -190,7 +184,7 @@ class Peer:
   @contextlib.contextmanager
   def _casting(self) -> Iterator[None]:
     cast = self.dtype != self.torch.float32
-    with self.torch.autocast(self.on, self.torch.bfloat16, enabled=cast):
+    with self.torch.autocast(self.device, self.torch.bfloat16, enabled=cast):
       yield
 
   def _loss(self) -> Any:
@@ -219,69 +213,116 @@ class Peer:
       self._gradient()
     self.optimizer.step()
 
-  def _pieces(self, batch: int, vision: dict[str, int], embed: int) -> dict:
-    """Of a vision block, and what is around the blocks; forward, backward."""
+  def _pieces(
+    self, batch: int, vision: dict[str, int], embed: int
+  ) -> dict[str, Callable[[], Any]]:
+    """The step, towers, pieces of a vision block, and what surrounds blocks."""
     model, torch = self.model, self.torch
-    block = model.visual.transformer.resblocks[0]
-    width, heads = vision["width"], vision["heads"]
-    tokens = model.visual.positional_embedding.shape[0]
-
-    def floats(*shape: int) -> Any:
-      x = torch.randn(*shape, device=self.on, dtype=self.dtype)
-      return x.requires_grad_()
-
-    x, wide = floats(batch, tokens, width), floats(batch, tokens, 4 * width)
-    qkv = [floats(batch, heads, tokens, width // heads) for _ in range(3)]
-    rows = [floats(batch, embed).float().detach() for _ in range(2)]
-    rows = [torch.nn.functional.normalize(r).requires_grad_() for r in rows]
-    scale = torch.tensor(14.0, device=self.on, requires_grad=True)
-    attend = torch.nn.functional.scaled_dot_product_attention
     conv, lookup = model.visual.conv1, model.token_embedding
+    sides = [self._random(batch, embed).float().detach() for _ in range(2)]
+    sides = [torch.nn.functional.normalize(x).requires_grad_() for x in sides]
+    scale = torch.tensor(14.0, device=self.device, requires_grad=True)
     return {
       "forward": self._forward,
       "gradient": self._gradient,
       "step": self._step,
       "optimiser": self._update,
-      "vision": self._both(
+      "vision": self._with_gradients(
         lambda: model.encode_image(self.pixels, normalize=True),
         model.visual.parameters(),
       ),
-      "text": self._both(
+      "text": self._with_gradients(
         lambda: model.encode_text(self.ids, normalize=True),
         [
           *model.transformer.parameters(),
           *model.ln_final.parameters(),
-          *(lookup.weight, model.positional_embedding, model.text_projection),
+          lookup.weight,
+          model.positional_embedding,
+          model.text_projection,
         ],
       ),
-      "product": self._both(
-        lambda: block.mlp.c_fc(x), [x, *block.mlp.c_fc.parameters()]
+      **self._block(batch, vision),
+      "patches": self._with_gradients(
+        lambda: conv(self.pixels), conv.parameters()
       ),
-      "attend": self._both(lambda: attend(*qkv), qkv),
-      "norm": self._both(lambda: block.ln_1(x), [x, *block.ln_1.parameters()]),
-      "gelu": self._both(lambda: block.mlp.gelu(wide), [wide]),
-      "mlp": self._both(lambda: block.mlp(x), [x, *block.mlp.parameters()]),
-      "attention": self._both(
-        lambda: block.attention(x), [x, *block.attn.parameters()]
+      "lookup": self._with_gradients(
+        lambda: lookup(self.ids), lookup.parameters()
       ),
-      "patches": self._both(lambda: conv(self.pixels), conv.parameters()),
-      "lookup": self._both(lambda: lookup(self.ids), lookup.parameters()),
-      "loss": self._both(lambda: self.loss(*rows, scale), [*rows, scale]),
+      "loss": self._with_gradients(
+        lambda: self.loss(*sides, scale), [*sides, scale]
+      ),
     }
 
-  def _both(self, forward: Callable[[], Any], by: Any) -> Callable[[], Any]:
-    """A value and its gradients by all of `by`, of one fixed cotangent."""
-    by, pull = list(by), None
+  def _block(
+    self, batch: int, vision: dict[str, int]
+  ) -> dict[str, Callable[[], Any]]:
+    """The pieces of a vision block, on random activations."""
+    block = self.model.visual.transformer.resblocks[0]
+    width, heads = vision["width"], vision["heads"]
+    tokens = self.model.visual.positional_embedding.shape[0]
+    x = self._random(batch, tokens, width)
+    hidden = self._random(batch, tokens, 4 * width)
+    qkv = [self._random(batch, heads, tokens, width // heads) for _ in range(3)]
+    attend = self.torch.nn.functional.scaled_dot_product_attention
+
+    def module(fn: Callable[..., Any], module: Any) -> Callable[[], Any]:
+      return self._with_gradients(lambda: fn(x), [x, *module.parameters()])
+
+    return {
+      "product": module(block.mlp.c_fc, block.mlp.c_fc),
+      "attend": self._with_gradients(lambda: attend(*qkv), qkv),
+      "norm": module(block.ln_1, block.ln_1),
+      "gelu": self._with_gradients(lambda: block.mlp.gelu(hidden), [hidden]),
+      "mlp": module(block.mlp, block.mlp),
+      "attention": module(block.attention, block.attn),
+    }
+
+  def _random(self, *shape: int) -> Any:
+    x = self.torch.randn(*shape, device=self.device, dtype=self.dtype)
+    return x.requires_grad_()
+
+  def _with_gradients(
+    self, forward: Callable[[], Any], inputs: Iterable[Any]
+  ) -> Callable[[], Any]:
+    """A call of `forward` and its gradients, for one fixed cotangent."""
+    inputs, cotangent = list(inputs), None
 
     def run() -> Any:
-      nonlocal pull
+      nonlocal cotangent
       with self._casting():
         out = forward()
-      if pull is None:
-        pull = self.torch.randn_like(out)
-      return out, self.torch.autograd.grad(out, by, pull)
+      if cotangent is None:
+        cotangent = self.torch.randn_like(out)
+      return out, self.torch.autograd.grad(out, inputs, cotangent)
 
     return run
+
+
+def _vision_config(
+  image: int, patch: int, stack: dict[str, int]
+) -> dict[str, Any]:
+  return {
+    "image_size": image,
+    "patch_size": patch,
+    "width": stack["width"],
+    "layers": stack["layers"],
+    "head_width": stack["width"] // stack["heads"],
+    "mlp_ratio": stack["hidden"] / stack["width"],
+    "no_ln_pre": True,
+  }
+
+
+def _text_config(
+  length: int, vocabulary: int, stack: dict[str, int]
+) -> dict[str, Any]:
+  return {
+    "context_length": length,
+    "vocab_size": vocabulary,
+    "width": stack["width"],
+    "layers": stack["layers"],
+    "heads": stack["heads"],
+    "mlp_ratio": stack["hidden"] / stack["width"],
+  }
 
 
 if __name__ == "__main__":

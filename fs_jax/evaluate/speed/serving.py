@@ -1,7 +1,7 @@
-"""What a running searcher makes its users wait, at first and later.
+"""How long users wait for a running searcher, at first and later.
 
-Over a trained workdir, on the code path of `launch.search`. Two searchers
-answer the same batches, one that was not warmed and one that was.
+It searches a trained workdir on the code path of `launch.search`. Two searchers
+answer the same batches: one that was not warmed and one that was.
 """
 
 import functools
@@ -22,18 +22,18 @@ from fs_jax.search import scorer, searcher
 
 RERANKED = 20  # candidates a query, as launch.search
 LATER = 5  # calls of each batch after its first
-LISTS = ((1, 10), (24, 50))  # queries and candidates that padding is timed at
+LISTS = ((1, 10), (24, 50))  # (queries, candidates) at which padding is timed
 
 
 class Served(NamedTuple):
-  """A workdir's gallery, and what it is asked."""
+  """A workdir's searcher, and queries for it."""
 
   search: searcher.Searcher
-  texts: tuple[str, ...]  # captions of the gallery, as queries
+  texts: tuple[str, ...]  # captions of the gallery
 
 
 class Wait(NamedTuple):
-  """Of a batch of queries."""
+  """The time that a searcher takes for a batch of queries."""
 
   first_ms: float
   programs: int  # compiled in the first call
@@ -41,122 +41,124 @@ class Wait(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """What a searcher makes a batch wait, and one that was warmed."""
+  """The waits for one batch, before and after warming."""
 
   queries: int
   cold: Wait
   warm: Wait
 
 
-def serve(where: epath.PathLike, split: str) -> Served:
-  """A trained workdir's searcher.
+def open_workdir(workdir: epath.PathLike, split: str) -> Served:
+  """Opens a trained workdir, with its gallery's captions as queries.
 
   Raises:
-    ValueError: no trained stage or no index there.
+    ValueError: the workdir has no trained stage or no index.
   """
-  search = searcher.open(where, split)
+  search = searcher.open(workdir, split)
   rows = np.random.default_rng(0).permutation(len(search))
   texts = (search.items[int(i)].caption for i in rows)
   return Served(search, tuple(texts))
 
 
-def warm_up(made: Served) -> dict[str, float]:
-  """What the `warm` of a first searcher takes."""
+def warm_up(served: Served) -> dict[str, float]:
+  """Warms a searcher from empty caches: seconds, and programs compiled."""
   jax.clear_caches()
-  search = made.search
+  search = served.search
   with compile_cache.counting() as count:
     seconds = search.warm()
   return {"warm_seconds": seconds, "warm_programs": count.programs}
 
 
-def waits(
-  made: Served, sizes: Iterable[int], later: int = LATER
+def measure_waits(
+  served: Served, sizes: Iterable[int], later: int = LATER
 ) -> Iterator[Batch]:
-  """Batch by batch, of a searcher that was not warmed, then of one that was."""
+  """Times all batches before the searcher is warmed, then each one after."""
   rng = np.random.default_rng(1)
-  asked = [
-    [made.texts[i] for i in rng.integers(len(made.texts), size=size)]
+  batches = [
+    [served.texts[i] for i in rng.integers(len(served.texts), size=size)]
     for size in sizes
   ]
   jax.clear_caches()
-  search = made.search
-  cold = [_wait(search, some, later) for some in asked]
+  search = served.search
+  cold = [_measure_wait(search, texts, later) for texts in batches]
   search.warm()
-  for some, before in zip(asked, cold, strict=True):
-    yield Batch(len(some), before, _wait(search, some, later))
+  for texts, wait in zip(batches, cold, strict=True):
+    yield Batch(len(texts), wait, _measure_wait(search, texts, later))
 
 
-def _wait(search: searcher.Searcher, asked: Sequence[str], later: int) -> Wait:
+def _measure_wait(
+  search: searcher.Searcher, texts: Sequence[str], later: int
+) -> Wait:
   def ask() -> list[searcher.Answer]:
-    return search.search(asked, rerank=RERANKED)
+    return search.search(texts, rerank=RERANKED)
 
   with compile_cache.counting() as first:
     ask()
-  again = timing.median_seconds(ask, later, name=f"{len(asked)} queries")
+  again = timing.median_seconds(ask, later, name=f"{len(texts)} queries")
   return Wait(1e3 * first.elapsed, first.programs, 1e3 * again)
 
 
-def padding(
-  made: Served, queries: int, k: int, calls: int = timing.RUNS
+def measure_padding(
+  served: Served, queries: int, k: int, calls: int = timing.RUNS
 ) -> dict[str, float]:
-  """Time of judging lists in padded blocks, as a multiple of their own shapes.
+  """Times scoring in padded blocks against scoring in blocks of exact size.
 
-  Both take turns. `apart` is the largest difference of the scores, relative.
+  Both take turns. `apart` is the largest relative difference of the scores.
   """
-  judge, scorer = made.search.judge, made.search.scorer
-  assert judge and scorer  # `serve` opens them
+  judge, scorer = served.search.judge, served.search.scorer
+  assert judge and scorer  # `open_workdir` opens them
   slow, memories = judge.run, judge.memories
-  text = slow.tokenizer.encode(list(made.texts[:queries]))
+  text = slow.tokenizer.encode(list(served.texts[:queries]))
   rng = np.random.default_rng(2)
   rows = rng.integers(len(memories), size=(queries, k))
-  exact = _exact(slow, memories, text, rows)
+  score_exact = _exact_scorer(slow, memories, text, rows)
 
-  def padded() -> np.ndarray:
+  def score_padded() -> np.ndarray:
     return scorer(text, rows)
 
-  ways = (padded, exact)
-  found = [way() for way in ways]
-  seconds: list[list[float]] = [[], []]
+  variants = (score_padded, score_exact)
+  scores = [score() for score in variants]
+  times: list[list[float]] = [[], []]
   for _ in range(calls):
-    for way, spent in zip(ways, seconds, strict=True):
+    for score, seconds in zip(variants, times, strict=True):
       with compile_cache.timed(f"{queries} queries of {k}") as region:
-        way()
-      spent.append(region.elapsed)
-  middle, of_exact = map(statistics.median, seconds)
+        score()
+      seconds.append(region.elapsed)
+  padded, exact = map(statistics.median, times)
   return {
     "queries": queries,
     "k": k,
-    "padded_ms": 1e3 * middle,
-    "exact_ms": 1e3 * of_exact,
-    "ratio": middle / of_exact,
-    "apart": float(np.abs(found[0] / found[1] - 1).max()),
+    "padded_ms": 1e3 * padded,
+    "exact_ms": 1e3 * exact,
+    "ratio": padded / exact,
+    "apart": float(np.abs(scores[0] / scores[1] - 1).max()),
   }
 
 
-def _exact(
+def _exact_scorer(
   slow: stages.Run,
   memories: memories.Memories,
   text: np.ndarray,
   rows: np.ndarray,
 ) -> Callable[[], np.ndarray]:
-  """The same scores in blocks as large as their pairs are many."""
+  """Scores the same pairs in blocks that are not padded."""
   model = build.slow_model(slow.cfg, slow.tokenizer.vocab_size)
   score = jax.jit(functools.partial(scorer.score_pairs, model))
   lengths = scorer.cut_lengths(text)
   blocks = []
   for length in np.unique(lengths):
-    at = np.argwhere((lengths == length)[:, None] & (rows >= 0))
-    for start in range(0, len(at), scorer.PAIRS):
-      queries, columns = at[start : start + scorer.PAIRS].T
+    pairs = np.argwhere((lengths == length)[:, None] & (rows >= 0))
+    for start in range(0, len(pairs), scorer.PAIRS):
+      queries, columns = pairs[start : start + scorer.PAIRS].T
       blocks.append((length, queries, columns))
 
   def run() -> np.ndarray:
     h = np.empty(rows.shape, np.float32)
     outs = []
     for length, queries, columns in blocks:
-      some, which = np.unique(queries, return_inverse=True)
+      unique, which = np.unique(queries, return_inverse=True)
       memory = memories.read(rows[queries, columns])
-      words, which = text[some, :length], which.astype(np.int32)
+      words, which = text[unique, :length], which.astype(np.int32)
       outs.append(score(slow.params["slow"], memory, words, which))
     for (_, queries, columns), out in zip(blocks, outs, strict=True):
       h[queries, columns] = np.asarray(out)
@@ -165,8 +167,8 @@ def _exact(
   return run
 
 
-def head() -> str:
-  """Over the lines of `line`."""
+def format_head() -> str:
+  """The header of the lines of `format_line`."""
   return (
     f"{'':>7} {'not warmed: first':>22} {'later':>9} "
     f"{'warmed: first':>22} {'later':>9}\n"
@@ -175,10 +177,10 @@ def head() -> str:
   )
 
 
-def line(row: Batch) -> str:
-  """What a batch of queries waits for."""
-  said = f"{row.queries:>7}"
-  for wait in row[1:]:
+def format_line(row: Batch) -> str:
+  """The waits for a batch, as a line of a table."""
+  text = f"{row.queries:>7}"
+  for wait in (row.cold, row.warm):
     first = f"{wait.first_ms:.1f} ({wait.programs})"
-    said += f" {first:>22} {wait.later_ms:>9.1f}"
-  return said
+    text += f" {first:>22} {wait.later_ms:>9.1f}"
+  return text

@@ -1,7 +1,7 @@
-"""Speed, as ratios of two things measured in one run.
+"""Speed, as ratios of two things measured in the same run.
 
-Absolute times on a shared machine mean little; a share of what the same
-machine does in a plain matrix product, a moment before, can be compared.
+Absolute times on a shared machine mean little. A share of the speed that the
+same machine reached a moment before, in a plain matrix product, is comparable.
 """
 
 import functools
@@ -24,16 +24,16 @@ from fs_jax.search import scorer
 from fs_jax.train import losses, ring
 
 RUNS = 20
-CHUNK = 1024  # of a loss: a tile of 4 MB stays in a cache
+CHUNK = 1024  # rows of a loss's tile: its 4 MB stay in a cache
 
 
 def median_seconds(
   run: Callable[[], Any], runs: int = RUNS, *, name: str
 ) -> float:
-  """Median wall time of a call, the first one left out.
+  """Median wall time of a call, after a first one that is not counted.
 
   Raises:
-    RuntimeError: a later call compiled something.
+    RuntimeError: a counted call compiled something.
   """
   jax.block_until_ready(run())
   times = []
@@ -44,10 +44,11 @@ def median_seconds(
   return float(np.median(times))
 
 
-def matmul_flops(dtype: jnp.dtype, size: int = 2048) -> float:
-  """FLOP/s of a plain square matrix product here and now, summed in float32.
+def measure_matmul(dtype: jnp.dtype, size: int = 2048) -> float:
+  """FLOP/s of a plain square matrix product, measured now, summed in float32.
 
-  As the models sum: rounding to bfloat16 inside the product costs a CPU more.
+  The models sum in float32 too; on a CPU, rounding to bfloat16 inside the
+  product costs more.
   """
   a = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(
@@ -56,7 +57,7 @@ def matmul_flops(dtype: jnp.dtype, size: int = 2048) -> float:
   return 2 * size**3 / median_seconds(lambda: product(a), name="matrix product")
 
 
-def rerank_speed(
+def measure_rerank(
   *,
   width: int = 768,
   layers: int = 12,
@@ -65,15 +66,15 @@ def rerank_speed(
   pairs: int = 16,
   compute: str = "float32",
 ) -> dict[str, float]:
-  """Slow's scores on the code path of retrieval, random parameters.
+  """Slow's speed on the code path of retrieval, with random parameters.
 
   Args:
-    width: of the decoder; heads of 64.
-    layers: all crossed, one level.
-    words: L of a text, both readings are scored.
-    tokens: a visual keeps; a square.
-    pairs: scored in one call: candidates of one query.
-    compute: dtype of the model.
+    width: the decoder's width; heads have 64.
+    layers: the decoder's layers, all crossed, on one level.
+    words: a text's length L; both reading directions are scored.
+    tokens: visual tokens per visual, a square number.
+    pairs: candidates of one query, scored in one call.
+    compute: the model's dtype.
   """
   side = round(tokens**0.5)
   stack = config.Stack(width, layers, width // 64, 4 * width)
@@ -85,11 +86,11 @@ def rerank_speed(
   params = {k: v for k, v in params.items() if k != "encoder"}
   key = jax.random.key(1)
   latent = jax.random.normal(key, (pairs, side * side, cfg.d_mem))
-  seen = jnp.ones(latent.shape[:2], bool)
-  memory = types.Memory((types.Level(latent, seen),))
+  mask = jnp.ones(latent.shape[:2], bool)
+  memory = types.Memory((types.Level(latent, mask),))
   score = jax.jit(functools.partial(scorer.score_pairs, model))
   which = np.zeros(pairs, np.int32)
-  peak = matmul_flops(jnp.dtype(compute))
+  peak = measure_matmul(jnp.dtype(compute))
   seconds = median_seconds(
     lambda: score(params, memory, text, which), name="rerank"
   )
@@ -108,43 +109,45 @@ def pair_flops(
   """Multiplications and additions of one scored pair, matrix products only."""
   d, i = cfg.decoder.width, words - 1
   latent = cfg.decoder.heads * cfg.d_mem
-  per_word = 4 * d * d + 2 * d * cfg.decoder.hidden  # own attention, MLP
-  per_word += 2 * i * d  # scores and mix of own attention
-  per_word += 2 * d * latent + 2 * tokens * latent  # over the visual
+  per_word = 4 * d * d + 2 * d * cfg.decoder.hidden  # self-attention, MLP
+  per_word += 2 * i * d  # scores and mix of self-attention
+  per_word += 2 * d * latent + 2 * tokens * latent  # cross-attention
   total = cfg.decoder.layers * per_word + d * vocabulary
   return 2.0 * slow_models.DIRECTIONS * i * total
 
 
-def search_speed(
+def measure_search(
   rows: int, *, width: int = 256, queries: int = 256
 ) -> dict[str, Any]:
-  """Exact JAX and ScaNN on clustered vectors: queries/s and recall by depth."""
+  """Exact JAX and ScaNN on clustered vectors: queries/s and recall by k."""
   rng = np.random.default_rng(0)
   centres = rng.normal(size=(max(rows // 25, 1), width))
   owner = rng.integers(len(centres), size=rows)
   vectors = _unit(centres[owner] + 0.7 * rng.normal(size=(rows, width)))
-  asked = _unit(centres[rng.integers(len(centres), size=queries)])
-  exact = exact_search.index(vectors)
+  sample = _unit(centres[rng.integers(len(centres), size=queries)])
+  exact = exact_search.make_index(vectors)
   result: dict[str, Any] = {"rows": rows}
   for name, searcher in (("exact", exact), ("scann", _scann(vectors))):
     if searcher is None:
       continue
-    for k in tuner.AT:
+    for k in tuner.RECALL_DEPTHS:
       for count in (1, queries):
-        run = functools.partial(_found, searcher, asked[:count], k)
+        run = functools.partial(_search, searcher, sample[:count], k)
         seconds = median_seconds(run, name=f"search by {name}")
         result[f"{name}_qps_{count}_at_{k}"] = count / seconds
-      listed, found = (
-        np.asarray(x.search(asked, k).rows) for x in (searcher, exact)
+      listed, nearest = (
+        np.asarray(_search(x, sample, k)) for x in (searcher, exact)
       )
-      result[f"{name}_recall_at_{k}"] = exact_search.recall(listed, found)
+      result[f"{name}_recall_at_{k}"] = exact_search.measure_recall(
+        listed, nearest
+      )
     if searcher.manifest:
       result["settings"] = searcher.manifest["settings"]
       result["warning"] = searcher.manifest["warning"]
   return result
 
 
-def loss_cost(
+def measure_loss(
   batch: int = 32_768,
   *,
   embed: int = 512,
@@ -154,17 +157,17 @@ def loss_cost(
 ) -> dict[str, float]:
   """A contrastive loss and its gradient: all pairs at once, tiles, a ring.
 
-  Plain and chunked run on one device, the ring on all where there are several.
-  Bytes are what the compiled program sets aside on a device, arguments and
-  results left out. The plain loss is timed only if its bytes are free, and a
-  quarter more.
+  The plain and the chunked loss run on one device, the ring on all devices if
+  there are several. Bytes are what the compiled program reserves on a device,
+  without arguments and results. The plain loss is timed only if its bytes and a
+  quarter more are free.
 
   Args:
     batch: pairs of a visual and a text.
-    embed: width of their embeddings.
-    chunk: rows of a tile.
+    embed: the embeddings' width.
+    chunk: rows per tile.
     kind: config.Fast.loss, softmax or sigmoid.
-    runs: timed calls, after one that is not.
+    runs: timed calls, after one that is not timed.
   """
   name, scalars = {
     "softmax": ("info_nce", (14.0,)),
@@ -175,48 +178,57 @@ def loss_cost(
   meshes = {"chunked": devices[:1], "ring": devices, "plain": devices[:1]}
   if len(devices) == 1:
     del meshes["ring"]
-  found: dict[str, float] = {}
-  for way, used in meshes.items():
+  cost: dict[str, float] = {}
+  for variant, used in meshes.items():
     mesh = sharding.mesh(config.Mesh(-1, 1, 1), used)
     loss = functools.partial(tiled, mesh=mesh, chunk=chunk)
-    args = _pairs(batch, embed, scalars, mesh)
-    step, held = _compiled(plain if way == "plain" else loss, args)
-    found[f"{way}_bytes"] = held
-    if way != "plain" or held < 0.8 * free_bytes():  # others want some too
-      seconds = median_seconds(
-        functools.partial(step, *args), runs, name=f"loss, {way}"
+    args = _random_pairs(batch, embed, scalars, mesh)
+    step, size = _compile(plain if variant == "plain" else loss, args)
+    cost[f"{variant}_bytes"] = size
+    # Leaves some memory to other processes.
+    if variant != "plain" or size < 0.8 * free_bytes():
+      cost[f"{variant}_seconds"] = median_seconds(
+        functools.partial(step, *args), runs, name=f"loss, {variant}"
       )
-      found[f"{way}_seconds"] = seconds
-  for way in meshes.keys() - {"plain"}:
-    for what in ("bytes", "seconds"):
-      if f"plain_{what}" in found:
-        ratio = found[f"{way}_{what}"] / found[f"plain_{what}"]
-        found[f"{way}_{what}_of_plain"] = ratio
-  return found
+  for variant in meshes.keys() - {"plain"}:
+    for unit in ("bytes", "seconds"):
+      if f"plain_{unit}" in cost:
+        ratio = cost[f"{variant}_{unit}"] / cost[f"plain_{unit}"]
+        cost[f"{variant}_{unit}_of_plain"] = ratio
+  return cost
 
 
-def _pairs(batch: int, embed: int, scalars: tuple[float, ...], mesh: Mesh):
-  """Arguments of a loss: random embeddings on a mesh, all rows different."""
+def _random_pairs(
+  batch: int, embed: int, scalars: tuple[float, ...], mesh: Mesh
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+  """Floats and ids of random pairs on a mesh, all rows different."""
   rng = np.random.default_rng(0)
   sides = [_unit(rng.normal(size=(batch, embed))) for _ in range(2)]
   ids = np.arange(batch, dtype=np.int32)
   rows = sharding.put(
     (*sides, ids, ids, np.ones(batch, bool)), sharding.batch(mesh)
   )
-  return *rows[:2], *map(jnp.float32, scalars), *rows[2:]
+  return (*rows[:2], *map(jnp.float32, scalars)), rows[2:]
 
 
-def _compiled(loss, args) -> tuple[Callable[..., Any], int]:
-  """Value and gradients of all float arguments; bytes of its intermediates."""
-  floats = [i for i, x in enumerate(args) if x.dtype == jnp.float32]
-  step = jax.jit(jax.value_and_grad(loss, floats, has_aux=True))
-  made = step.lower(*args).compile()
-  memory: Any = made.memory_analysis()
-  return made, memory.temp_size_in_bytes
+def _compile(
+  loss: Callable[..., Any],
+  args: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]],
+) -> tuple[Callable[..., Any], int]:
+  """Value and gradients by all float arguments; bytes of intermediates."""
+
+  def value(floats: tuple[jax.Array, ...], ids: tuple[jax.Array, ...]) -> Any:
+    visual, text, *scalars = floats
+    return loss(losses.Pairs(visual, text, *ids), *scalars)
+
+  step = jax.jit(jax.value_and_grad(value, has_aux=True))
+  compiled = step.lower(*args).compile()
+  memory: Any = compiled.memory_analysis()
+  return compiled, memory.temp_size_in_bytes
 
 
 def free_bytes() -> float:
-  """Memory of the first device that nobody holds; 0 if that cannot be told."""
+  """Free memory of the first device; 0 if unknown."""
   stats = jax.devices()[0].memory_stats()
   if stats:
     return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -227,10 +239,10 @@ def free_bytes() -> float:
   return 1024 * int(kilobytes[0])
 
 
-def _found(
-  searcher: exact_search.Index, asked: np.ndarray, k: int
+def _search(
+  searcher: exact_search.Index, queries: np.ndarray, k: int
 ) -> types.Array:
-  return searcher.search(asked, k).rows
+  return searcher.search(queries, k).rows
 
 
 def _scann(vectors: np.ndarray) -> exact_search.Index | None:
@@ -238,8 +250,9 @@ def _scann(vectors: np.ndarray) -> exact_search.Index | None:
 
   with tempfile.TemporaryDirectory() as folder:
     ids = tuple(str(i) for i in range(len(vectors)))
-    made = index.build(types.Corpus(vectors, ids), f"{folder}/index", {})
-    if made["backend"] != "scann":
+    corpus = types.Corpus(vectors, ids)
+    manifest = index.build(corpus, f"{folder}/index", {})
+    if manifest["backend"] != "scann":
       return None
     return index.load(f"{folder}/index")
 

@@ -1,8 +1,9 @@
-"""Whole comparisons of a workdir.
+"""Complete comparisons of a workdir.
 
 checklist  steps of a study, each done once
-gallery    what a study makes of a gallery
-answers    all rankers over all queries, kept
+query_set  the queries of a study, the same for every ranker
+galleries  a split, encoded and indexed for a study
+answers    all rankers' answers to all queries, stored
 study      a workdir trained, evaluated, reported
-evidence   many workdirs compared, the claims behind the README
+evidence   several workdirs compared: the README's claims
 """

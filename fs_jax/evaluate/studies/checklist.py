@@ -1,9 +1,8 @@
 """Steps of a long piece of work, each done once.
 
-A finished step leaves its seconds in a record and is skipped when that is
-there, so what was killed goes on where it stopped. The record says what the
-step was done with: with anything else, or without what it made, it is done
-again.
+A finished step leaves its seconds and its contract in a record. A step with a
+record is skipped, so a killed study continues where it stopped. A step is done
+again if its contract changed or its output is gone.
 """
 
 import time
@@ -18,8 +17,8 @@ from fs_jax.runs import layout
 KIND = "step"
 
 
-class Parts:
-  """Named steps of a study, each done once."""
+class Checklist:
+  """Named steps of a study. What is ticked is skipped."""
 
   def __init__(self, workdir: epath.PathLike):
     self.folder = epath.Path(workdir)
@@ -32,25 +31,26 @@ class Parts:
     run: Callable[[], Any],
     needed: Callable[[], bool] = lambda: False,
   ) -> float:
-    """Does a step unless it was finished; returns the seconds it took.
+    """Does a step unless it is ticked; returns the seconds it took.
 
     Args:
-      name: of the step.
-      contract: what it is done with.
-      run: does it.
-      needed: whether what it makes has to be made, even if it was finished.
+      name: the step's name.
+      contract: what the step depends on.
+      run: does the step.
+      needed: whether the step must be done even if it is ticked, because its
+        output is missing or outdated.
     """
     path = self.folder / layout.PARTS / f"{name}.json"
-    done = provenance.find_record(path, KIND, contract)
-    if done is None or needed():
+    record = provenance.find_record(path, KIND, contract)
+    if record is None or needed():
       console.say(f"-- {name}")
       began = time.perf_counter()
       run()
       seconds = round(time.perf_counter() - began, 2)
-      done = {"seconds": seconds, "ended": time.time()}
-      manifest.write_record(path, KIND, contract, done)
-    self._done[name] = done
-    return done["seconds"]
+      record = {"seconds": seconds, "ended": time.time()}
+      manifest.write_record(path, KIND, contract, record)
+    self._done[name] = record
+    return record["seconds"]
 
   def seconds(self) -> dict[str, float]:
     """Wall time of every step asked for, in the order they were finished."""

@@ -1,7 +1,7 @@
-"""Programs in a row: what `make quickstart` and `make evidence` run.
+"""Whole studies: what `make quickstart` and `launch.evaluate` run.
 
-Every part leaves its result in a file and is skipped when that is there, so a
-killed study goes on where it stopped and ends with the same numbers.
+Every step leaves its result in a file and is skipped if that file is there, so
+a killed study continues where it stopped and ends with the same numbers.
 """
 
 import dataclasses
@@ -9,27 +9,25 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from etils import epath
 
 from fs_jax import config, configdict
 from fs_jax.data import sources
-from fs_jax.evaluate import results as results_
-from fs_jax.evaluate import validation
+from fs_jax.evaluate import reports, results, validation
 from fs_jax.evaluate.page import examples, page
-from fs_jax.evaluate.studies import answers, checklist
-from fs_jax.evaluate.studies import gallery as gallery_module
+from fs_jax.evaluate.studies import answers, checklist, galleries, query_set
 from fs_jax.machine import console, files, provenance
-from fs_jax.runs import contract, journal, layout
-from fs_jax.runs import stages as stages_
+from fs_jax.runs import contract as contracts
+from fs_jax.runs import journal, layout, stages
 from fs_jax.search import grounding, weigh
 from fs_jax.train import train
 
 SMALL = 0.5  # share of the steps in a smoke test: enough for Slow to see
 LOOKS = 4  # pictures whose words' attention is drawn
 QUERIES = 512  # asked of every ranker, Slow alone among them
-KS = (5, 10, 20, 50)  # candidates that the re-ranker takes
+KS = (5, 10, 20, 50)  # candidates that are re-ranked
 PAIRS = (  # compared query by query
   ("fast_rerank@20", "fast"),
   ("fast_rerank@20", "fast_longer"),
@@ -43,11 +41,11 @@ PAIRS = (  # compared query by query
 
 def begin(
   workdir: epath.PathLike, values: Mapping[str, Any]
-) -> checklist.Parts:
-  """A study's folder; one that was begun with other values is refused.
+) -> checklist.Checklist:
+  """Begins or continues a study in a folder.
 
   Raises:
-    ValueError: the folder belongs to another study.
+    ValueError: the folder's study was begun with other values.
   """
   path = epath.Path(workdir) / layout.STUDY
   if path.exists():
@@ -61,78 +59,75 @@ def begin(
         )
   else:
     files.write_json(path, dict(values))
-  return checklist.Parts(workdir)
+  return checklist.Checklist(workdir)
 
 
-def comparisons(
-  results: Mapping[str, results_.Result], pairs: tuple[tuple[str, str], ...]
-) -> list[dict[str, Any]]:
-  """Paired differences of R@1, points: [value, low, high] each."""
+def compare_pairs(
+  by_ranker: Mapping[str, results.Result], pairs: tuple[tuple[str, str], ...]
+) -> list[reports.Pair]:
+  """Compares R@1 of two rankers each, query by query."""
   return [
     {
       "name": f"{a} - {b}",
-      "R@1": results_.percent(results_.compare(results[a], results[b])),
+      "R@1": reports.percent(results.compare(by_ranker[a], by_ranker[b])),
     }
     for a, b in pairs
-    if a in results and b in results
+    if a in by_ranker and b in by_ranker
   ]
 
 
 def write_report(
   path: epath.Path,
-  parts: checklist.Parts,
-  results: Mapping[str, results_.Result],
-  asked: answers.Queries,
-  made_from: provenance.Contract,
+  steps: checklist.Checklist,
+  by_ranker: Mapping[str, results.Result],
+  queries: query_set.QuerySet,
+  contract: provenance.Contract,
   seed: int,
-  **extras: Any,
-) -> dict[str, Any]:
-  """report.json of a study; returns what it wrote."""
-  rows = [result.to_row() for result in results.values()]
+  **extras: Unpack[reports.Extras],
+) -> reports.Report:
+  """Writes a study's report.json; returns what it wrote."""
   ms = {
     name: result.ms_per_query
-    for name, result in results.items()
+    for name, result in by_ranker.items()
     if result.ms_per_query is not None
   }
-  chance = next(iter(results.values())).chance
-  results_.write_report(
-    path,
-    made_from,
-    gallery=asked.truth.gallery,
-    queries=len(asked.texts),
-    rows=rows,
-    seed=seed,
-    seconds=parts.seconds(),
-    device=answers.device(),
-    chance=None if chance is None else round(100 * chance, 2),
-    times_faster_than_slow={
+  chance = next(iter(by_ranker.values())).chance
+  report: reports.Report = {
+    "gallery": queries.truth.gallery_size,
+    "queries": len(queries.texts),
+    "rows": [result.to_row() for result in by_ranker.values()],
+    "seed": seed,
+    "seconds": steps.seconds(),
+    "device": answers.describe_device(),
+    "chance": None if chance is None else round(100 * chance, 2),
+    "times_faster_than_slow": {
       name: round(ms["slow"] / each, 1) for name, each in ms.items()
     },
     **extras,
-  )
+  }
+  reports.write(path, contract, report)
   return json.loads(path.read_text())
 
 
 def evaluate_split(
-  workdir: epath.Path, split: str, queries: int
-) -> dict[str, Any]:
-  """All rankers of a workdir on a split; returns the report it wrote."""
-  kept = checklist.Parts(layout.queries(workdir, split, queries))
+  workdir: epath.Path, split: str, count: int
+) -> reports.Report:
+  """Asks all rankers of a workdir `count` queries; returns the report."""
+  steps = checklist.Checklist(layout.queries(workdir, split, count))
   fasts = tuple(weigh.weigh_all(workdir))
-  gallery = gallery_module.open_gallery(checklist.Parts(workdir), split, fasts)
-  cfg = gallery.slow.cfg
-  asked = answers.questions(gallery.source, gallery.slow.tokenizer, queries)
-  results = answers.ask_all(kept, gallery, asked, KS)
+  gallery = galleries.open_gallery(checklist.Checklist(workdir), split, fasts)
+  queries = query_set.choose(gallery.source, gallery.slow.tokenizer, count)
+  by_ranker = answers.ask_all(steps, gallery, queries, KS)
   return write_report(
-    layout.report(workdir, split, queries),
-    kept,
-    results,
-    asked,
-    answers.made_from(gallery, asked),
-    cfg.seed,
-    paired=comparisons(results, PAIRS),
+    layout.report(workdir, split, count),
+    steps,
+    by_ranker,
+    queries,
+    answers.report_contract(gallery, queries),
+    gallery.slow.cfg.seed,
+    paired=compare_pairs(by_ranker, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.weights.items()},
-    used_on=answers.used_on(gallery, KS),
+    used_on=answers.list_reranked(gallery, KS),
   )
 
 
@@ -142,148 +137,157 @@ def quickstart(
   *,
   seed: int,
   small: bool = False,
-) -> dict[str, Any]:
-  """Data to page; see `launch/quickstart.py`. Returns report.json."""
-  parts = begin(workdir, {"study": "quickstart", "seed": seed, "small": small})
-  path = parts.folder / layout.REPORT
+) -> reports.Report:
+  """Runs everything from data to page, as `launch/quickstart.py` says."""
+  steps = begin(workdir, {"study": "quickstart", "seed": seed, "small": small})
+  path = steps.folder / layout.REPORT
   cfgs = {
-    stage: of_study(get_config(stage), parts, seed, SMALL if small else 1.0)
+    stage: adapt(get_config(stage), steps, seed, SMALL if small else 1.0)
     for stage in ("fast", "slow", "distill")
   }
-  train_all(parts, cfgs)
-  gallery = gallery_module.open_gallery(parts, "test", ("fast", "distill"))
-  asked = answers.questions(
+  train_all(steps, cfgs)
+  gallery = galleries.open_gallery(steps, "test", ("fast", "distill"))
+  queries = query_set.choose(
     gallery.source, gallery.slow.tokenizer, 64 if small else QUERIES
   )
-  made_from = answers.made_from(gallery, asked)
-  made = provenance.find_record(path, results_.REPORT, made_from)
-  if made is not None and (parts.folder / layout.PAGE).exists():
-    console.say(f"{parts.folder}: all parts are done; delete it to start again")
-    results_.show(made)
-    return made
-  results = answers.ask_all(parts, gallery, asked, KS)
-  made = write_report(
+  contract = answers.report_contract(gallery, queries)
+  report = reports.read(path, contract)
+  if report is not None and (steps.folder / layout.PAGE).exists():
+    console.say(f"{steps.folder}: all steps are done; delete it to start again")
+    reports.show(report)
+    return report
+  by_ranker = answers.ask_all(steps, gallery, queries, KS)
+  report = write_report(
     path,
-    parts,
-    results,
-    asked,
-    made_from,
+    steps,
+    by_ranker,
+    queries,
+    contract,
     seed,
-    paired=comparisons(results, PAIRS),
+    paired=compare_pairs(by_ranker, PAIRS),
     fits={name: fit.to_dict() for name, fit in gallery.weights.items()},
-    used_on=answers.used_on(gallery, KS),
-    digests=digests(gallery),
-    example=asked.texts[0],  # something that this world has
+    used_on=answers.list_reranked(gallery, KS),
+    digests=digest_stages(gallery),
+    example=queries.texts[0],
   )
-  draw(parts, gallery, asked, made)
-  results_.show(made)
-  console.say(f"{path}\n{parts.folder / layout.PAGE}")
-  return made
+  write_page(steps, gallery, queries, report)
+  reports.show(report)
+  console.say(f"{path}\n{steps.folder / layout.PAGE}")
+  return report
 
 
-def digests(gallery: gallery_module.Gallery) -> dict[str, str]:
+def digest_stages(gallery: galleries.Gallery) -> dict[str, str]:
   """SHA-256 of every stage's parameters: equal ones were trained equally."""
-  trained = {name: one.fast for name, one in gallery.searchers.items()}
-  trained["slow"] = gallery.slow
-  return {name: contract.digest(run.params) for name, run in trained.items()}
+  runs = {name: search.fast for name, search in gallery.searchers.items()}
+  runs["slow"] = gallery.slow
+  return {name: contracts.digest(run.params) for name, run in runs.items()}
 
 
-def draw(
-  parts: checklist.Parts,
-  gallery: gallery_module.Gallery,
-  asked: answers.Queries,
-  made: Mapping[str, Any],
+def write_page(
+  steps: checklist.Checklist,
+  gallery: galleries.Gallery,
+  queries: query_set.QuerySet,
+  report: reports.Report,
 ) -> None:
-  """index.html: the report, a dozen queries, curves, where words look."""
+  """Writes index.html: the report, a dozen queries, curves, attention maps."""
   source = gallery.source
-  lists = ("fast_distilled", "rerank@20")
-  shown = {
-    name: answers.read_answers(parts.folder / layout.ANSWERS / name)
-    for name in lists
-  }
-  fast, final = (shown[name].found for name in lists)
-  positives = asked.truth.positives
+  names = ("fast_distilled", "rerank@20")
+  fast, final = (
+    answers.read_answers(steps.folder / layout.ANSWERS / name).candidates
+    for name in names
+  )
+  positives = queries.truth.positives
   choices = examples.choose_cases(fast, final, positives)
-  found = examples.show_cases(
-    choices, asked.texts, fast, final, positives, source.visuals
+  cases = examples.show_cases(
+    choices, queries.texts, fast, final, positives, source.visuals
   )
   looks = []
   for choice in choices[:LOOKS]:
-    text = asked.texts[choice.query]
+    text = queries.texts[choice.query]
     picture = source.visuals([int(positives[choice.query, 0])])[0]
-    words = grounding.word_attention(gallery.slow, picture, text)
+    words = grounding.ground_words(gallery.slow, picture, text)
     looks.append(page.Look(text, picture, words))
-  stages = ("fast", "slow", "distill")
-  curves = {s: journal.read(layout.stage(parts.folder, s)) for s in stages}
+  curves = {
+    stage: journal.read(layout.stage(steps.folder, stage))
+    for stage in ("fast", "slow", "distill")
+  }
   page.write(
-    parts.folder / layout.PAGE,
-    made,
+    steps.folder / layout.PAGE,
+    report,
     curves,
-    found,
+    cases,
     looks,
     source.attribution,
-    lists=lists,
+    lists=names,
   )
 
 
-def of_study(
-  c: Any, parts: checklist.Parts, seed: int, share: float = 1.0
+def adapt(
+  c: Any, steps: checklist.Checklist, seed: int, share: float = 1.0
 ) -> config.Config:
-  """A config of `configs/`, with the study's seed, data folder and budget."""
+  """Adapts a config of `configs/` to a study: its seed, data folder, budget.
+
+  Args:
+    c: the ConfigDict of a recipe.
+    steps: the study's checklist; data go into its folder.
+    seed: the study's seed.
+    share: the share of the recipe's steps to train.
+  """
   cfg = configdict.parse(c)
-  steps = max(round(cfg.train.steps * share), 2)
+  count = max(round(cfg.train.steps * share), 2)
   return dataclasses.replace(
     cfg,
     seed=seed,
     data=dataclasses.replace(
-      cfg.data, seed=seed, dir=os.fspath(parts.folder / layout.DATA)
+      cfg.data, seed=seed, dir=os.fspath(steps.folder / layout.DATA)
     ),
-    train=dataclasses.replace(cfg.train, steps=steps),
+    train=dataclasses.replace(cfg.train, steps=count),
   )
 
 
 def train_all(
-  parts: checklist.Parts, cfgs: Mapping[str, config.Config]
+  steps: checklist.Checklist, cfgs: Mapping[str, config.Config]
 ) -> None:
-  """Data, then every stage in order, each with the weights it needs."""
-  data = next(iter(cfgs.values())).data
-  origin = {"data": contract.recipe_of(next(iter(cfgs.values())), "data.")}
-  parts.do("data", origin, lambda: sources.open_lazily(data, data.train))
-  for name, cfg in cfgs.items():
-    folder = layout.stage(parts.folder, name)
-    made_from = {"config": contract.recipe(cfg)}
-    for role in ("stage", "teacher"):
-      earlier = getattr(cfg.init, role)
-      if earlier:
-        made_from |= {
-          f"{role}_{part}": fields
-          for part, fields in stages_.load(
-            layout.stage(parts.folder, earlier)
-          ).contract.items()
-        }
-    parts.do(
-      name,
-      made_from,
-      functools.partial(
-        train.train, cfg, parts.folder, validation.quick_recall
-      ),
-      lambda folder=folder: not stages_.finished(folder),  # type: ignore[misc]
-    )
-    if cfg.stage == "slow":
-      _weigh(parts, "weigh-fast", "fast")
-    if cfg.stage == "distill":
-      _weigh(parts, "weigh-distill", "distill")
-
-
-def _weigh(parts: checklist.Parts, step: str, fast: str) -> None:
-  """The weights of Slow and a Fast; `train` knows whether they hold."""
-  run, slow = (
-    stages_.load(layout.stage(parts.folder, n)) for n in (fast, "slow")
+  """Makes the data and trains every stage in order, then fits its weights."""
+  first = next(iter(cfgs.values()))
+  steps.do(
+    "data",
+    {"data": contracts.recipe(first, "data.")},
+    lambda: sources.open_lazily(first.data, first.data.train),
   )
-  needed, made_from = weigh.weights_needed(run, slow)
-  parts.do(
+  for name, cfg in cfgs.items():
+    _train(steps, name, cfg)
+    if cfg.stage == "slow":
+      _weigh(steps, "weigh-fast", "fast")
+    if cfg.stage == "distill":
+      _weigh(steps, "weigh-distill", "distill")
+
+
+def _train(steps: checklist.Checklist, name: str, cfg: config.Config) -> None:
+  folder = layout.stage(steps.folder, name)
+  contract = {"config": contracts.recipe(cfg)}
+  earlier = {"stage": cfg.init.stage, "teacher": cfg.init.teacher}
+  for role, stage in earlier.items():
+    if stage:
+      parts = stages.load(layout.stage(steps.folder, stage)).contract
+      contract |= {f"{role}_{part}": x for part, x in parts.items()}
+  steps.do(
+    name,
+    contract,
+    functools.partial(train.train, cfg, steps.folder, validation.quick_recall),
+    lambda: not stages.is_finished(folder),
+  )
+
+
+def _weigh(steps: checklist.Checklist, step: str, fast: str) -> None:
+  """Fits the weights of Slow and a Fast, unless they are fitted."""
+  run, slow = (
+    stages.load(layout.stage(steps.folder, name)) for name in (fast, "slow")
+  )
+  needed, contract = weigh.weights_needed(run, slow)
+  steps.do(
     step,
-    made_from,
-    lambda: weigh.weigh(parts.folder, fast, "slow"),
+    contract,
+    lambda: weigh.weigh(steps.folder, fast, "slow"),
     lambda: needed,
   )

@@ -2,6 +2,7 @@
 
 hlo     what a compiled program sends and reads
 plan    a step compiled for a TPU that need not be there
+render  a plan in lines, and as a row of a table
 advice  what would make it fit
-table   plans in words, and all of them in a table
+table   plans of many stages: made, kept and shown
 """

@@ -1,14 +1,14 @@
-"""What would make a step fit that needs more memory than a device has."""
+"""Changes that make a step fit which needs more memory than a device has."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fs_jax import config
-from fs_jax.machine import console, hardware
-from fs_jax.train.plan import plan
+from fs_jax.machine import console
+from fs_jax.train.plan import plan, render
 
-_TRIES = 12  # compilations that look for something that fits
+_TRIES = 12  # changes on top of each other, at most
 # Where a table of all pairs is worth a ring: a quarter of a GB in float32.
 _TABLE = 8192
 _CHUNK = 512
@@ -27,7 +27,7 @@ def what_fits(
   needed: int,
   say: Callable[[str], None] = console.say,
 ) -> list[tuple[Change, plan.Plan]]:
-  """Changes tried one on top of the other, until the step fits.
+  """Tries changes one on top of the other, until the step fits.
 
   The last one fits, or nothing that was tried does. One that needs no less
   memory is not kept.
@@ -37,34 +37,34 @@ def what_fits(
   for _ in range(_TRIES):
     for change in changes(cfg):
       try:
-        made = plan.plan(name, change.cfg)
+        planned = plan.plan(name, change.cfg)
       except ValueError:  # one that the mesh does not divide
         continue
-      if made.fits or made.needed < 0.98 * least:
+      if planned.fits or planned.needed < 0.98 * least:
         break
-      say(f"{change.flags}: needs {_gib(made.needed)} GiB, no less")
+      say(f"{change.flags}: needs {render.gib(planned.needed)} GiB, no less")
     else:
       return tried
     flags, cfg = _joined(flags, change.flags), change.cfg
-    least = made.needed
-    tried.append((Change(flags, cfg), made))
-    say(f"{flags}: needs {_gib(least)} GiB a chip")
-    if made.fits:
+    least = planned.needed
+    tried.append((Change(flags, cfg), planned))
+    say(f"{flags}: needs {render.gib(least)} GiB a chip")
+    if planned.fits:
       return tried
   return tried
 
 
 def _joined(flags: str, more: str) -> str:
-  """Both; of a flag that is in both the later."""
+  """Both lists of flags; the later value of a flag in both."""
   given = dict(f.split("=", 1) for f in f"{flags} {more}".split())
   return " ".join(f"{name}={value}" for name, value in given.items())
 
 
 def changes(cfg: config.Config) -> Iterator[Change]:
-  """What may save memory, cheapest first; each of them alone."""
-  again = _recomputed(cfg)
-  if again is not None:
-    yield again
+  """Yields changes that may save memory, cheapest first; each of them alone."""
+  recompute = _recompute(cfg)
+  if recompute is not None:
+    yield recompute
   train, mesh = cfg.train, cfg.mesh
   if cfg.stage != "slow" and not cfg.fast.chunk and train.batch_size >= _TABLE:
     fast = dataclasses.replace(cfg.fast, chunk=_CHUNK)
@@ -94,7 +94,7 @@ def _changed(cfg: config.Config, flags: str, **values: Any) -> Change:
   return Change(flags, dataclasses.replace(cfg, **values))
 
 
-def _recomputed(cfg: config.Config) -> Change | None:
+def _recompute(cfg: config.Config) -> Change | None:
   """Every trained stack with remat="full"; None where they all have it."""
   full = lambda stack: dataclasses.replace(stack, remat="full")
   if cfg.stage == "slow":
@@ -102,7 +102,7 @@ def _recomputed(cfg: config.Config) -> Change | None:
     slow = cfg.slow
     vision = dataclasses.replace(slow.vision, stack=full(slow.vision.stack))
     new = dataclasses.replace(slow, vision=vision, decoder=full(slow.decoder))
-    where = ("slow.vision.stack", "slow.decoder")
+    stacks = ("slow.vision.stack", "slow.decoder")
     changed: dict[str, Any] = {"slow": new}
     same = new == slow
   else:
@@ -110,12 +110,8 @@ def _recomputed(cfg: config.Config) -> Change | None:
     vision = dataclasses.replace(fast.vision, stack=full(fast.vision.stack))
     text = dataclasses.replace(fast.text, stack=full(fast.text.stack))
     tower = dataclasses.replace(fast, vision=vision, text=text)
-    where = ("fast.vision.stack", "fast.text.stack")
+    stacks = ("fast.vision.stack", "fast.text.stack")
     changed = {"fast": tower}
     same = tower == fast
-  flags = " ".join(f"--config.{name}.remat=full" for name in where)
+  flags = " ".join(f"--config.{name}.remat=full" for name in stacks)
   return None if same else _changed(cfg, flags, **changed)
-
-
-def _gib(n: float) -> str:
-  return f"{n / hardware.GIB:.2f}"

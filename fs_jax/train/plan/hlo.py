@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: traffic and cycles.
+"""Traffic and cycles of a compiled program, read from its text.
 
 XLA's own cost analysis counts the body of a loop once. Here everything is
 multiplied by how often it runs, from the loops' own counters.
@@ -11,20 +11,36 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 COLLECTIVES = (
-  *("all-gather", "all-reduce", "reduce-scatter"),
-  *("all-to-all", "collective-permute"),
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
 )
-SLICES = "between slices"  # of a TPU: sent through the hosts
+SLICES = "between slices"  # a TPU's slices: sent through the hosts
 # Neither read nor write memory themselves, or are counted where they start.
 _FREE = {
-  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
-  *("while", "conditional", "call", "after-all", "partition-id"),
-  *("replica-id", "opt-barrier", "custom-call", "async-update"),
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "conditional",
+  "call",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "opt-barrier",
+  "custom-call",
+  "async-update",
 }
-_BYTES = {
-  **{"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2},
-  **{"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "s4": 1},
-}
+_BYTES = (
+  dict.fromkeys(("pred", "s4", "s8", "u8"), 1)
+  | dict.fromkeys(("s16", "u16", "bf16", "f16"), 2)
+  | dict.fromkeys(("s32", "u32", "f32"), 4)
+  | dict.fromkeys(("s64", "u64", "f64"), 8)
+)
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|computation)=%?([\w.-]+)")
@@ -32,34 +48,40 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Shape(NamedTuple):
+  """An array of a program."""
+
   bytes: int
   hbm: bool  # or else in a core's own memory
   dims: tuple[int, ...]
 
 
 class Instruction(NamedTuple):
+  """A line of a computation."""
+
   name: str
-  shapes: tuple[Shape, ...]  # of the result; several of a tuple
+  shapes: tuple[Shape, ...]  # the result's; a tuple has several
   opcode: str
   operands: tuple[str, ...]
-  text: str  # of operands and attributes
+  text: str  # operands and attributes
   root: bool
 
 
 class Program(NamedTuple):
+  """Computations by name, their instructions by name."""
+
   computations: dict[str, dict[str, Instruction]]
   entry: str
 
 
 class Collective(NamedTuple):
-  """A collective, and what a device sends for it in a whole run."""
+  """A collective, and the bytes a device sends for it in a whole run."""
 
   kind: str  # one of COLLECTIVES, or SLICES
   bytes: float  # sent by a device, for all `times`
   group: int  # devices that take part together
   times: int
-  backward: bool  # of a permute: to the device before, not after
-  where: str  # what of the source it comes from
+  backward: bool  # a permute to the device before, not after
+  source: str  # the JAX operation it comes from
 
 
 def parse(text: str) -> Program:
@@ -72,8 +94,8 @@ def parse(text: str) -> Program:
       if head and " -> " in line:
         inside = computations.setdefault(head[2], {})
         entry = head[2] if head[1] else entry
-    elif inside is not None and (found := _LINE.match(line)):
-      root, name, result, opcode, rest = found.groups()
+    elif inside is not None and (match := _LINE.match(line)):
+      root, name, result, opcode, rest = match.groups()
       inside[name] = Instruction(
         name,
         tuple(_shapes(result)),
@@ -85,19 +107,19 @@ def parse(text: str) -> Program:
   return Program(computations, entry)
 
 
-def executed(program: Program) -> Iterator[tuple[Instruction, str, int, bool]]:
-  """(instruction, its computation, times it runs, whether inside a fusion)."""
+def walk(program: Program) -> Iterator[tuple[Instruction, str, int, bool]]:
+  """Yields (instruction, its computation, times it runs, whether fused)."""
   waiting = [(program.entry, 1, False)]
   while waiting:
     name, times, fused = waiting.pop()
-    for made in program.computations.get(name, {}).values():
-      yield made, name, times, fused
-      each = times * trips(program, made) if made.opcode == "while" else times
-      within = fused or made.opcode == "fusion"
-      waiting += [(called, each, within) for called in _called(made)]
+    for op in program.computations.get(name, {}).values():
+      yield op, name, times, fused
+      each = times * count_trips(program, op) if op.opcode == "while" else times
+      within = fused or op.opcode == "fusion"
+      waiting += [(called, each, within) for called in _called(op)]
 
 
-def trips(program: Program, loop: Instruction) -> int:
+def count_trips(program: Program, loop: Instruction) -> int:
   """How often the body of a while runs; 1 where its text does not say.
 
   A counter starts at 0 where XLA does not give the number itself: all scans do.
@@ -120,72 +142,72 @@ def trips(program: Program, loop: Instruction) -> int:
   return max(math.ceil(limit / _stride(body, int(index[1]))), 1)
 
 
-def collectives(program: Program) -> list[Collective]:
-  """All that devices exchange; what is started and awaited counts once."""
-  found: dict[str, Collective] = {}
-  for made, _, times, fused in executed(program):
-    kind = made.opcode.removesuffix("-start")
-    if made.opcode == "send" and "megascale" in made.text:
+def find_collectives(program: Program) -> list[Collective]:
+  """All that devices exchange; one started and awaited counts once."""
+  largest: dict[str, Collective] = {}
+  for op, _, times, fused in walk(program):
+    kind = op.opcode.removesuffix("-start")
+    if op.opcode == "send" and "megascale" in op.text:
       kind = SLICES
     if kind not in (*COLLECTIVES, SLICES):
       continue
     # Fused with what hides it, one appears at its start, middle and end.
-    channel = re.search(r"channel_id=(\d+)", made.text) if fused else None
-    one = _collective(kind, made, times)
-    key = f"channel {channel[1]}" if channel else made.name
-    if key not in found or one.bytes > found[key].bytes:
-      found[key] = one
-  return list(found.values())
+    channel = re.search(r"channel_id=(\d+)", op.text) if fused else None
+    collective = _collective(kind, op, times)
+    key = f"channel {channel[1]}" if channel else op.name
+    if key not in largest or collective.bytes > largest[key].bytes:
+      largest[key] = collective
+  return list(largest.values())
 
 
-def bytes_by_kind(found: list[Collective]) -> dict[str, float]:
-  """Bytes that a device sends, of each kind that there is."""
+def sum_by_kind(collectives: list[Collective]) -> dict[str, float]:
+  """Bytes that a device sends for each kind of collective that occurs."""
   total: dict[str, float] = collections.defaultdict(float)
-  for one in found:
-    total[one.kind] += one.bytes
+  for collective in collectives:
+    total[collective.kind] += collective.bytes
   return {k: total[k] for k in (*COLLECTIVES, SLICES) if total[k]}
 
 
-def cycles(program: Program) -> float:
-  """Of a TPU's core, as its compiler estimates them; 0 on other machines."""
+def count_cycles(program: Program) -> float:
+  """Cycles of a TPU's core, by its compiler's estimate; 0 on other machines."""
   total = 0.0
-  for made, _, times, fused in executed(program):
-    said = re.search(r'"estimated_cycles":"(\d+)"', made.text)
-    if said and not fused:
-      total += times * int(said[1])
+  for op, _, times, fused in walk(program):
+    estimate = re.search(r'"estimated_cycles":"(\d+)"', op.text)
+    if estimate and not fused:
+      total += times * int(estimate[1])
   return total
 
 
-def hbm_bytes(program: Program) -> float:
-  """Read and written in a device's large memory, caches left out.
+def count_hbm_bytes(program: Program) -> float:
+  """Bytes read and written in a device's large memory, caches left out.
 
-  What is kept in a core's own memory does not count; of a fusion that reads or
-  writes a slice of an array only the slice does.
+  A core's own memory does not count; where a fusion reads or writes a slice of
+  an array, only the slice does.
   """
   total = 0.0
-  for made, inside, times, fused in executed(program):
-    if not fused and made.opcode not in _FREE and not _done(made):
-      total += times * _moved(program, program.computations[inside], made)
+  for op, inside, times, fused in walk(program):
+    if not fused and op.opcode not in _FREE and not _done(op):
+      total += times * _moved(program, program.computations[inside], op)
   return total
 
 
-def _done(made: Instruction) -> bool:
-  return made.opcode.endswith("-done")
+def _done(op: Instruction) -> bool:
+  return op.opcode.endswith("-done")
 
 
 def _moved(
-  program: Program, around: dict[str, Instruction], made: Instruction
+  program: Program, around: dict[str, Instruction], op: Instruction
 ) -> float:
-  if made.opcode in ("copy-start", "slice-start"):
-    return min(s.bytes for s in made.shapes[:2]) * sum(
-      s.hbm for s in made.shapes[:2]
+  if op.opcode in ("copy-start", "slice-start"):
+    return min(s.bytes for s in op.shapes[:2]) * sum(
+      s.hbm for s in op.shapes[:2]
     )
   body = {}
-  if made.opcode == "fusion":
-    body = program.computations.get(next(iter(_called(made)), ""), {})
-  written = float(sum(s.bytes for s in made.shapes if s.hbm))
+  if op.opcode == "fusion":
+    body = program.computations.get(next(iter(_called(op)), ""), {})
+  written = float(sum(s.bytes for s in op.shapes if s.hbm))
   read = 0.0
-  for index, name in enumerate(made.operands):
+  for index, name in enumerate(op.operands):
     source = around.get(name)
     if source is None or not source.shapes:
       continue
@@ -200,7 +222,7 @@ def _moved(
 def _sliced(
   body: dict[str, Instruction], index: int
 ) -> tuple[float | None, float | None]:
-  """What a fusion reads of operand `index`, and writes of it in place.
+  """Bytes that a fusion reads of operand `index`, and writes of it in place.
 
   None where it is the whole operand, or not written in place.
   """
@@ -215,31 +237,31 @@ def _sliced(
   if mine is None:
     return None, None
   names, read, update = {mine}, 0.0, None
-  for made in body.values():
-    used = names & set(made.operands)
+  for op in body.values():
+    used = names & set(op.operands)
     if not used:
       continue
-    if made.opcode == "bitcast":
-      names.add(made.name)
-    elif made.opcode in ("dynamic-slice", "slice", "gather"):
-      read += made.shapes[0].bytes
-    elif made.opcode == "dynamic-update-slice" and made.operands[0] in names:
-      source = body.get(made.operands[1])
+    if op.opcode == "bitcast":
+      names.add(op.name)
+    elif op.opcode in ("dynamic-slice", "slice", "gather"):
+      read += op.shapes[0].bytes
+    elif op.opcode == "dynamic-update-slice" and op.operands[0] in names:
+      source = body.get(op.operands[1])
       update = float(source.shapes[0].bytes) if source else 0.0
     else:
       return None, None
   return read, update
 
 
-def _collective(kind: str, made: Instruction, times: int) -> Collective:
-  shapes = made.shapes
-  if made.opcode == "all-gather-start":
+def _collective(kind: str, op: Instruction, times: int) -> Collective:
+  shapes = op.shapes
+  if op.opcode == "all-gather-start":
     shapes = shapes[len(shapes) // 2 :]
-  elif made.opcode == "collective-permute-start":
+  elif op.opcode == "collective-permute-start":
     shapes = shapes[1:2]
   elif kind == SLICES:
     shapes = shapes[:1]
-  group = 2 if kind == SLICES else _group(made.text)
+  group = 2 if kind == SLICES else _group(op.text)
   size = float(sum(s.bytes for s in shapes))
   others = (group - 1) / group
   sent = {
@@ -248,17 +270,17 @@ def _collective(kind: str, made: Instruction, times: int) -> Collective:
     "reduce-scatter": size * group * others,
     "all-to-all": size * others,
   }.get(kind, size)
-  pairs = re.findall(r"\{(\d+),(\d+)\}", made.text.partition("_pairs=")[2])
-  # Not of the first pair: where devices are a ring it may be the one around.
+  pairs = re.findall(r"\{(\d+),(\d+)\}", op.text.partition("_pairs=")[2])
+  # Not the first pair: in a ring of devices it may be the one that closes it.
   backward = len(pairs) > 1 and int(pairs[1][1]) < int(pairs[1][0])
-  where = re.search(r'op_name="([^"]*)"', made.text)
+  source = re.search(r'op_name="([^"]*)"', op.text)
   return Collective(
-    kind, sent * times, group, times, backward, where[1] if where else ""
+    kind, sent * times, group, times, backward, source[1] if source else ""
   )
 
 
 def _group(text: str) -> int:
-  """Devices of a group."""
+  """The number of devices that take part together."""
   listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
   if listed:
     return max(len(listed[1].split(",")), 1)
@@ -275,7 +297,7 @@ def _group(text: str) -> int:
 
 
 def _stride(body: dict[str, Instruction], index: int) -> int:
-  """What a loop's counter, element `index` of its state, grows by."""
+  """The step of a loop's counter, element `index` of its state."""
   root = next((i for i in body.values() if i.root), None)
   if root is None or index >= len(root.operands):
     return 1
@@ -289,9 +311,9 @@ def _stride(body: dict[str, Instruction], index: int) -> int:
   return 1
 
 
-def _called(made: Instruction) -> list[str]:
-  names = _CALLED.findall(made.text)
-  branches = _BRANCHES.search(made.text)
+def _called(op: Instruction) -> list[str]:
+  names = _CALLED.findall(op.text)
+  branches = _BRANCHES.search(op.text)
   if branches:
     names += re.findall(r"%?([\w.-]+)", branches[1])
   return names

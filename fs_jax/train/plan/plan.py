@@ -1,8 +1,8 @@
-"""What a training run will need and take, before a device is paid for.
+"""Memory and time of a training run, before a device is paid for.
 
-The train step that `fit` runs is compiled for a TPU that need not be there:
-its compiler says whether the step fits and what it does, data sheets say how
-long that takes. No step was timed to make these figures.
+The train step that `fit` runs is compiled for a TPU that need not be there: its
+compiler tells whether the step fits and which operations it runs, data sheets
+tell how long these take. No step was timed to make these figures.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _REFUSED = re.compile(
   r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
   r"|Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"
 )
-# Of a machine without a TPU: what libtpu would ask a metadata server for.
+# What libtpu would ask a metadata server for, on a machine without a TPU.
 _ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -44,7 +44,7 @@ _ENVIRONMENT = {
 
 
 class Memory(NamedTuple):
-  """Bytes of a device; `needed` exceeds `available` where it is refused."""
+  """A device's bytes; `needed` exceeds `available` where it is refused."""
 
   arguments: int  # state, frozen parameters and batch; 0 where refused
   needed: int
@@ -62,11 +62,11 @@ class Times(NamedTuple):
   hbm: float
   interconnect: float  # between chips of a slice
   network: float  # between slices
-  cycles: float  # of the core, by the compiler's own estimate
+  cycles: float  # the core's, by the compiler's own estimate
 
   @property
   def step(self) -> float:
-    """What the step takes if all of it overlaps: the slowest part."""
+    """Seconds of a step if all of it overlaps: the slowest part's."""
     return max(self)
 
   @property
@@ -89,14 +89,14 @@ class Plan:
   memory: Memory
   validation: Memory | None  # with the state beside it; None: no step fits
   validates: bool  # whether the config asks for it
-  model_flops: float  # of a step, all devices
-  hardware_flops: float  # with what is computed twice to save memory
+  model_flops: float  # a step's, on all devices
+  hardware_flops: float  # also what is computed twice to save memory
   collectives: dict[str, float]  # bytes a device sends in a step, by kind
   times: Times | None
   steps: int
   compile_seconds: float
   versions: dict[str, str]
-  program: str  # of the step and of validation, before they are compiled
+  program: str  # digest of the step and of validation, before compiling
 
   @property
   def fits(self) -> bool:
@@ -104,7 +104,7 @@ class Plan:
 
   @property
   def needed(self) -> int:
-    """Bytes of a device: of the step, or of validation where that is more."""
+    """A device's bytes for the step, or for validation where that is more."""
     if self.validation is None or not self.validates:
       return self.memory.needed
     return max(self.memory.needed, self.validation.needed)
@@ -132,8 +132,10 @@ class Plan:
   def to_json(self) -> dict[str, Any]:
     values = dataclasses.asdict(self)
     values["memory"] = self.memory._asdict()
-    values["validation"] = self.validation and self.validation._asdict()
-    values["times"] = self.times and self.times._asdict()
+    if self.validation is not None:
+      values["validation"] = self.validation._asdict()
+    if self.times is not None:
+      values["times"] = self.times._asdict()
     derived = ("fits", "mfu", "examples_per_second", "days", "device_hours")
     return values | {name: getattr(self, name) for name in derived}
 
@@ -141,13 +143,15 @@ class Plan:
   def from_json(cls, values: dict[str, Any]) -> "Plan":
     own = {f.name: values[f.name] for f in dataclasses.fields(cls)}
     own["memory"] = Memory(**own["memory"])
-    own["validation"] = own["validation"] and Memory(**own["validation"])
-    own["times"] = own["times"] and Times(**own["times"])
+    if own["validation"] is not None:
+      own["validation"] = Memory(**own["validation"])
+    if own["times"] is not None:
+      own["times"] = Times(**own["times"])
     return cls(**own)
 
 
-def devices(topology: str, slices: int = 1) -> list[Any]:
-  """Described devices of "v5e:16x16", or of several such slices.
+def describe_devices(topology: str, slices: int = 1) -> list[jax.Device]:
+  """Descriptions of the devices of "v5e:16x16", or of several such slices.
 
   Raises:
     ValueError: libtpu is missing, or knows no such topology.
@@ -167,11 +171,11 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
     described = topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
     )
-  except Exception as error:  # of whatever kind libtpu raises
+  except Exception as error:  # libtpu raises several kinds
     raise ValueError(
       "topology: must be one that libtpu knows, such as v5e:2x4, v6e:16x16 or "
       f"v5p:4x4x4; got {topology!r} ({str(error).splitlines()[0][:120]}). name "
-      "another"
+      "one of those"
     ) from None
   return list(described.devices)
 
@@ -179,11 +183,12 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 def plan(name: str, cfg: config.Config) -> Plan:
   """Compiles the step and the validation of `cfg` for `cfg.mesh.topology`.
 
-  Validation also where `train.eval_every` is 0: whether it can be switched on.
+  Validation is compiled even where `train.eval_every` is 0, to tell whether it
+  can be switched on.
 
   Args:
-    name: what the plan is called: "configs/coco.py:fast".
-    cfg: of a training stage.
+    name: the plan's name, such as "configs/coco.py:fast".
+    cfg: a training stage's config.
 
   Raises:
     ValueError: no topology, or a config that does not fit its mesh.
@@ -195,15 +200,27 @@ def plan(name: str, cfg: config.Config) -> Plan:
       "--topology=v5e:2x4"
     )
   chip = hardware.tpu(topology)
-  mesh = sharding.mesh(cfg.mesh, devices(topology, slices))
+  mesh = sharding.mesh(cfg.mesh, describe_devices(topology, slices))
   count = flops.train_step(cfg, cfg.tokens.vocabulary)
-  made = steps.program(cfg, cfg.tokens.vocabulary, mesh)
+  program = steps.program(cfg, cfg.tokens.vocabulary, mesh)
   began = time.perf_counter()
-  lowered = lower(cfg, made)
-  memory, program = compiled(lowered.step, chip.hbm)
-  validated = validating(lowered, made, chip.hbm) if program else None
+  lowered = lower(cfg, program)
+  memory, compiled = compile_step(lowered.step, chip.hbm)
+  validation = None
+  if compiled is not None:
+    validation = compile_validation(lowered, program, chip.hbm)
   seconds = time.perf_counter() - began
-  found = hlo.collectives(program) if program else []
+  times, collectives = None, []
+  if compiled is not None:
+    collectives = hlo.find_collectives(compiled)
+    times = estimate_times(
+      chip,
+      torus_sides(topology),
+      count.hardware / mesh.size,
+      hlo.count_hbm_bytes(compiled),
+      hlo.count_cycles(compiled),
+      collectives,
+    )
   return Plan(
     config=name,
     topology=topology,
@@ -212,22 +229,14 @@ def plan(name: str, cfg: config.Config) -> Plan:
     mesh=dict(mesh.shape),
     batch_size=cfg.train.batch_size,
     accumulate=cfg.train.accumulate,
-    parameters=_count(made.state.params),
+    parameters=_count(program.state.params),
     memory=memory,
-    validation=validated,
+    validation=validation,
     validates=cfg.train.eval_every > 0,
     model_flops=count.model,
     hardware_flops=count.hardware,
-    collectives=hlo.bytes_by_kind(found),
-    times=program
-    and times(
-      chip,
-      sides(topology),
-      count.hardware / mesh.size,
-      hlo.hbm_bytes(program),
-      hlo.cycles(program),
-      found,
-    ),
+    collectives=hlo.sum_by_kind(collectives),
+    times=times,
     steps=cfg.train.steps,
     compile_seconds=round(seconds, 1),
     versions=compile_cache.versions(),
@@ -238,9 +247,9 @@ def plan(name: str, cfg: config.Config) -> Plan:
 class Lowered(NamedTuple):
   """Programs as they are given to the compiler."""
 
-  step: Any
-  score: Any  # of validation
-  params: types.Params  # shapes of what validation is called with
+  step: jax.stages.Lowered
+  score: jax.stages.Lowered  # validation's
+  params: types.Params  # shapes of the parameters that validation is given
 
   def digest(self) -> str:
     """SHA-256 of both: equal programs are compiled to equal ones."""
@@ -248,13 +257,13 @@ class Lowered(NamedTuple):
     return hashlib.sha256(texts.encode()).hexdigest()
 
 
-def lower(cfg: config.Config, made: steps.Program) -> Lowered:
-  """The step of `made` and the validation of `cfg`, not yet compiled."""
-  of = pair_scores.program(cfg, cfg.tokens.vocabulary, made.mesh)
+def lower(cfg: config.Config, program: steps.Program) -> Lowered:
+  """Lowers the step of `program` and the validation of `cfg`."""
+  pairs = pair_scores.program(cfg, cfg.tokens.vocabulary, program.mesh)
   return Lowered(
-    made.step.lower(made.state, made.frozen, made.batch),
-    of.score.lower(of.params, of.visual, of.text),
-    of.params,
+    program.step.lower(program.state, program.frozen, program.batch),
+    pairs.score.lower(pairs.params, pairs.visual, pairs.text),
+    pairs.params,
   )
 
 
@@ -264,82 +273,91 @@ def fingerprint(cfg: config.Config) -> str:
   Raises:
     ValueError: as `plan`.
   """
-  mesh = sharding.mesh(cfg.mesh, devices(cfg.mesh.topology, cfg.mesh.slices))
+  described = describe_devices(cfg.mesh.topology, cfg.mesh.slices)
+  mesh = sharding.mesh(cfg.mesh, described)
   return lower(cfg, steps.program(cfg, cfg.tokens.vocabulary, mesh)).digest()
 
 
-def compiled(lowered: Any, available: int) -> tuple[Memory, hlo.Program | None]:
-  """Memory of the step and what it does; None where it does not fit.
+def compile_step(
+  lowered: jax.stages.Lowered, available: int
+) -> tuple[Memory, hlo.Program | None]:
+  """Memory of the step, and its program; None where it does not fit.
 
-  The compiler is who knows: temporaries may add up to more than `available`
+  Only the compiler can tell: temporaries may add up to more than `available`
   bytes and still fit one after the other.
   """
   try:
     step = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    return refused(str(error), available), None
-  said = step.memory_analysis()
-  needed = max(said.peak_memory_in_bytes, said.argument_size_in_bytes)
-  memory = Memory(said.argument_size_in_bytes, needed, available)
-  return memory, hlo.parse(step.as_text())
+    return parse_refusal(str(error), available), None
+  text = step.as_text()
+  assert text is not None  # XLA's programs have one
+  return _memory(step, available), hlo.parse(text)
 
 
-def validating(lowered: Lowered, made: steps.Program, available: int) -> Memory:
-  """Memory of a validation between two steps of `made`, which stay there."""
-  beside = _local_bytes((made.state, made.frozen, made.batch))
+def compile_validation(
+  lowered: Lowered, program: steps.Program, available: int
+) -> Memory:
+  """Memory of a validation between two steps, beside what these hold."""
+  beside = _local_bytes((program.state, program.frozen, program.batch))
   beside -= _local_bytes(lowered.params)  # or as much of a running mean
   try:
-    run = lowered.score.compile()
+    memory = _memory(lowered.score.compile(), available)
   except jax.errors.JaxRuntimeError as error:
-    memory = refused(str(error), available)
+    memory = parse_refusal(str(error), available)
     return memory._replace(needed=memory.needed + beside)
-  said = run.memory_analysis()
-  needed = max(said.peak_memory_in_bytes, said.argument_size_in_bytes)
-  return Memory(
-    said.argument_size_in_bytes + beside, needed + beside, available
-  )
+  return Memory(memory.arguments + beside, memory.needed + beside, available)
 
 
-def _local_bytes(tree: Any) -> int:
-  """Of what a device holds of arrays, from their shapes and shardings."""
+def _memory(compiled: jax.stages.Compiled, available: int) -> Memory:
+  analysis: Any = compiled.memory_analysis()
+  arguments = analysis.argument_size_in_bytes
+  needed = max(analysis.peak_memory_in_bytes, arguments)
+  return Memory(arguments, needed, available)
+
+
+def _local_bytes(tree: types.Tree) -> int:
+  """Bytes that a device holds of arrays, from their shapes and shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
   )
 
 
-def refused(message: str, available: int) -> Memory:
-  """What a compiler needed that ran out of memory, from what it says.
+def parse_refusal(message: str, available: int) -> Memory:
+  """The memory a compiler needed when it ran out of it, from its message.
 
   Raises:
     RuntimeError: it failed for another reason: a bug of ours or its own.
   """
   if "RESOURCE_EXHAUSTED" not in message:
     raise RuntimeError(message)
-  found = _REFUSED.search(message)
-  if not found:
+  match = _REFUSED.search(message)
+  if not match:
     return Memory(0, available + 1, available)
-  needed, a, limit, b = (x for x in found.groups() if x)
+  needed, a, limit, b = (x for x in match.groups() if x)
   return Memory(
     0, int(float(needed) * _UNITS[a]), int(float(limit) * _UNITS[b])
   )
 
 
-def counted(cfg: config.Config) -> tuple[float, float]:
-  """FLOPs of a step of `flops.shallow(cfg)`: ours, and XLA's of one CPU.
+def count_flops(cfg: config.Config) -> tuple[float, float]:
+  """FLOPs of a step of `flops.shallow(cfg)`: ours, and XLA's for one CPU.
 
-  XLA also counts what is no matrix product, a few percent. It is asked before
-  it compiles: afterwards some of what is computed twice is one again.
+  XLA also counts operations other than matrix products, a few percent. It is
+  asked before it compiles: afterwards some of the products that are computed
+  twice have been merged again.
   """
   cfg = flops.shallow(cfg)
   mesh = sharding.mesh(cfg.mesh, jax.devices("cpu")[:1])
-  made = steps.program(cfg, cfg.tokens.vocabulary, mesh)
-  step = made.step.lower(made.state, made.frozen, made.batch)
+  program = steps.program(cfg, cfg.tokens.vocabulary, mesh)
+  step = program.step.lower(program.state, program.frozen, program.batch)
   ours = flops.train_step(cfg, cfg.tokens.vocabulary).hardware
-  return ours, step.cost_analysis()["flops"]
+  cost: Any = step.cost_analysis()
+  return ours, cost["flops"]
 
 
-def times(
+def estimate_times(
   chip: hardware.Tpu,
   sides: tuple[int, ...],
   hardware_flops: float,
@@ -351,26 +369,27 @@ def times(
 
   A collective goes both ways around one axis of the torus, or around all of
   them where its group is larger than the longest; one way where no link joins
-  the ends of an axis, since who lives there has no other neighbour. A
+  the ends of an axis, since a chip there has no other neighbour. A
   permutation goes one way over one link.
 
   Args:
     chip: its peaks.
-    sides: of the torus, in chips.
-    hardware_flops, hbm_bytes, cycles: of one device's step.
-    collectives: of one device's step.
+    sides: the torus's sides, in chips.
+    hardware_flops, hbm_bytes, cycles: one device's, for a step.
+    collectives: one device's, for a step.
   """
   spread = ways = 0.0
   one_way = {False: 0.0, True: 0.0}
-  for one in collectives:
-    if one.kind == hlo.SLICES:
-      spread += one.bytes / chip.network
-    elif one.kind == "collective-permute":
-      one_way[one.backward] += one.bytes / chip.link
+  for collective in collectives:
+    size = collective.bytes
+    if collective.kind == hlo.SLICES:
+      spread += size / chip.network
+    elif collective.kind == "collective-permute":
+      one_way[collective.backward] += size / chip.link
     else:
-      axes = chip.axes if one.group > max(sides) else 1
+      axes = chip.axes if collective.group > max(sides) else 1
       around = 2 if max(sides) >= chip.closed else 1
-      ways += one.bytes / (around * axes * chip.link)
+      ways += size / (around * axes * chip.link)
   return Times(
     compute=hardware_flops / chip.flops,
     hbm=hbm_bytes / chip.hbm_bandwidth,
@@ -380,10 +399,10 @@ def times(
   )
 
 
-def sides(topology: str) -> tuple[int, ...]:
-  """(16, 16) of "v5e:16x16"."""
+def torus_sides(topology: str) -> tuple[int, ...]:
+  """The sides in chips: (16, 16) for "v5e:16x16"."""
   return tuple(int(n) for n in re.findall(r"\d+", topology.partition(":")[2]))
 
 
-def _count(params: Any) -> int:
+def _count(params: types.Params) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

@@ -1,4 +1,4 @@
-"""Plans in words: one with what would make it fit, all of them in a table.
+"""Plans of many stages: made, kept, and shown as a table.
 
 A row is kept beside its config's hash, the versions of the compiler and a
 digest of the programs that it compiled: only what changed is compiled again,
@@ -31,41 +31,40 @@ from fs_jax.machine import (
   manifest,
   provenance,
 )
-from fs_jax.train.plan import advice, plan
+from fs_jax.train.plan import advice, plan, render
 
 ROW = "plan"  # kind of a record
-BEGIN, END = "<!-- plan:begin -->", "<!-- plan:end -->"
 _EACH = 8 * hardware.GIB  # memory that compiling an L/14 wants, and some more
 
 
 def plan_one(name: str, cfg: config.Config, out: str) -> plan.Plan:
-  """Plans a stage and says so; where it does not fit, also what would.
+  """Plans a stage and prints it; where it does not fit, also what would.
 
   Args:
-    name: what the plan is called: a config, and how it was changed.
-    cfg: of the stage.
-    out: JSON file, or the folder of it.
+    name: the plan's name: a config, and how it was changed.
+    cfg: the stage's config.
+    out: a JSON file, or the folder of it.
   """
   console.say(f"compiling for {cfg.mesh.topology}: a minute or a few")
-  made = plan.plan(name, cfg)
-  print(summary(made), flush=True)
-  found = None
-  if not made.fits:
-    tried = advice.what_fits(name, cfg, made.needed)
+  planned = plan.plan(name, cfg)
+  print(render.summarize(planned), flush=True)
+  advised = None
+  if not planned.fits:
+    tried = advice.what_fits(name, cfg, planned.needed)
     if tried and tried[-1][1].fits:
       change, fitting = tried[-1]
-      print(f"this fits:\n  {change.flags}\n{summary(fitting)}")
-      found = {"flags": change.flags} | fitting.to_json()
+      print(f"this fits:\n  {change.flags}\n{render.summarize(fitting)}")
+      advised = {"flags": change.flags} | fitting.to_json()
     else:
       print(
         "nothing that was tried fits: take a larger topology or a smaller model"
       )
   path = epath.Path(out)
   if path.suffix != ".json":
-    path = path / file_name(f"{name} {place(made)}")
-  _write(path, made.to_json() | {"advice": found})
+    path = path / file_name(f"{name} {render.place(planned)}")
+  _write(path, planned.to_json() | {"advice": advised})
   print(f"written to {path}")
-  return made
+  return planned
 
 
 def plan_all(
@@ -80,14 +79,14 @@ def plan_all(
 
   Args:
     recipes: configs by name.
-    folder: where rows are kept.
+    folder: the rows' folder.
     readme: Markdown with the markers.
     jobs: how many are compiled at once.
   """
   began = time.perf_counter()
   path = {n: epath.Path(folder) / "rows" / file_name(n) for n in recipes}
-  old = {name: kept(path[name], cfg) for name, cfg in recipes.items()}
-  rows = {name: made for name, made in old.items() if made is not None}
+  old = {name: read_row(path[name], cfg) for name, cfg in recipes.items()}
+  rows = {name: planned for name, planned in old.items() if planned is not None}
   missing: dict[str, list[str]] = {}  # by step: flickr30k's Fast is coco's
   for name in recipes:
     if name not in rows:
@@ -98,60 +97,61 @@ def plan_all(
     f"{len(rows)} of {len(recipes)} did not change; compiling {len(steps)} "
     f"steps of {len(recipes) - len(rows)}, {min(jobs, len(steps))} at once"
   )
-  for first, made in _compiled(steps, jobs):
+  for first, planned in _compile(steps, jobs):
     for name in shared[first]:
-      rows[name] = _named(made, name, recipes[name])
-      keep(path[name], rows[name], recipes[name])
-    said = f"{made.times.step:.3f} s a step" if made.times else "does not fit"
+      rows[name] = _rename(planned, name, recipes[name])
+      write_row(path[name], rows[name], recipes[name])
+    seconds = "does not fit"
+    if planned.times:
+      seconds = f"{planned.times.step:.3f} s a step"
     minutes = (time.perf_counter() - began) / 60
     console.say(
-      f"{len(rows)}/{len(recipes)}  {first}: {said}  ({minutes:.1f} min)"
+      f"{len(rows)}/{len(recipes)}  {first}: {seconds}  ({minutes:.1f} min)"
     )
-  made_of_all = [rows[name] for name in recipes]
-  _show(readme, made_of_all)
-  shown = rich.table.Table(*COLUMNS)
-  for made in made_of_all:
-    shown.add_row(*row(made))
-  console.wide().print(shown)
-  return made_of_all
+  plans = [rows[name] for name in recipes]
+  _show(readme, plans)
+  return plans
 
 
-def _compiled(
+def _compile(
   recipes: Mapping[str, config.Config], jobs: int
 ) -> Iterator[tuple[str, plan.Plan]]:
   """Plans as they are done, each of several at once by its own process."""
   if jobs == 1:
     for name, cfg in recipes.items():
-      yield name, _forgotten(name, cfg)
+      yield name, _plan_and_clear(name, cfg)
     return
   pool = futures.ProcessPoolExecutor(
     jobs,
     multiprocessing.get_context("spawn"),
-    initializer=on_cpu,
+    initializer=stay_on_cpu,
   )
   try:
-    asked = {pool.submit(_forgotten, n, cfg): n for n, cfg in recipes.items()}
-    for done in futures.as_completed(asked):
-      yield asked[done], done.result()
+    names = {
+      pool.submit(_plan_and_clear, name, cfg): name
+      for name, cfg in recipes.items()
+    }
+    for done in futures.as_completed(names):
+      yield names[done], done.result()
   finally:
     pool.shutdown(cancel_futures=True)
 
 
-def _forgotten(name: str, cfg: config.Config) -> plan.Plan:
-  """A plan, of whose step no cache keeps anything: nobody compiles it again."""
+def _plan_and_clear(name: str, cfg: config.Config) -> plan.Plan:
+  """Plans a config, then clears JAX's caches: no step is compiled twice."""
   try:
     return plan.plan(name, cfg)
   finally:
     jax.clear_caches()
 
 
-def on_cpu() -> None:
+def stay_on_cpu() -> None:
   """Keeps JAX from looking for the TPU whose compiler it has."""
   jax.config.update("jax_platforms", "cpu")
 
 
-def at_once() -> int:
-  """Compilations that the cores and the memory of this machine hold.
+def count_jobs() -> int:
+  """The compilations that this machine's cores and memory hold at once.
 
   One keeps two cores busy by itself; two on two cores take longer than one
   after the other.
@@ -160,45 +160,51 @@ def at_once() -> int:
   return max(1, min(len(os.sched_getaffinity(0)) // 2, memory // _EACH))
 
 
-def _show(readme: str, rows: list[plan.Plan]) -> None:
+def _show(readme: str, plans: list[plan.Plan]) -> None:
+  """Writes the table of `plans` between the markers of `readme`; prints it."""
+  rows = [render.row(planned) for planned in plans]
   path = epath.Path(readme)
-  text = rewrite(path.read_text(), table([row(made) for made in rows]))
+  text = render.rewrite(path.read_text(), render.table(rows))
   files.write_text(path, text)
+  printed = rich.table.Table(*render.COLUMNS)
+  for row in rows:
+    printed.add_row(*row)
+  console.wide().print(printed)
 
 
-def keep(path: epath.Path, made: plan.Plan, cfg: config.Config) -> None:
-  """Writes a row beside what it was planned from."""
-  values = {"plan": made.to_json(), "source": _source(_SOURCE)}
+def write_row(path: epath.Path, planned: plan.Plan, cfg: config.Config) -> None:
+  """Writes a plan beside what it was made from."""
+  values = {"plan": planned.to_json(), "source": _source(_SOURCE)}
   manifest.write_record(path, ROW, _made_from(cfg), values)
 
 
-def kept(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
-  """The plan that was made of this config and these versions, if it holds.
+def read_row(path: epath.Path, cfg: config.Config) -> plan.Plan | None:
+  """The plan of this config and these versions, if it was kept and holds.
 
-  It does where the source did not change, or where it still makes the same
+  It holds where the source did not change, or where it still makes the same
   programs: they are lowered, which takes seconds, and compared.
   """
   values = provenance.find_record(path, ROW, _made_from(cfg))
   if values is None:
     return None
   try:
-    made = plan.Plan.from_json(values["plan"])
+    planned = plan.Plan.from_json(values["plan"])
   except (KeyError, TypeError):  # spoilt by hand
     return None
   if values.get("source") != _source(_SOURCE):
-    if made.program != plan.fingerprint(cfg):
+    if planned.program != plan.fingerprint(cfg):
       return None
-    keep(path, made, cfg)
-  return _named(made, made.config, cfg)
+    write_row(path, planned, cfg)
+  return _rename(planned, planned.config, cfg)
 
 
 def _made_from(cfg: config.Config) -> provenance.Contract:
   return {"step": {"key": key(cfg), "reader": _source(_READER)}}
 
 
-def _named(made: plan.Plan, name: str, cfg: config.Config) -> plan.Plan:
-  """`made` of a config with the same step, as that of `cfg`."""
-  return dataclasses.replace(made, config=name, steps=cfg.train.steps)
+def _rename(planned: plan.Plan, name: str, cfg: config.Config) -> plan.Plan:
+  """The plan of a config with the same step, as that of `cfg`."""
+  return dataclasses.replace(planned, config=name, steps=cfg.train.steps)
 
 
 def _write(path: epath.Path, values: Mapping[str, Any]) -> None:
@@ -213,9 +219,9 @@ def file_name(name: str) -> str:
 
 
 def key(cfg: config.Config) -> str:
-  """Changes when the compiled step may: its config, and its compiler.
+  """Digest of all that decides the compiled step: its config and compiler.
 
-  Whose pictures it sees and how many steps there are changes no step.
+  The data set and the number of steps change no step.
   """
   values = dataclasses.asdict(cfg)
   del values["name"], values["data"]["dataset"], values["train"]["steps"]
@@ -228,7 +234,7 @@ def key(cfg: config.Config) -> str:
 
 @functools.cache
 def _source(names: tuple[str, ...]) -> str:
-  """SHA-256 of code as it runs: edited later, it is not what planned."""
+  """SHA-256 of the code that runs; cached, so that later edits do not count."""
   digest = hashlib.sha256()
   package = pathlib.Path(__file__).parents[2]
   for name in names:
@@ -238,164 +244,27 @@ def _source(names: tuple[str, ...]) -> str:
   return digest.hexdigest()
 
 
-# Below fs_jax: what reads a compiled program and reckons with it...
+# Files and folders of fs_jax that read a compiled program and reckon with it...
 _READER = (
-  *("machine/hardware.py", "models/flops.py"),
-  *("train/plan/hlo.py", "train/plan/plan.py"),
+  "machine/hardware.py",
+  "models/flops.py",
+  "train/plan/hlo.py",
+  "train/plan/plan.py",
 )
-# ... and what decides which program it is.
+# ... and those that decide which program it is.
 _SOURCE = (
-  *("types.py", "config.py", "trees.py", "models", "machine/sharding.py"),
-  *("train/losses.py", "train/ring.py", "train/optim.py"),
-  *("train/gradients.py", "train/tasks.py", "train/step.py"),
+  "types.py",
+  "config.py",
+  "trees.py",
+  "models",
+  "machine/sharding.py",
+  "train/losses.py",
+  "train/tiles.py",
+  "train/ring.py",
+  "train/optim.py",
+  "train/gradients.py",
+  "train/tasks.py",
+  "train/step.py",
   "train/pair_scores.py",
+  "search/fusion.py",
 )
-
-
-def summary(made: plan.Plan) -> str:
-  """A plan in lines."""
-  m, t = made.memory, made.times
-  chip = hardware.tpu(made.topology)
-  mesh = " x ".join(f"{axis} {n}" for axis, n in made.mesh.items() if n > 1)
-  parts = f" in {made.accumulate} parts" if made.accumulate > 1 else ""
-  twice = ""
-  if made.hardware_flops > made.model_flops:
-    all_flops = made.hardware_flops / 1e12
-    twice = f", {all_flops:.1f} T with what is computed twice to save memory"
-  lines = [
-    f"{made.config} on {place(made)}: {made.devices} chips as {mesh or 'one'}",
-    f"  parameters     {made.parameters / 1e6:.1f} M trained",
-    f"  batch          {made.batch_size}{parts}",
-    f"  FLOPs a step   {made.model_flops / 1e12:.1f} T{twice}",
-  ]
-  if t is None:
-    over = m.needed - m.available
-    return "\n".join(
-      [
-        *lines,
-        f"  memory         DOES NOT FIT: needs {_gib(m.needed)} of "
-        f"{_gib(m.available)} GiB a chip, {_gib(over)} too many",
-      ]
-    )
-  sent = ", ".join(
-    f"{kind} {_bytes(n)}" for kind, n in made.collectives.items()
-  )
-  lines += [
-    f"  memory         fits: {_gib(m.needed)} of "
-    f"{_gib(m.available)} GiB a chip at its peak, "
-    f"{_gib(m.arguments)} of them state and batch",
-    *_validating(made),
-    f"  sent a chip    {sent or 'nothing'}",
-    "  busy, seconds  "
-    + ", ".join(f"{k} {v:.4f}" for k, v in t._asdict().items() if v)
-    + " (of the core, as its compiler estimates)" * (t.cycles > 0),
-    f"  step           {t.step:.4f} s if all of that overlaps, bound by "
-    f"{t.bound}; {_serial(t):.4f} s if nothing does",
-    f"  MFU            {made.mfu:.0%} of {chip.flops / 1e12:.0f} TFLOP/s "
-    "a chip",
-    f"  examples/s     {made.examples_per_second:,.0f}",
-    f"  whole run      {made.steps:,} steps: {_duration(made)}, "
-    f"{made.device_hours:,.1f} chip-hours",
-    f"  compiled in    {made.compile_seconds} s",
-  ]
-  return "\n".join(lines)
-
-
-def _validating(made: plan.Plan) -> list[str]:
-  """A line on what a validation needs, the state beside it."""
-  v = made.validation
-  if v is None:
-    return []
-  off = "" if made.validates else "; train.eval_every=0 leaves it out"
-  fits = "fits:" if v.fits else "DOES NOT FIT: needs"
-  return [
-    f"  validation     {fits} {_gib(v.needed)} of {_gib(v.available)} GiB a "
-    f"chip at its peak{off}"
-  ]
-
-
-def _serial(t: plan.Times) -> float:
-  """The core, which reads memory as it computes, then what is sent."""
-  return max(t.compute, t.hbm, t.cycles) + t.interconnect + t.network
-
-
-def _duration(made: plan.Plan) -> str:
-  days = made.days or 0.0
-  return f"{days:.1f} days" if days >= 2 else f"{24 * days:.1f} hours"
-
-
-def place(made: plan.Plan) -> str:
-  return f"{made.slices} x {made.topology}" * (made.slices > 1) or made.topology
-
-
-COLUMNS = (
-  *("config", "topology", "mesh", "batch", "M params", "GiB/chip of"),
-  "validating",
-  *("TFLOP/chip", "MB sent/chip", "step s", "bound by", "MFU"),
-  *("examples/s", "days", "chip-hours"),
-)
-
-
-def row(made: plan.Plan) -> tuple[str, ...]:
-  m, t = made.memory, made.times
-  mesh = " ".join(f"{axis}={n}" for axis, n in made.mesh.items() if n > 1)
-  used = f"{_gib(m.needed)} / {_gib(m.available)}"
-  each = made.hardware_flops / made.devices / 1e12
-  values = (
-    made.config.removeprefix("configs/"),
-    place(made),
-    mesh or "-",
-    f"{made.batch_size}" + f" / {made.accumulate}" * (made.accumulate > 1),
-    f"{made.parameters / 1e6:.0f}",
-    used if m.fits else f"{used}: does not fit",
-    _validated(made),
-    f"{each:.2f}",
-  )
-  if t is None:
-    return (*values, *["-"] * (len(COLUMNS) - len(values)))
-  return (
-    *values,
-    f"{sum(made.collectives.values()) / 1e6:.0f}",
-    f"{t.step:.3f}",
-    t.bound,
-    f"{made.mfu:.0%}",
-    f"{made.examples_per_second:,.0f}",
-    f"{made.days:.2f}",
-    f"{made.device_hours:,.0f}",
-  )
-
-
-def _validated(made: plan.Plan) -> str:
-  v = made.validation
-  if v is None:
-    return "-"
-  return _gib(v.needed) + ": does not fit" * (not v.fits)
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-  """Markdown."""
-  lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def rewrite(text: str, made: str) -> str:
-  """`text` with what lies between its markers replaced.
-
-  Raises:
-    ValueError: the markers are not there.
-  """
-  begin, end = text.find(BEGIN), text.find(END)
-  if begin < 0 or end < begin:
-    raise ValueError(
-      f"launch/README.md: must hold {BEGIN} and {END}, in this order; got a "
-      "text without. put them back"
-    )
-  return f"{text[: begin + len(BEGIN)]}\n{made}\n{text[end:]}"
-
-
-def _gib(n: float) -> str:
-  return f"{n / hardware.GIB:.2f}"
-
-
-def _bytes(n: float) -> str:
-  return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
