@@ -217,7 +217,7 @@ def folders() -> list[pathlib.Path]:
 )
 def test_a_room_lists_its_files_lower_ones_first(folder):
   listed = re.findall(
-    r"^(\w+)  +\S", (folder / "__init__.py").read_text(), re.M
+    r"^    (\w+)  +\S", (folder / "__init__.py").read_text(), re.M
   )
   own = {
     path.stem
@@ -225,7 +225,7 @@ def test_a_room_lists_its_files_lower_ones_first(folder):
     if (path.suffix == ".py" or (path / "__init__.py").exists())
     and not path.name.startswith("_")
   }
-  assert set(listed) == own, "one line a file: `name  what it is`"
+  assert set(listed) == own, "one line a file, indented: `name  what it is`"
   prefix = ".".join(folder.relative_to(ROOT).parts)
   above: dict[str, int] = {name: i for i, name in enumerate(listed)}
   for name, targets in graph().items():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 from typing import NamedTuple
 from unittest import mock
 
@@ -12,10 +13,10 @@ import pytest
 
 from fs_jax import configdict
 from fs_jax.evaluate.studies import answers, checklist, study
-from fs_jax.runs import journal, stages
+from fs_jax.runs import journal, layout, stages
 from fs_jax.search import weigh
 from fs_jax.train import loop, train
-from tests.support import recipe
+from tests.support import inprocess, recipe
 
 STAGES = ("fast", "slow", "distill")
 QUERIES = 12
@@ -40,8 +41,14 @@ def quickstart(folder, seed=0):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A study that nobody disturbed."""
+  """A study that nobody disturbed, of stages that the programs trained."""
+  trained = inprocess.trained(tmp_path_factory)
   folder = tmp_path_factory.mktemp("whole") / "W"
+  shutil.copytree(trained.parent / "data", folder / "data")
+  for stage in STAGES:
+    shutil.copytree(trained / stage, folder / stage)
+    path = folder / stage / layout.CONFIG
+    path.write_text(path.read_text().replace(str(trained.parent), str(folder)))
   return Made(folder, quickstart(folder))
 
 
