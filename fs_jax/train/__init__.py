@@ -1,7 +1,7 @@
 """What is minimised, and how.
 
 losses       contrastive, captioning, matching, distillation
-tiles        every row with every column of a batch, around a ring of devices
+tiles        every row with every column, around a ring of devices
 ring         contrastive losses that never form B x B
 tasks        objectives: a loss over the models of a stage
 gradients    gradients over microbatches, exact for any loss
