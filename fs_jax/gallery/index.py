@@ -7,7 +7,7 @@ index/  manifest.json  ids.txt  scann/...            (backend scann)
 import functools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from fs_jax.runs import contract as contracts
 KIND = "index"  # the manifest's kind
 _SAMPLE = 512  # queries that recall is measured on
 _NOISE = 0.75  # length of the noise that turns a vector into a query
+_NO_SCANN = "scann is not installed here: every search compares all vectors"
 
 
 def build(
@@ -93,6 +94,7 @@ def load(
   folder: epath.PathLike,
   expected: provenance.Contract | None = None,
   *,
+  vectors: epath.PathLike | None = None,
   hashes: bool = True,
   mend: str = scann.MEND,
 ) -> exact.Index:
@@ -101,6 +103,9 @@ def load(
   Args:
     folder: the index's folder; one in an object store is copied here first.
     expected: parts of the contract that must agree, such as `fast` and `items`.
+    vectors: the folder of the vectors that were indexed. An index of ScaNN is
+      replaced by exact search over them where ScaNN is not installed; the
+      manifest's warning says so.
     hashes: False checks the sizes of files, not their contents. Only for files
       that you trust: native code reads them as they are.
     mend: the fix that errors suggest.
@@ -108,7 +113,7 @@ def load(
   Raises:
     FileNotFoundError: no such index.
     ValueError: damaged, of another contract or backend, or of ScaNN, which is
-      not installed.
+      not installed, and without `vectors`.
   """
   path, manifest = provenance.open_folder(
     folder, KIND, expected, hashes=hashes, mend=mend
@@ -126,11 +131,13 @@ def load(
       f"{scann.MEND}"
     )
   if scann.import_scann() is None:
-    raise ValueError(
-      f"{path}: an index of ScaNN needs the package scann; got none here. "
-      "install it, or build with kind 'exact': "
-      f"{manifests.how_to_make(KIND)}"
-    )
+    if vectors is None:
+      raise ValueError(
+        f"{path}: an index of ScaNN needs the package scann; got none here. "
+        "install it, or build with kind 'exact': "
+        f"{manifests.how_to_make(KIND)}"
+      )
+    return _compare_all(vectors, ids, manifest, mend)
   searcher = scann.load(path / "scann")
   if searcher.size() != len(ids):
     raise ValueError(
@@ -152,6 +159,23 @@ def load(
   )
 
 
+def _compare_all(
+  folder: epath.PathLike,
+  ids: Sequence[str],
+  manifest: dict[str, Any],
+  mend: str,
+) -> exact.Index:
+  """Exact search over the vectors that an index of ScaNN was built from."""
+  corpus = corpora.load(folder, manifest["contract"], mend=mend)
+  if tuple(corpus.ids) != tuple(ids):
+    raise ValueError(
+      f"{folder}: must hold the {len(ids)} vectors of its index, in the same "
+      f"order; got {len(corpus.ids)} others. {mend}"
+    )
+  index = exact.make_index(corpus.vectors, ids, manifest["contract"])
+  return index._replace(manifest={**manifest, "warning": _NO_SCANN})
+
+
 def _backend(kind: str) -> tuple[exact.Backend, str]:
   """The backend to build, and a warning if it is a slower substitute."""
   if kind == "exact":
@@ -168,9 +192,8 @@ def _backend(kind: str) -> tuple[exact.Backend, str]:
       "kind: 'scann' needs the package scann (Linux, Python 3.11 to 3.13); "
       "got none here. install it, or use 'exact'"
     )
-  warning = "scann is not installed here: every search compares all vectors"
-  warnings.warn(f"index: {warning}", stacklevel=3)
-  return "exact", warning
+  warnings.warn(f"index: {_NO_SCANN}", stacklevel=3)
+  return "exact", _NO_SCANN
 
 
 def _sample(

@@ -163,7 +163,12 @@ def load(
   Raises:
     ValueError: a folder that is damaged or has another contract.
   """
-  loaded = index.load(folders.index, made_from, mend=mend(folders.index))
+  loaded = index.load(
+    folders.index,
+    made_from,
+    vectors=folders.vectors if folders.vectors.exists() else None,
+    mend=mend(folders.index),
+  )
   visuals = {p: made_from[p] for p in ("split", "items")}
   listed = items.Items(
     folders.items,

@@ -291,6 +291,19 @@ def test_without_scann(small, monkeypatch):
   if folder:
     with pytest.raises(ValueError, match="needs the package scann"):
       index.load(folder)
+    vectors, queries = folder.parent / "vectors", units(3, WIDTH)
+    corpora.save(vectors, gallery(50), {"fast": FAST})
+    loaded = index.load(folder, vectors=vectors)
+    assert loaded.kind == "exact"
+    assert "not installed" in loaded.manifest["warning"]
+    all_pairs = exact.make_index(gallery(50).vectors)
+    np.testing.assert_array_equal(
+      loaded.search(queries, 5).rows, all_pairs.search(queries, 5).rows
+    )
+    others = gallery(50)._replace(ids=gallery(50).ids[::-1])
+    corpora.save(vectors, others, {"fast": FAST})
+    with pytest.raises(ValueError, match=r"same order|items"):
+      index.load(folder, vectors=vectors)
   with pytest.raises(ValueError, match="needs the package scann"):
     small("scann")
   with pytest.warns(UserWarning, match="compares all vectors"):
