@@ -152,7 +152,7 @@ def _tensorflow() -> Check:
 
 
 def _cores() -> Check:
-  cores = len(os.sched_getaffinity(0))
+  cores = hardware.count_cores()
   if cores < 2:
     return Check("cores", str(cores), "warning", "2 halve the wait")
   return Check("cores", str(cores), "ok", "")

@@ -4,6 +4,7 @@ Their names in clouds, the number of their hosts, and the peaks of one chip.
 """
 
 import math
+import os
 import re
 from typing import NamedTuple
 
@@ -156,3 +157,10 @@ def peak_flops(device_kind: str) -> float | None:
   """Peak bfloat16 FLOP/s of a device; None if unknown, as for a CPU."""
   known = [kind for kind in _PEAKS if device_kind.startswith(kind)]
   return _PEAKS[max(known, key=len)] if known else None
+
+
+def count_cores() -> int:
+  """CPU cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):  # Linux; macOS has none
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -7,7 +7,6 @@ or candidates: once the grid is compiled, no query compiles anything.
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from jaxtyping import Float, Int
 
 from fs_jax import types
 from fs_jax.gallery import memories
+from fs_jax.machine import hardware
 from fs_jax.models import build
 from fs_jax.models import slow as slow_models
 from fs_jax.models.text import PAD
@@ -155,7 +155,7 @@ class Scorer:
       self._score(self._params, memory, words, which).block_until_ready()
 
     # Tracing holds Python's lock but compiling does not, so threads help.
-    cores = len(os.sched_getaffinity(0))
+    cores = hardware.count_cores()
     with futures.ThreadPoolExecutor(min(cores, 8)) as pool:
       list(pool.map(run, shapes))
 

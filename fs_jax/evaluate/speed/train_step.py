@@ -24,7 +24,6 @@ open_clip's usual gelu (exact) and first norm are set to ours (tanh, none). Our
 gradient clipping is off, as in open_clip. Its AdamW is torch's fused one.
 """
 
-import os
 import pathlib
 import statistics
 import time
@@ -168,7 +167,7 @@ class Ours:
     self.facts: Facts = {
       "versions": f"jax {jax.__version__}",
       "device": jax.devices()[0].device_kind,
-      "threads": len(os.sched_getaffinity(0)),
+      "threads": hardware.count_cores(),
       "parameters": sum(x.size for x in parameters),
       "flops": program.flops,
       "note": "",

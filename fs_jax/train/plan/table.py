@@ -157,7 +157,7 @@ def count_jobs() -> int:
   after the other.
   """
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return max(1, min(len(os.sched_getaffinity(0)) // 2, memory // _EACH))
+  return max(1, min(hardware.count_cores() // 2, memory // _EACH))
 
 
 def _show(readme: str, plans: list[plan.Plan]) -> None:
