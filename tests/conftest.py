@@ -59,14 +59,25 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
-  """What compilers may change is only promised where it was tried."""
+  """Marks what needs trained stages; skips what was not tried on versions.
+
+  What compilers may change is only promised where it was tried.
+  """
   from tests.support import versions
 
-  if versions.tested():
-    return
   for item in items:
-    if item.get_closest_marker("bitwise"):
+    if "trained" in item.fixturenames:
+      item.add_marker("slow")
+    if item.get_closest_marker("bitwise") and not versions.tested():
       item.add_marker(pytest.mark.skip(reason=f"bitwise: {versions.said()}"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  """A workdir with all stages and a gallery: copy it before you change it."""
+  from tests.support import inprocess
+
+  return inprocess.trained(tmp_path_factory)
 
 
 @pytest.fixture(scope="session", autouse=True)

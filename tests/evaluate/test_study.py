@@ -16,7 +16,7 @@ from fs_jax.evaluate.studies import answers, checklist, study
 from fs_jax.runs import journal, layout, stages
 from fs_jax.search import weigh
 from fs_jax.train import loop, train
-from tests.support import inprocess, recipe
+from tests.support import recipe
 
 STAGES = ("fast", "slow", "distill")
 QUERIES = 12
@@ -40,9 +40,8 @@ def quickstart(folder, seed=0):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(trained, tmp_path_factory):
   """A study that nobody disturbed, of stages that the programs trained."""
-  trained = inprocess.trained(tmp_path_factory)
   folder = tmp_path_factory.mktemp("whole") / "W"
   shutil.copytree(trained.parent / "data", folder / "data")
   for stage in STAGES:

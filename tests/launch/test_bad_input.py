@@ -25,8 +25,8 @@ from tests.support import subprocesses as saved
 
 
 @pytest.fixture(scope="session")
-def workdir(tmp_path_factory):
-  return inprocess.trained(tmp_path_factory)
+def workdir(trained):
+  return trained
 
 
 @pytest.fixture

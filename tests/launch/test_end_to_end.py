@@ -22,7 +22,7 @@ from fs_jax.gallery import corpus, encode, exact, index, memories
 from fs_jax.runs import journal, layout, stages
 from fs_jax.search import rerank, searcher, weigh
 from fs_jax.train import tasks, train
-from tests.support import inprocess, recipe, synthetic
+from tests.support import recipe, synthetic
 
 STAGES = ("fast", "slow", "distill")
 CLOCK = synthetic.CLOCKED  # what a clock said
@@ -62,10 +62,9 @@ def opened(workdir, source):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
-  workdir = inprocess.trained(tmp_path_factory)
-  cfg = cfg_of("fast", workdir.parent / "data")
-  return opened(workdir, sources.open_split(cfg.data, "test"))
+def first(trained):
+  cfg = cfg_of("fast", trained.parent / "data")
+  return opened(trained, sources.open_split(cfg.data, "test"))
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from tests.support import inprocess, synthetic
 
 
 @pytest.fixture(scope="session")
-def workdir(tmp_path_factory):
-  return inprocess.trained(tmp_path_factory)
+def workdir(trained):
+  return trained
 
 
 def test_training_says_what_to_do_next(workdir):

@@ -61,11 +61,6 @@ def walk(command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  return inprocess.trained(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
 def other(trained, tmp_path_factory):
   """The same workdir with Slow trained again, from another seed."""
   workdir = tmp_path_factory.mktemp("other") / "W"

@@ -22,17 +22,16 @@ def examples():
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-  workdir = inprocess.trained(tmp_path_factory)
+def packed(trained, tmp_path_factory):
   folder = tmp_path_factory.mktemp("packed") / "G"
   done = inprocess.launch(
     "encode",
-    f"--run={workdir / 'distill'}",
-    f"--slow={workdir / 'slow'}",
+    f"--run={trained / 'distill'}",
+    f"--slow={trained / 'slow'}",
     f"--pack={folder}",
   )
   assert done.code == 0, done.err
-  return workdir, folder
+  return trained, folder
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["workdir", "packed"])

@@ -33,11 +33,6 @@ class Table(NamedTuple):
   paired: list
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  return inprocess.trained(tmp_path_factory)
-
-
 def stages_of(workdir: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
   """The trained stages of a workdir alone: nothing derived beside them."""
   for stage in STAGES:
