@@ -50,12 +50,14 @@ def test_shapes_are_checked(tmp_path, monkeypatch):
     hooked.Wrong().init(jax.random.key(0), ones)
 
 
-@pytest.mark.parametrize("module", ["fs_jax.losses", "configs.a", "launch"])
-def test_own_deprecations_are_errors(module):
-  with pytest.raises(DeprecationWarning):
-    warnings.warn_explicit("old", DeprecationWarning, "x.py", 1, module=module)
+@pytest.mark.parametrize("module", ["fs_jax.losses", "launch", "other"])
+@pytest.mark.parametrize("kind", [DeprecationWarning, RuntimeWarning])
+def test_warnings_are_errors(module, kind):
+  with pytest.raises(kind):
+    warnings.warn_explicit("old", kind, "x.py", 1, module=module)
 
 
-def test_deprecations_of_others_are_not():
+def test_some_of_third_parties_are_not():
+  text = "the load_module() method is deprecated and slated for removal"
   with warnings.catch_warnings(record=True):
-    warnings.warn_explicit("old", DeprecationWarning, "x.py", 1, module="other")
+    warnings.warn_explicit(text, DeprecationWarning, "x.py", 1, module="other")

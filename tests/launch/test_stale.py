@@ -97,7 +97,7 @@ def test_stages_trained_again_have_tables_of_their_own(
 def test_kept_tables_are_read_where_nothing_changed(evaluated, monkeypatch):
   workdir, table = evaluated
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-  monkeypatch.setattr(rankers, "timed", None)  # nobody is asked
+  monkeypatch.setattr(rankers, "time_answers", None)  # nobody is asked
   assert evaluate(workdir) == table
   after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
   changed = {p.name for p in after if after[p] != before.get(p)}

@@ -120,6 +120,7 @@ def test_bad_input_is_believed_where_no_peer_died(words, ends):
     for process in started:
       process.kill()
       process.wait()
+      process.stderr.close()
   assert all("error: arguments: one is wanted" in error for error in errors)
   assert [p.returncode for p in started[: len(ends)]] == ends
 

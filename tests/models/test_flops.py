@@ -39,20 +39,20 @@ def parts(cfg):
 def products(program):
   """FLOPs of all matrix products, each as often as its loops run it."""
   total = 0
-  for made, inside, times, _ in hlo.executed(program):
-    assert made.opcode not in ("convolution", "custom-call")
-    if made.opcode == "dot":
-      axes = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", made.text)[1]
-      left = program.computations[inside][made.operands[0]].shapes[0].dims
+  for op, inside, times, _ in hlo.walk(program):
+    assert op.opcode not in ("convolution", "custom-call")
+    if op.opcode == "dot":
+      axes = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", op.text)[1]
+      left = program.computations[inside][op.operands[0]].shapes[0].dims
       summed = math.prod(left[int(axis)] for axis in axes.split(","))
-      total += times * 2 * math.prod(made.shapes[0].dims) * summed
+      total += times * 2 * math.prod(op.shapes[0].dims) * summed
   return total
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("stage", ["fast", "slow", "distill"])
 def test_the_count_is_what_xla_counts(stage, remat):
-  ours, theirs = plan.counted(heavy(stage, remat))
+  ours, theirs = plan.count_flops(heavy(stage, remat))
   assert ours < theirs < 1.04 * ours  # which counts sums and the like too
 
 
@@ -60,7 +60,7 @@ def test_the_count_of_matching_is_what_xla_counts():
   """Three pairs a row: its own, with another text, with another visual."""
   slow = dataclasses.replace(heavy("slow").slow, loss="matching")
   cfg = heavy("slow", slow=slow, init=config.Init(teacher="fast"))
-  ours, theirs = plan.counted(cfg)
+  ours, theirs = plan.count_flops(cfg)
   assert ours < theirs < 1.05 * ours
 
 

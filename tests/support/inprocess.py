@@ -30,6 +30,7 @@ def launch(name: str, *arguments: str) -> Done:
   before, argv = set(flags.FLAGS), sys.argv
   out, err = io.StringIO(), io.StringIO()
   sys.argv = [name, *map(str, arguments)]
+  sys.modules.pop(f"launch.{name}", None)  # a test may have imported it
   code = 0
   try:
     with (

@@ -159,6 +159,7 @@ def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
   Killed between two uploads, it has every line up to its checkpoint.
   """
   real, where = checkpoint.Checkpoints, epath.Path("gs://bucket/runs/x")
+  close, left = journal.Journal.close, []
 
   def here(folder, *rest):
     assert os.fspath(folder) == "gs://bucket/runs/x/fast/checkpoints"
@@ -166,7 +167,9 @@ def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
 
   with mock.patch.object(checkpoint, "Checkpoints", here):
     with (
-      mock.patch.object(journal.Journal, "close", lambda self: None),
+      mock.patch.object(
+        journal.Journal, "close", lambda self: left.append(self)
+      ),
       pytest.raises(Killed),
     ):
       fit(where, die_at=6, die=killed)
@@ -178,6 +181,7 @@ def test_a_workdir_may_lie_in_a_store(whole, tmp_path, bucket):
   for name in ("DONE", "config.json", "tokenizer.json", layout.PARAMETERS):
     assert (where / "fast" / name).exists()
   assert list((where / "fast" / "tb").iterdir())
+  close(*left)
 
 
 def test_metrics_are_means_of_the_steps_since_the_last_line(whole, tmp_path):

@@ -21,6 +21,7 @@ FINAL = (*errors.FINAL, errors.INTERRUPTED)
 _INTENDED = (errors.DONE, errors.PREEMPTED, *FINAL)  # any other is a crash
 _FATAL = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 _POLL = 0.1  # seconds between two checks for processes that ended
+_LAST_LINES = 5.0  # seconds for the lines of a process that has ended
 
 
 class Job(NamedTuple):
@@ -71,7 +72,8 @@ def run(job: Job, say: Callable[[str], None]) -> int:
 def _run_once(job: Job, stopped: threading.Event) -> int:
   """Runs every process once; returns the code that best explains the end."""
   port = _free_port()
-  alive = {i: _start(job, i, port) for i in range(job.processes)}
+  started = [_start(job, i, port) for i in range(job.processes)]
+  alive = {i: process for i, (process, _) in enumerate(started)}
   codes: list[int] = []
   deadline = None
   try:
@@ -94,6 +96,8 @@ def _run_once(job: Job, stopped: threading.Event) -> int:
       time.sleep(_POLL)
   finally:
     _kill(alive)
+    for _, copier in started:
+      copier.join(_LAST_LINES)
   return _most_telling(codes)
 
 
@@ -115,7 +119,10 @@ def _most_telling(codes: Sequence[int]) -> int:
   )
 
 
-def _start(job: Job, index: int, port: int) -> subprocess.Popen:
+def _start(
+  job: Job, index: int, port: int
+) -> tuple[subprocess.Popen, threading.Thread]:
+  """Starts a process, and the thread that copies what it prints."""
   env = os.environ | {
     processes.ADDRESS: f"127.0.0.1:{port}",
     processes.COUNT: str(job.processes),
@@ -141,14 +148,15 @@ def _start(job: Job, index: int, port: int) -> subprocess.Popen:
     target=_copy_lines, args=(process.stdout, output, prefix), daemon=True
   )
   copier.start()
-  return process
+  return process, copier
 
 
 def _copy_lines(lines: IO[str], output: IO[str], prefix: str) -> None:
-  for line in lines:
-    if not line.startswith("[Gloo] Rank"):  # one for each connection
-      output.write(prefix + line)
-      output.flush()
+  with lines:
+    for line in lines:
+      if not line.startswith("[Gloo] Rank"):  # one for each connection
+        output.write(prefix + line)
+        output.flush()
 
 
 def _with_devices(env: Mapping[str, str], count: int) -> str:
