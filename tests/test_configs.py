@@ -117,6 +117,7 @@ def test_nothing_is_written_down_that_is_no_more():
   assert written <= {f"{file}-{stage}" for file, stage in RECIPES}
 
 
+@pytest.mark.slow
 @each
 def test_a_recipe_builds_and_its_loss_is_a_number(file, stage):
   cfg = recipe(file, stage)

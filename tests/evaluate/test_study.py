@@ -163,6 +163,7 @@ def test_another_seed_in_the_same_folder_is_refused(whole):
     quickstart(whole.folder, seed=1)
 
 
+@pytest.mark.slow
 def test_stages_of_a_study_validate_where_their_config_asks(tmp_path):
   """As the quickstart's do, and those of these tests do not."""
   cfg = configdict.parse(recipe.get_config("fast"))

@@ -15,6 +15,8 @@ from fs_jax.models import flops
 from fs_jax.train import step
 from tests.support import inprocess, synthetic
 
+pytestmark = pytest.mark.slow
+
 # A peer that says what it is asked; `do: leave` ends it, as a crash would.
 STAND_IN = """
 import json, sys

@@ -24,6 +24,8 @@ from fs_jax.search import rerank, searcher, weigh
 from fs_jax.train import tasks, train
 from tests.support import recipe, synthetic
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("fast", "slow", "distill")
 CLOCK = synthetic.CLOCKED  # what a clock said
 

@@ -185,6 +185,7 @@ def make_folder(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+@pytest.mark.slow
 def test_a_picture_replaced_under_its_name(tmp_path):
   """A gallery of one's own pictures is found to be of other pictures."""
   folder, workdir = make_folder(tmp_path / "pictures"), tmp_path / "W"

@@ -41,6 +41,7 @@ def files_after_a_run(folder, **environ):
   return programs, done.stdout
 
 
+@pytest.mark.slow
 def test_a_second_start_loads_what_the_first_compiled(tmp_path):
   first, output = files_after_a_run(tmp_path / "a")
   assert first
@@ -53,6 +54,7 @@ def test_a_second_start_loads_what_the_first_compiled(tmp_path):
   assert files_after_a_run(tmp_path / "moved") == (first, output)
 
 
+@pytest.mark.slow
 def test_a_folder_that_others_may_write_to_is_not_used(tmp_path):
   folder = tmp_path / "fs_jax" / "compiled"
   folder.mkdir(parents=True)
@@ -64,6 +66,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(tmp_path):
   assert programs
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_environment_names_is_used(tmp_path):
   own = tmp_path / "own"
   environ = {"JAX_COMPILATION_CACHE_DIR": os.fspath(own)}

@@ -40,6 +40,7 @@ def ran(program, env):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("index", "who"), [(0, "its peers"), (1, "the first")])
 def test_a_peer_that_does_not_come_is_named(index, who):
   env = environment(
@@ -55,6 +56,7 @@ def test_a_peer_that_does_not_come_is_named(index, who):
   assert "Check failure" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_may_wait_for_a_lock_that_another_holds(tmp_path):
   """Who holds it asks for its number: nobody else may be needed for that."""
   lock = tmp_path / "lock"
@@ -90,6 +92,7 @@ cli.run(main, "")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("words", "ends"),
   [
@@ -125,6 +128,7 @@ def test_bad_input_is_believed_where_no_peer_died(words, ends):
   assert [p.returncode for p in started[: len(ends)]] == ends
 
 
+@pytest.mark.slow
 def test_without_its_supervisor_nobody_goes_on(tmp_path):
   wrote = tmp_path / "pid"
   job = f"local.Job([{sys.executable!r}, '-c', {ORPHAN!r}, {str(wrote)!r}], 1)"
@@ -196,6 +200,7 @@ def test_threads_share_what_was_freed(set_to, most):
   assert done.stderr.count("Arena ") == most
 
 
+@pytest.mark.slow
 def test_hosts_that_do_not_meet_say_so():
   """A process that discovers its peers, as on a pod, names the host."""
   env = environment(

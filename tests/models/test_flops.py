@@ -15,6 +15,8 @@ from fs_jax.train import step as steps
 from fs_jax.train.plan import hlo, plan
 from tests.support import synthetic
 
+pytestmark = pytest.mark.slow
+
 
 def heavy(stage, remat="none", layers=2, **fields):
   """A config in which matrix products are nearly all there is to do."""

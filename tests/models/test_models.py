@@ -433,6 +433,7 @@ def test_bfloat16_latents_are_weighed_as_sums_in_float32_do():
   close(kept["intermediates"]["attention"][0], weights, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("stage", "fields"),
   [

@@ -111,6 +111,7 @@ def asked(rng, queries):
   ]
 
 
+@pytest.mark.slow
 def test_no_question_compiles_after_it_was_warmed(warm):
   rng = np.random.default_rng(2)
   with compile_cache.counting() as count:

@@ -137,6 +137,7 @@ def test_a_cluster_no_larger_than_the_split(tmp_path):
     clusters(tmp_path / "few", captioned=SIZE - 1)
 
 
+@pytest.mark.slow
 def test_slow_judges_once_what_it_says_in_a_step(tmp_path):
   """Offline scores are the online teacher's, list by list; then only read."""
   cfg = synthetic.cfg("distill", distill={"teacher": "offline", "lists": 5})

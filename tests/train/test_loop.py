@@ -261,6 +261,7 @@ def test_resuming_continues_the_optimiser(whole, tmp_path):
 RESTORE = checkpoint.Checkpoints.restore
 
 
+@pytest.mark.slow
 @pytest.mark.bitwise
 def test_a_run_killed_by_the_system_goes_on(whole, tmp_path):
   undisturbed, want = whole

@@ -232,6 +232,7 @@ for kind in test_ring.KINDS:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))

@@ -24,6 +24,8 @@ from fs_jax.runs import journal, layout, stages
 from fs_jax.train import loop, optim, step, tasks
 from tests.support import lowered, synthetic
 
+pytestmark = pytest.mark.slow
+
 MESHES = {
   "one": config.Mesh(1, 1, 1),
   "data=8": config.Mesh(8, 1, 1),

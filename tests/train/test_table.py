@@ -133,6 +133,7 @@ def test_a_table_is_replaced_by_a_whole_one_only(tmp_path, monkeypatch):
   assert [p.name for p in (tmp_path / "rows").iterdir()] == ["a-fast.json"]
 
 
+@pytest.mark.slow
 def test_all_are_what_pods_are_planned_for():
   """launch.plan --all: each dataset's stages, and where else CC12M may run."""
   listed = subprocess.run(
@@ -197,6 +198,7 @@ def test_configs_of_one_step_are_compiled_once(tmp_path, monkeypatch):
   assert table.key(lists) != table.key(lowered.step("distill"))
 
 
+@pytest.mark.slow
 def test_several_are_compiled_at_once():
   """In processes of their own, and in no order; what fails is not hidden."""
   cfg = lowered.step()  # has no topology: libtpu is not asked
