@@ -14,14 +14,14 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
-import rich.progress
 
 from fs_jax import config
 from fs_jax.data import records, transforms
+from fs_jax.machine import console
 
 Progress = Callable[[int, int], None]  # (pictures decoded, pictures in all)
 
+_PATIENCE = 5.0  # seconds of decoding before progress is shown
 # A random crop takes at least half of a frame: frames that are stored this much
 # larger are never enlarged by it.
 _MARGIN = 1 / math.sqrt(transforms.CROP_AREA[0])
@@ -259,21 +259,15 @@ def _cached(
   def fill(i: int) -> None:
     frames[i] = read(i)
 
-  console = rich.console.Console(stderr=True)
-  hidden = progress is not None or not console.is_terminal
   pool = futures.ThreadPoolExecutor(threads)
   try:
-    done = rich.progress.track(
-      pool.map(fill, range(len(frames))),
-      "decoding pictures",
-      total=len(frames),
-      console=console,
-      disable=hidden,
-      transient=True,
-    )
-    for count, _ in enumerate(done, start=1):
-      if progress is not None:
-        progress(count, len(frames))
+    with console.Bar("decoding", len(frames), patience=_PATIENCE) as bar:
+      decoded = pool.map(fill, range(len(frames)))
+      for count, _ in enumerate(decoded, start=1):
+        if progress is None:
+          bar.advance(count)
+        else:
+          progress(count, len(frames))
   finally:
     pool.shutdown(cancel_futures=True)
   frames.flags.writeable = False  # shared by every batch
