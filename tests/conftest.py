@@ -55,7 +55,7 @@ def pytest_report_header():
     versions,  # fs_jax must not be imported above the hook
   )
 
-  return versions.said()
+  return versions.describe()
 
 
 def pytest_collection_modifyitems(items):
@@ -65,11 +65,12 @@ def pytest_collection_modifyitems(items):
   """
   from tests.support import versions
 
+  other = None if versions.find_set() else versions.describe()
   for item in items:
     if "trained" in item.fixturenames:
       item.add_marker("slow")
-    if item.get_closest_marker("bitwise") and not versions.tested():
-      item.add_marker(pytest.mark.skip(reason=f"bitwise: {versions.said()}"))
+    if other and item.get_closest_marker("bitwise"):
+      item.add_marker(pytest.mark.skip(reason=f"bitwise: {other}"))
 
 
 @pytest.fixture(scope="session")

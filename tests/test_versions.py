@@ -134,12 +134,13 @@ def test_bits_are_promised_for_whole_sets(monkeypatch):
   for name, pins in versions.PINS.items():
     here = {package: pins[package] for package in versions.NUMERIC}
     monkeypatch.setattr(versions, "here", lambda here=here: here)
-    assert versions.tested() == name
-    assert versions.said().startswith(f"versions: the {name} (constraints")
+    assert versions.find_set() == name
+    assert versions.describe().startswith(f"versions: the {name} (constraints")
     mixed = here | {"jax": "0.11.2"}
     monkeypatch.setattr(versions, "here", lambda mixed=mixed: mixed)
-    assert versions.tested() == ""
-    assert "of neither" in versions.said() and "jax 0.11.2" in versions.said()
+    assert versions.find_set() == ""
+    text = versions.describe()
+    assert "of neither" in text and "jax 0.11.2" in text
 
 
 @pytest.mark.parametrize("file", [OLDEST, NEWEST])

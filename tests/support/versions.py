@@ -14,16 +14,16 @@ def here() -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in NUMERIC}
 
 
-def tested() -> str:
-  """Name of the set that is installed; "" for other versions or a mixture."""
+def find_set() -> str:
+  """The installed set's name; "" for other versions or a mixture."""
   for name, pins in PINS.items():
     if here() == {package: pins[package] for package in NUMERIC}:
       return name
   return ""
 
 
-def said() -> str:
+def describe() -> str:
   found = ", ".join(f"{name} {version}" for name, version in here().items())
-  if name := tested():
+  if name := find_set():
     return f"versions: the {name} ({SETS[name]}): {found}"
   return f"versions: of neither {' nor '.join(SETS.values())}: {found}"
