@@ -7,7 +7,6 @@
 import contextlib
 import logging
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -22,9 +21,6 @@ from absl import logging as absl_logging
 
 from fs_jax.machine import errors, processes
 from launch import recipes
-
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_OWN = tuple(str(_ROOT / name) + os.sep for name in ("fs_jax", "launch"))
 
 
 def run(main: Callable[[Sequence[str]], None], doc: str | None) -> None:
@@ -114,7 +110,7 @@ def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     print(f"{reason}: start it again and it continues", file=sys.stderr)
     return errors.PREEMPTED if preempted else errors.INTERRUPTED
   except (ValueError, OSError, flags.Error) as error:
-    if not _is_input(error):
+    if not (isinstance(error, flags.Error) or errors.is_input(error)):
       raise
     print(f"error: {_sentence(error)}", file=sys.stderr)
     return errors.BAD_INPUT
@@ -137,27 +133,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
   rest = flags.FLAGS(argv, known_only=False)
   flags.FLAGS.mark_as_parsed()
   return rest[1:]
-
-
-def _is_input(error: BaseException) -> bool:
-  """Whether the user can fix it.
-
-  A ValueError that this project raises is about input; one from inside a
-  library is our bug, and needs its traceback.
-  """
-  if isinstance(error, flags.Error):
-    return True
-  if isinstance(error, OSError):
-    if isinstance(error, ConnectionError | TimeoutError):  # it passes
-      return False
-    # An OSError without errno is this project's own.
-    return error.errno is None or error.errno in errors.MENDABLE
-  trace = error.__traceback__
-  while trace is not None and trace.tb_next is not None:
-    trace = trace.tb_next
-  if trace is None:
-    return True
-  return os.path.realpath(trace.tb_frame.f_code.co_filename).startswith(_OWN)
 
 
 def _sentence(error: BaseException) -> str:

@@ -118,13 +118,15 @@ def _build(
     )
   try:
     with _quiet(tfds):
-      # TFDS's folder of downloads stays empty: keep it out of data_dir.
+      # Generated datasets leave TFDS's folder of downloads empty: it goes.
       builder.download_and_prepare(download_dir=folder.parent / "downloads")
   finally:
     if progress:
       builder.progress.close()
       builder.progress = None
-  (folder.parent / "downloads").rmtree(missing_ok=True)
+  downloads = folder.parent / "downloads"
+  if downloads.exists() and not any(names for *_, names in downloads.walk()):
+    downloads.rmtree()
   return builder
 
 

@@ -8,6 +8,7 @@ programs, on one machine and on pods, go by the exit codes.
 
 import errno
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -34,6 +35,9 @@ MENDABLE = frozenset(
     errno.ELOOP,
   }
 )
+# Where this project's own code lies.
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_OWN = tuple(str(_ROOT / name) + os.sep for name in ("fs_jax", "launch"))
 _DENIED = r"PERMISSION_DENIED|UNAUTHENTICATED"
 _MEMORY = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*(memory|allocat)"
 # The last status is also what a store reports when its quota is used up.
@@ -56,6 +60,27 @@ class Preempted(BaseException):
 
 class NonFinite(ArithmeticError):
   """The loss is no longer a number; the last checkpoint is the last good."""
+
+
+def is_input(error: BaseException) -> bool:
+  """Whether an error is about what the user gave, and so the user can fix it.
+
+  A ValueError that this project raises is about input; one from inside a
+  library is our bug, and needs its traceback.
+  """
+  if isinstance(error, OSError):
+    if isinstance(error, ConnectionError | TimeoutError):  # it passes
+      return False
+    # An OSError without errno is this project's own.
+    return error.errno is None or error.errno in MENDABLE
+  if not isinstance(error, ValueError):
+    return False
+  trace = error.__traceback__
+  while trace is not None and trace.tb_next is not None:
+    trace = trace.tb_next
+  if trace is None:
+    return True
+  return os.path.realpath(trace.tb_frame.f_code.co_filename).startswith(_OWN)
 
 
 def is_user_fixable(error: BaseException) -> bool:

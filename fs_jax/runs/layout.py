@@ -1,9 +1,10 @@
 """The layout of a workdir: no other module spells these names.
 
     W/<stage>/           config.json tokenizer.json contract.json fit.json DONE
-                         checkpoints/<step>/ metrics.jsonl tb/ trace/
+                         checkpoints/<step>/ metrics.jsonl tb/ profile/
     W/gallery/<split>/   items/ vectors/ memories/ index/
                          <stage>/{vectors,index}/ of a Fast that is compared
+                         queries-<n>/ report-<n>.json of an evaluation
     W/                   parts/ answers/ study.json report.json index.html data/
 
 A packed gallery is a gallery's folder with fast/, slow/ and fit.json in it.

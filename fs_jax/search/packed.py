@@ -98,23 +98,24 @@ def write(
   index = manifests.read_manifest(gallery.index, "index", hashes=False)
   parts = {**index["contract"], "captions": listed.contract["captions"]}
   with manifests.folder(folder, KIND) as temporary:
-    names = ["vectors", "index"]
+    copied = layout.Gallery(temporary)
+    pairs = [(gallery.vectors, copied.vectors), (gallery.index, copied.index)]
     if slow is not None:
-      names.append("memories")
-    for name in names:
-      shutil.copytree(
-        os.fspath(manifests.local_copy(getattr(gallery, name))),
-        os.fspath(temporary / name),
-      )
+      pairs.append((gallery.memories, copied.memories))
+    for source_folder, target in pairs:
+      local = manifests.local_copy(source_folder)
+      shutil.copytree(os.fspath(local), os.fspath(target))
     items.write(
-      temporary / "items",
+      copied.items,
       source,
       listed.contract,
       thumbnail=lambda row: _thumbnail(source, row),
     )
-    stages.save_part(temporary / "fast", fast, _reads_text)
+    stages.save_part(layout.stage(temporary, "fast"), fast, _reads_text)
     if slow is not None:
-      stages.save_part(temporary / layout.SLOW, slow, _reads_memories)
+      stages.save_part(
+        layout.stage(temporary, layout.SLOW), slow, _reads_memories
+      )
       (last.folder / layout.WEIGHTS).copy(temporary / layout.WEIGHTS)
       parts |= slow.contract
     files.write_text(temporary / "ATTRIBUTION", source.attribution + "\n")

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import pathlib
 
+import numpy as np
 import pytest
 
+from fs_jax import config
 from fs_jax.machine import errors
 
 
@@ -69,3 +72,28 @@ def test_exit_codes_tell_ends_apart():
   assert errors.DONE == 0  # what shells call success
   # Engines start a program again after any code but these and 0.
   assert not {errors.FAILED, errors.PREEMPTED} & set(errors.FINAL)
+
+
+def raised(call):
+  try:
+    call()
+  except Exception as error:
+    return error
+
+
+@pytest.mark.parametrize(
+  ("call", "ours"),
+  [
+    (lambda: config.Data(image_size=0), True),
+    (lambda: np.zeros(3).reshape(2, 2), False),  # a library's own check
+    (pathlib.Path("/nowhere/x").read_text, True),
+    (lambda: 1 / 0, False),
+  ],
+)
+def test_input_is_told_from_bugs(call, ours):
+  assert errors.is_input(raised(call)) == ours
+
+
+def test_what_passes_by_itself_is_no_input():
+  assert not errors.is_input(TimeoutError("the store did not answer"))
+  assert errors.is_input(OSError("x: must be a folder; got a file. move it"))
