@@ -28,6 +28,9 @@ def main(argv) -> None:
 
 
 def _recorded(*args, start, rows=None, make=pipeline.train_batches, **kwargs):
+  if rows is None:  # looked at before the first step: trained on by nobody
+    yield from make(*args, start=start, **kwargs)
+    return
   path = pathlib.Path(os.environ["RECORD"]) / f"{jax.process_index()}.jsonl"
   path.parent.mkdir(parents=True, exist_ok=True)
   batches = make(*args, start=start, rows=rows, **kwargs)
